@@ -1,0 +1,371 @@
+"""An experiment is a graph of frozen value objects: a Job of steps, which point at each other.
+
+A job file (jobs/*.py) holds one function, ``job(tiny=False) -> Job``. Nothing here imports torch,
+Ray or MLflow, so that a mistake in a job is refused within a second.
+
+Fields marked with ``NOT_IDENTITY`` (where data lies, how many workers) change how a step is
+executed but not what it makes, and stay out of its id (settings.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mvray.errors import SettingError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from mvray.method import Facts, Generator, Method
+
+NOT_IDENTITY: Mapping[str, Any] = {"identity": False}
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that cannot be read: ``location`` below the root, and the reason in words."""
+
+    location: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a data set holds, without decoding a picture.
+
+    ``rows`` has one row per sample: ``key`` (string, unique, stable), ``location`` (string, path
+    below the root), ``part`` (string, which piece of that file, "" for all of it), ``label``
+    (int32 into ``classes``, -1 for none), ``split`` (string), ``group`` (string), ``regions``
+    (list of struct {kind: string, id: string, x0, y0, x1, y1: float32}, pixels of the sample as
+    ``Source.read`` returns it) and ``bytes`` (int64, size of the file).
+    """
+
+    rows: pa.Table
+    classes: tuple[str, ...]
+    bad: tuple[BadRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """A data set in one of the public layouts. Readers live in mvray/data/."""
+
+    version: ClassVar[int] = 1
+    root: str = field(default="", metadata=NOT_IDENTITY)
+
+    @abstractmethod
+    def index(self) -> Index:
+        """List the samples. Raises DataError where ``root`` does not hold the layout that is named."""
+
+    @abstractmethod
+    def read(self, location: str, part: str) -> np.ndarray:
+        """One sample, H x W x C uint8 (C is 1 or 3). Raises mvray.data.quarantine.Unreadable."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How a picture becomes a training sample: size in pixels, grey or colour, augmentation.
+
+    Augmentation is drawn in training only: ``flip`` mirrors with probability 1/2; ``crop_scale``
+    (least, most) is the share of the area that a random crop keeps before it is resized to the full
+    size again (1, 1: no crop). Generated columns that are maps go through the same crop and flip.
+    """
+
+    height: int = 224
+    width: int = 224
+    channels: int = 3
+    flip: bool = False
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise SettingError(f"channels is {self.channels}; expected 1 (grey) or 3 (colour).")
+        if not (0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
+            raise SettingError(f"crop_scale is {self.crop_scale}; expected 0 < least <= most <= 1.")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples of a source, some of its splits, with the columns that Generate steps made for them.
+
+    More than ``max_bad_fraction`` unreadable samples end the run before training.
+    """
+
+    source: Source
+    pictures: Pictures = Pictures()
+    splits: tuple[str, ...] = ()
+    columns: tuple[Generate, ...] = ()
+    max_bad_fraction: float = field(default=0.01, metadata=NOT_IDENTITY)
+
+    def only(self, *splits: str) -> Data:
+        """The samples of these splits."""
+        return replace(self, splits=splits)
+
+    @property
+    def train(self) -> Data:
+        return self.only("train")
+
+    @property
+    def validation(self) -> Data:
+        return self.only("validation")
+
+    @property
+    def test(self) -> Data:
+        return self.only("test")
+
+    def with_columns(self, *steps: Generate) -> Data:
+        """The same samples, each joined by key with the columns that ``steps`` make."""
+        return replace(self, columns=self.columns + steps)
+
+
+@dataclass(frozen=True)
+class MethodConfig(ABC):
+    """Settings of a training method; the file in mvray/methods/ holds it beside its Method.
+
+    ``version`` grows when the method's results change with equal settings. ``needs`` names the
+    generated columns that training reads from the batch.
+    """
+
+    version: ClassVar[int] = 1
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    @abstractmethod
+    def build(self, facts: Facts) -> Method:
+        """The Method for data with these facts, randomly initialised from torch's global seed."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(ABC):
+    """Settings of something that is made once per sample by Ray Data (mvray/generators/).
+
+    ``of`` is the trained step that it looks through, if any.
+    """
+
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """Columns that it writes beside ``key``: compact payload, never pictures."""
+
+    @abstractmethod
+    def build(self, method: Method | None) -> Generator:
+        """The generator; ``method`` is that of ``of``, trained, in eval mode, on its device."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Optimisation. ``batch_size`` counts samples of one step over all workers and accumulations.
+
+    ``schedule``: "constant", "cosine" (to zero) or "step" (times ``decay`` at each epoch of
+    ``milestones``). ``patience`` ends training after that many epochs without a better
+    ``Train.select``. ``precision``: "auto" is bf16 on GPUs that have it and float32 elsewhere;
+    "float32" or "bf16" ask for one.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    epochs: int = 10
+    schedule: str = "constant"
+    warmup_epochs: float = 0.0
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    clip_norm: float | None = None
+    accumulate: int = 1
+    patience: int | None = None
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("name", self.name, ("sgd", "adam", "adamw")),
+            ("schedule", self.schedule, ("constant", "cosine", "step")),
+            ("precision", self.precision, ("auto", "float32", "bf16")),
+        ):
+            if value not in allowed:
+                raise SettingError(f"optim.{name} is {value!r}; expected one of {', '.join(allowed)}.")
+        for name, number in (("epochs", self.epochs), ("batch_size", self.batch_size), ("lr", self.lr)):
+            if number <= 0:
+                raise SettingError(f"optim.{name} is {number}; expected a value above 0.")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a step is executed. Changes speed and rounding, never what is computed: not in the id.
+
+    ``workers`` processes, with one GPU each where the cluster has GPUs. ``loader_workers`` decode
+    processes per worker. A checkpoint is written at every epoch's end and, inside an epoch, every
+    ``checkpoint_steps`` steps or ``checkpoint_minutes`` minutes, whichever comes first.
+    """
+
+    workers: int = 1
+    loader_workers: int = 2
+    cpus_per_worker: float = 1.0
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float = 5.0
+    channels_last: bool = True
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Step(ABC):
+    """A piece of work with an output of its own; ``name`` is unique in the job."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Step, ...]:
+        """The steps whose output this one reads."""
+
+
+@dataclass(frozen=True)
+class Train(Step):
+    """Train ``method`` on ``data.train``, select by ``select`` on ``data.validation``.
+
+    With ``start_from``, the selected weights of that step are loaded first; with
+    ``count_start_epochs``, ``optim.epochs`` includes the epochs that it was trained for.
+    """
+
+    method: MethodConfig
+    data: Data
+    optim: Optim = Optim()
+    start_from: Train | None = None
+    count_start_epochs: bool = False
+    select: str = "accuracy"
+    select_max: bool = True
+    scale: Scale = field(default=Scale(), metadata=NOT_IDENTITY)
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return (*self.data.columns, *((self.start_from,) if self.start_from else ()))
+
+
+@dataclass(frozen=True)
+class Generate(Step):
+    """Make ``generator``'s columns for every sample of ``data``."""
+
+    generator: GeneratorConfig
+    data: Data
+    scale: Scale = field(default=Scale(), metadata=NOT_IDENTITY)
+
+    @property
+    def of(self) -> Train | None:
+        of: Train | None = getattr(self.generator, "of", None)
+        return of
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return (*self.data.columns, *((self.of,) if self.of else ()))
+
+
+Metric = Callable[["pa.Table", tuple[str, ...]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Measure(Step):
+    """Numbers out of columns: ``metrics`` are functions of mvray/metrics.py.
+
+    Each gets the joined table (index columns and generated columns of the samples of ``data``) and
+    the class names, and returns named numbers. Values are reported per split as "split/name".
+    """
+
+    data: Data
+    metrics: tuple[Metric, ...]
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return self.data.columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: the metric's key, a title with unit, and a factor for print."""
+
+    metric: str
+    title: str
+    factor: float = 1.0
+    digits: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the Measure that it shows, and the paper's figures by metric key."""
+
+    name: str
+    measure: Measure
+    paper: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the job reports: one row per compared thing, mean and 95 % interval over the seeds."""
+
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What `mvray tune` searches: a step's settings by dotted name, and the metric to optimise."""
+
+    step: str
+    space: tuple[tuple[str, tuple[Any, ...]], ...]
+    metric: str
+    maximise: bool = True
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A sheet of pictures for people: the same samples, one column per entry of ``maps``.
+
+    ``maps`` pairs a title with the Generate step whose maps are drawn over the pictures; the step
+    of ``masked``, if given, also shows what training saw hidden.
+    """
+
+    title: str
+    data: Data
+    maps: tuple[tuple[str, Generate], ...]
+    masked: Train | None = None
+    samples: int = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """Steps in any order; what they point at is part of the job too."""
+
+    name: str
+    steps: tuple[Step, ...]
+    table: Table | None = None
+    seeds: tuple[int, ...] = (0,)
+    sheets: tuple[Sheet, ...] = ()
+    search: Search | None = None
+
+    def __post_init__(self) -> None:
+        names: dict[str, Step] = {}
+        for step in self.walk():
+            if names.setdefault(step.name, step) is not step and names[step.name] != step:
+                raise SettingError(f"Two different steps are named {step.name!r}; a name must be unique in a job.")
+
+    def walk(self) -> Iterator[Step]:
+        """Every step once, inputs before the steps that read them."""
+        seen: set[int] = set()
+
+        def visit(step: Step) -> Iterator[Step]:
+            if id(step) in seen:
+                return
+            seen.add(id(step))
+            for given in step.inputs:
+                yield from visit(given)
+            yield step
+
+        for step in self.steps:
+            yield from visit(step)

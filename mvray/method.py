@@ -1,0 +1,115 @@
+"""Method: what a training method must say. Generator: what is made once per sample.
+
+torch takes seconds to import, and a job names methods long before anything is trained. So this file
+and the files of methods/ and generators/ do not touch torch while they are imported: ``import torch``
+at the top is lazy under the command line (cli.py), and Method becomes an ``nn.Module`` when it is
+first built.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    _Module = torch.nn.Module
+else:
+    _Module = object
+
+Batch = Mapping[str, "Tensor"]
+"""One batch on the device: ``image`` (B x C x H x W uint8), ``label`` (B int64), ``index`` (B int64,
+row of the training index), ``draw`` (B int64, the sample's own random key for this epoch, see
+mvray/nn/draws.py), and one entry per generated column (maps: B x H x W float32 in 0..1)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method may know of the data that it is built for."""
+
+    classes: tuple[str, ...]
+    height: int
+    width: int
+    channels: int
+    samples: int
+
+
+class EpochWork(Protocol):
+    """What ``Method.before_epoch`` may use. Every rank calls the same things in the same order."""
+
+    epoch: int
+    seed: int
+    rank: int
+    world: int
+    samples: int
+
+    def predictions(self) -> Iterable[tuple[Tensor, Mapping[str, Tensor]]]:
+        """(index_B, Method.predict of the batch) over this rank's share of the training samples, unaugmented."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, on every rank."""
+
+
+@cache
+def _as_module(cls: type) -> type:
+    return type(cls.__name__, (cls, torch.nn.Module), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+
+
+class Method(_Module):
+    """A training method: losses in ``forward``, columns in ``predict``, numbers in ``score``.
+
+    DDP synchronises gradients of what happens inside ``forward`` only, so every loss is computed
+    there. Randomness inside ``forward`` comes from ``batch["draw"]`` wherever it can, so that a
+    sample is treated alike on any rank and after any restart.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("train",)
+    attention_layer: str = ""
+    """Name of the layer that Grad-CAM looks at unless told otherwise ("" where there is none)."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
+        return object.__new__(cls if issubclass(cls, torch.nn.Module) else _as_module(cls))
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        """Named scalar losses, already weighted; their sum is minimised."""
+        raise NotImplementedError
+
+    def trained_in(self, phase: str) -> Iterable[torch.nn.Parameter]:
+        """Parameters that ``phase`` updates."""
+        return self.parameters()
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample columns, first dimension B in the batch's order. Called in eval mode, without gradients."""
+        raise NotImplementedError
+
+    def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Numbers out of ``predict``'s columns and ``label`` over a whole split."""
+        raise NotImplementedError
+
+    def class_scores(self, images_BCHW: Tensor) -> Tensor:
+        """Scores before softmax, B x K, differentiable: what Grad-CAM and saliency explain."""
+        raise NotImplementedError(f"{type(self).__name__} has no class scores, so there is nothing to explain.")
+
+    def before_epoch(self, work: EpochWork) -> Mapping[str, Tensor]:
+        """Per-sample values for the coming epoch, each with ``work.samples`` rows, equal on all ranks.
+
+        They enter each batch under their name (replacing what the batch has), except ``weight``,
+        by which samples are then drawn with replacement. Called before every epoch; the values are
+        part of the checkpoint. DeepCluster returns its pseudo-labels here.
+        """
+        return {}
+
+
+class Generator(ABC):
+    """Made once per actor by GeneratorConfig.build; turns batches into columns."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """Columns of the config's schema (anything that pyarrow.array takes), rows in the batch's order."""
