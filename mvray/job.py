@@ -150,10 +150,6 @@ class GeneratorConfig(ABC):
     version: ClassVar[int] = 1
 
     @abstractmethod
-    def schema(self) -> pa.Schema:
-        """Columns that it writes beside ``key``: compact payload, never pictures."""
-
-    @abstractmethod
     def build(self, method: Method | None) -> Generator:
         """The generator; ``method`` is that of ``of``, trained, in eval mode, on its device."""
 

@@ -18,6 +18,7 @@ import torch
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from torch import Tensor
 
     _Module = torch.nn.Module
@@ -111,5 +112,10 @@ class Generator(ABC):
     """Made once per actor by GeneratorConfig.build; turns batches into columns."""
 
     @abstractmethod
-    def __call__(self, batch: Batch) -> dict[str, Any]:
-        """Columns of the config's schema (anything that pyarrow.array takes), rows in the batch's order."""
+    def __call__(self, batch: Batch) -> pa.Table:
+        """Compact columns, never pictures, rows in the batch's order; every batch has the same schema.
+
+        The schema comes with the columns because it depends on the trained method and the size of
+        the pictures (a map's size, the number of classes). A column of maps or matrices is a
+        fixed-size list, and its field's metadata holds the shape: {b"shape": b"height,width"}.
+        """

@@ -1,0 +1,51 @@
+# Everything runs in .venv, which the first command makes. `make help` lists the commands.
+PYTHON ?= python3
+BIN := .venv/bin
+SAMPLE := samples/comics
+JOB := jobs/gradcam_masking.py
+
+.PHONY: help demo test test-fast check format bench clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("mvray needs Python 3.11 to 3.13, found %d.%d; name one with make PYTHON=python3.12" % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "No virtual environment could be made: install python3-venv, or uv."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(SAMPLE)/books.txt: | .venv/ready
+	$(BIN)/mvray sample comics $(SAMPLE)
+
+demo: .venv/ready $(SAMPLE)/books.txt ## compose sample comics, run the tiny experiment on them, write report.html
+	$(BIN)/mvray run $(JOB) --tiny --data $(SAMPLE)
+	$(BIN)/mvray report $(JOB) --tiny --data $(SAMPLE) --html report.html
+
+test: .venv/ready ## all tests (with Ray, MLflow and S3 servers)
+	$(BIN)/python -m pytest
+
+test-fast: .venv/ready ## tests without Ray and servers
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/ready ## ruff, mypy, layers and budgets
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_structure.py
+
+format: .venv/ready ## let ruff format the code
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+
+.venv/bench: tests/benchmarks/requirements.lock .venv/ready
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r tests/benchmarks/requirements.lock
+	@touch $@
+
+bench: .venv/bench ## the measured comparisons, as ratios
+	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+clean: ## remove the environment and everything that was made
+	rm -rf .venv runs samples report.html

@@ -1,0 +1,280 @@
+"""mvray run | report | look | ui | doctor | sample: the command line.
+
+Nothing heavy is imported here, so that help and a user's mistake take a fraction of a second. torch,
+which method files name at their top, is put in place as a lazy module: it loads when it is first used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvray import __version__
+from mvray.errors import DataError, MvrayError, SettingError, UserError
+
+if TYPE_CHECKING:
+    from mvray.job import Job
+    from mvray.plan import Plan
+    from mvray.storage import Storage
+
+USER_MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
+STORAGE = "runs"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (a step failed), 2 (a mistake to mend), 130 (interrupted)."""
+    _lazy("torch")
+    given = _parser().parse_args(arguments)
+    try:
+        code: int = given.command(given) or 0
+        return code
+    except UserError as error:
+        print(f"mvray: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except MvrayError as error:
+        print(f"mvray: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("\nmvray: interrupted. The same command goes on where it stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _lazy(name: str) -> None:
+    spec = importlib.util.find_spec(name) if name not in sys.modules else None
+    if spec is None or spec.loader is None:
+        return
+    loader = importlib.util.LazyLoader(spec.loader)
+    spec.loader = loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader.exec_module(module)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mvray",
+        description="Distributed training on Ray for vision methods: where a network looks, how it groups.",
+    )
+    parser.add_argument("--version", action="version", version=f"mvray {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a job; what is finished is not done again")
+    _job_options(run)
+    run.add_argument("--only", metavar="STEP", help="run this step, and what it reads, alone")
+    run.add_argument("--workers", type=int, metavar="N", help="training workers (0: in this process, without Ray)")
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", help="show a job's table")
+    _job_options(report)
+    report.add_argument("--html", type=Path, metavar="FILE", help="write a page with table and pictures")
+    report.add_argument("--json", action="store_true", help="print the report as JSON")
+    report.set_defaults(command=_report)
+
+    look = commands.add_parser("look", help="show where a trained step looks on any pictures")
+    look.add_argument("step", metavar="STEP_PATH", help="folder of a finished Train step")
+    look.add_argument("pictures", type=Path, nargs="+", metavar="PICTURES", help="pictures, or folders of them")
+    look.add_argument("--out", type=Path, required=True, metavar="DIR")
+    look.add_argument("--layer", default="", help="name of the layer (default: the method's)")
+    look.set_defaults(command=_look)
+
+    ui = commands.add_parser("ui", help="open MLflow on the run store")
+    ui.add_argument("--storage", default=STORAGE, metavar="URI")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.set_defaults(command=_ui)
+
+    doctor = commands.add_parser("doctor", help="what this machine or cluster has, and what is wrong with it")
+    doctor.add_argument("--storage", default=STORAGE, metavar="URI")
+    doctor.set_defaults(command=_doctor)
+
+    sample = commands.add_parser("sample", help="compose a small data set out of real drawings")
+    kinds = sample.add_subparsers(required=True, metavar="KIND")
+    comics = kinds.add_parser("comics", help="comic books in Manga109's layout")
+    comics.add_argument("out", type=Path, metavar="OUT")
+    comics.add_argument("--titles", type=int, default=14)
+    comics.add_argument("--pages", type=int, default=40, help="pages of each title")
+    comics.add_argument("--seed", type=int, default=0)
+    comics.set_defaults(command=_sample_comics)
+    return parser
+
+
+def _job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", type=Path, metavar="JOB", help="a job file, as jobs/gradcam_masking.py")
+    parser.add_argument("--tiny", action="store_true", help="the same job in minutes on two cores")
+    parser.add_argument("--data", metavar="ROOT", help="where the data lies (a folder or s3://...)")
+    parser.add_argument("--storage", default=STORAGE, metavar="URI", help="where results go (default: ./runs)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of the job")
+
+
+# -- jobs ----------------------------------------------------------------------------------------
+
+
+def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> Job:
+    """The job of a job file, with the changes of the command line."""
+    from mvray.job import Job
+    from mvray.settings import replaced
+
+    if not path.is_file():
+        raise SettingError(f"There is no job file {path}. Expected a file as jobs/gradcam_masking.py.")
+    spec = importlib.util.spec_from_file_location(f"mvray_job_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise SettingError(f"{path} is not a Python file. Expected a job file as jobs/gradcam_masking.py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make: Any = getattr(module, "job", None)
+    if make is None:
+        raise SettingError(f"{path} has no function job(tiny=False) -> Job. See jobs/gradcam_masking.py for one.")
+    job = make(tiny=tiny)
+    assert isinstance(job, Job)
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise SettingError(f"--set {setting}: expected NAME=VALUE, as in --set masked.method.probability=0.3.")
+        changes[name.strip()] = value
+    if data is not None:
+        changes["source.root"] = data
+    return replaced(job, changes)
+
+
+def _planned(given: argparse.Namespace) -> tuple[Plan, Storage]:
+    from mvray import plan
+    from mvray.storage import Storage
+
+    if given.data and "://" not in given.data and not Path(given.data).is_dir():
+        raise DataError(f"--data {given.data}: there is no such folder.")
+    job = load_job(given.job, given.tiny, given.data, given.set)
+    workers = getattr(given, "workers", None)
+    if workers is not None:
+        if workers < 0:
+            raise SettingError(f"--workers {workers}: expected 0 (no Ray) or more.")
+        from mvray.settings import replaced
+
+        job = replaced(job, {"scale.workers": max(1, workers)})
+    storage = Storage(given.storage)
+    return plan.make(job, storage), storage
+
+
+def _run(given: argparse.Namespace) -> int:
+    from mvray import report
+    from mvray.cluster import Cluster
+    from mvray.manifest import git_commit, versions
+    from mvray.progress import Progress
+    from mvray.results import collect, means, pictures
+    from mvray.run import execute
+    from mvray.runlog import RunLog, spool_folder, tracking_uri
+    from mvray.tracking import Tracker
+
+    plan, storage = _planned(given)
+    storage.check()
+    progress = Progress()
+    missing = len(plan.missing())
+    progress.say(
+        f"{plan.job.name}: {len(plan.steps)} steps, {len(plan.steps) - missing} finished before, {missing} to do."
+    )
+    _say_bad(plan, progress)
+    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0 if missing else 0.0)
+    log = RunLog(tracker, plan, {**versions(), "git_commit": git_commit() or ""}, given.job)
+    cluster = Cluster(storage, given.workers, progress.say)
+    status = "FAILED"
+    try:
+        execute(plan, cluster, log, progress, given.only)
+        if not plan.missing():
+            log.results(means(plan))
+            if missing:
+                log.pictures(pictures(plan))
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        cluster.stop()
+        undelivered = log.close(status)
+        if undelivered:
+            progress.say(undelivered)
+    print(report.as_text(collect(plan), plan.job.table))
+    again = "".join(f" {part}" for part in _same_options(given))
+    print(
+        f"\nResults: {storage.uri}\nPictures: mvray report {given.job}{again} --html report.html\nMLflow:   mvray ui --storage {given.storage}"
+    )
+    return 0
+
+
+def _same_options(given: argparse.Namespace) -> list[str]:
+    options = ["--tiny"] if given.tiny else []
+    options += ["--data", given.data] if given.data else []
+    options += ["--storage", given.storage] if given.storage != STORAGE else []
+    for setting in given.set:
+        options += ["--set", setting]
+    return options
+
+
+def _say_bad(plan: Plan, progress: Any) -> None:
+    for _, index in plan.indexes():
+        for record in index.bad:
+            progress.say(f"left out: {record.location}: {record.reason}")
+
+
+def _report(given: argparse.Namespace) -> int:
+    from mvray import report
+    from mvray.results import collect, pictures
+
+    plan, _ = _planned(given)
+    found = collect(plan)
+    if given.html:
+        given.html.write_text(report.as_html(found, plan.job.table, pictures(plan)))
+        print(f"Wrote {given.html}.", file=sys.stderr)
+    if given.json:
+        print(json.dumps(found, indent=1))
+    elif not given.html:
+        print(report.as_text(found, plan.job.table))
+    return 0
+
+
+# -- the other commands --------------------------------------------------------------------------
+
+
+def _look(given: argparse.Namespace) -> int:
+    from mvray.look import look
+
+    sheet = look(given.step, given.pictures, given.out, given.layer)
+    print(f"Wrote {sheet}.")
+    return 0
+
+
+def _ui(given: argparse.Namespace) -> int:
+    from mvray.tracking import ui
+
+    with contextlib.suppress(KeyboardInterrupt):
+        ui(given.storage, port=given.port).wait()
+    return 0
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from mvray import doctor
+    from mvray.runlog import tracking_uri
+    from mvray.storage import Storage
+
+    findings = doctor.examine(given.storage, tracking_uri(Storage(given.storage)), os.environ.get("RAY_ADDRESS"))
+    print(doctor.as_text(findings))
+    return FAILED if any(finding.state == "bad" for finding in findings) else 0
+
+
+def _sample_comics(given: argparse.Namespace) -> int:
+    from mvray.samples.comics import compose
+
+    compose(given.out, titles=given.titles, pages=given.pages, seed=given.seed)
+    print(f"Wrote {given.titles} titles of {given.pages} pages to {given.out}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

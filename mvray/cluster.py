@@ -1,0 +1,113 @@
+"""The Ray cluster that a job runs on: joined where there is one, else started on this machine.
+
+Ray takes about ten seconds to start, so it is started in a thread while the job is planned, and not
+at all when nothing is left to do or with ``--workers 0``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mvray.errors import ClusterError
+from mvray.job import Job, Step, Train
+from mvray.storage import Storage
+
+OBJECT_STORE_BYTES = 1 << 30
+HEADROOM_CPUS = 2
+"""Logical CPUs beyond the machine's on a local cluster: Ray Data's own tasks deadlock without them."""
+
+
+class Cluster:
+    """A handle on the cluster. ``workers`` overrides every Train step's (0: this process, no Ray)."""
+
+    def __init__(self, storage: Storage, workers: int | None = None, say: Callable[[str], None] = print) -> None:
+        self.workers = workers
+        self.say = say
+        self._storage = storage
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, job: Job) -> None:
+        """Begin to start or join Ray, without waiting for it."""
+        if self.workers == 0 or self._thread is not None:
+            return
+        wanted = max([step.scale.workers for step in job.walk() if isinstance(step, Train)], default=1)
+        self._thread = threading.Thread(target=self._start, args=(wanted,), name="ray-start", daemon=True)
+        self._thread.start()
+
+    def _start(self, workers: int) -> None:
+        try:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            import ray
+
+            address = os.environ.get("RAY_ADDRESS")
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+            if address:
+                ray.init(address=address, **options)
+            else:
+                cpus = max(os.cpu_count() or 1, workers) + HEADROOM_CPUS
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **options,
+                )
+            _quiet()
+        except BaseException as error:
+            self._error = error
+
+    def ready(self) -> None:
+        """Wait until Ray answers. Raises ClusterError where it could not be started or joined."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            where = os.environ.get("RAY_ADDRESS", "this machine")
+            raise ClusterError(
+                f"Ray could not be started on or joined at {where}: {self._error}. `mvray doctor` says what is wrong; "
+                "--workers 0 runs the job in this process without Ray."
+            )
+
+    def room(self) -> tuple[float, float]:
+        """CPUs and GPUs of the whole cluster."""
+        if self.workers == 0:
+            return 1.0, 0.0
+        import ray
+
+        self.ready()
+        found = ray.cluster_resources()
+        return found.get("CPU", 0.0), found.get("GPU", 0.0)
+
+    def gpus(self) -> int:
+        return int(self.room()[1])
+
+    def scratch(self) -> str:
+        """Where Ray Train keeps its own small files; results are never there."""
+        return self._storage.full(".ray-train")
+
+    def stop(self) -> None:
+        """Leave the cluster; a local one ends."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        import ray
+
+        ray.shutdown()
+
+
+def _quiet() -> None:
+    """Ray's own progress and notices stay in its log files; errors still show."""
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def needs(step: Step, gpus: float) -> tuple[float, float]:
+    """CPUs and GPUs that a step holds while it runs."""
+    scale = getattr(step, "scale", None)
+    if scale is None:
+        return 0.0, 0.0
+    return scale.workers * scale.cpus_per_worker, float(scale.workers) if gpus else 0.0

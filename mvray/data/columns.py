@@ -1,0 +1,139 @@
+"""Generated columns, joined to samples by key.
+
+A Generate step leaves ``columns/*.parquet``: ``key`` and payload columns. The first process of a node
+that opens them writes one uncompressed Arrow file into a cache folder of the node; every process
+maps it into memory, so they share one copy.
+
+Payload types: a number per sample; a fixed-size list (a vector); a fixed-size list of float16,
+float32 or uint8 whose field has the metadata ``shape`` = "h,w" (a map, see `map_field`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mvray.data.tables import read_table
+from mvray.errors import DataError
+from mvray.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def map_field(name: str, height: int, width: int, kind: str = "float16") -> pa.Field:
+    """The field of a column of maps, values in 0..1 (uint8: in 0..255), height x width each."""
+    type_ = pa.list_(pa.type_for_alias(kind), height * width)
+    return pa.field(name, type_, metadata={"shape": f"{height},{width}"})
+
+
+class Column:
+    """One generated column: ``lookup`` finds samples by key, ``column[position]`` is a sample's value.
+
+    ``shape`` is () for numbers, (n,) for vectors and (h, w) for maps.
+    """
+
+    def __init__(self, table: pa.Table, name: str) -> None:
+        field = table.schema.field(name)
+        self.name = name
+        self.shape = _shape(field)
+        self._keys = table["key"]
+        pieces = [_values(chunk, self.shape) for chunk in table[name].chunks]
+        self._pieces = pieces or [np.empty((0, *self.shape), np.float32)]
+        self._starts = np.cumsum([0, *(len(piece) for piece in self._pieces)])
+
+    @property
+    def is_map(self) -> bool:
+        return len(self.shape) == 2
+
+    def lookup(self, keys: pa.ChunkedArray | pa.Array) -> np.ndarray:
+        """Positions (int64) of ``keys``. Raises DataError where some have no value."""
+        found = pc.index_in(keys, value_set=self._keys)
+        if found.null_count:
+            missing = pc.filter(keys, pc.is_null(found))
+            raise DataError(
+                f"Found no {self.name!r} for {len(missing)} of {len(keys)} samples, first {missing[0].as_py()!r}; "
+                "expected one for each. Let the Generate step run over the splits that are trained on."
+            )
+        return np.asarray(found.to_numpy(), np.int64)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        piece = int(np.searchsorted(self._starts, position, side="right")) - 1
+        value: np.ndarray = self._pieces[piece][position - self._starts[piece]]
+        return value
+
+
+class Columns:
+    """The columns of one Generate step's output."""
+
+    @staticmethod
+    def open(uri: str, cache: Path | None = None) -> Mapping[str, Column]:
+        """The payload columns below the step's folder ``uri``, by name. Raises DataError where there are none."""
+        file = _local_copy(Storage(uri), cache or _node_cache())
+        with pa.memory_map(str(file)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        return {name: Column(table, name) for name in table.column_names if name != "key"}
+
+
+def _shape(field: pa.Field) -> tuple[int, ...]:
+    kind = field.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return ()
+    if not pa.types.is_fixed_size_list(kind) or pa.types.is_nested(kind.value_type):
+        raise DataError(
+            f"The generated column {field.name!r} is of type {kind}; training can join numbers and fixed-size lists "
+            "of numbers. Leave this step out of with_columns()."
+        )
+    given = (field.metadata or {}).get(b"shape")
+    return tuple(int(side) for side in given.split(b",")) if given else (kind.list_size,)
+
+
+def _values(chunk: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
+    assert chunk.null_count == 0, "a generated column has no nulls"
+    if not shape:
+        return np.asarray(chunk.to_numpy(zero_copy_only=False))
+    return np.asarray(chunk.flatten().to_numpy()).reshape(-1, *shape)
+
+
+def _node_cache() -> Path:
+    return Path(tempfile.gettempdir()) / f"mvray-{os.getuid()}" / "columns"
+
+
+def _local_copy(storage: Storage, cache: Path) -> Path:
+    """The step's shards as one Arrow file in ``cache``. Made once per execution of the step."""
+    shards = [entry for entry in storage.list("columns") if entry.path.endswith(".parquet")]
+    if not shards:
+        raise DataError(f"Found no columns/*.parquet in {storage.uri}; expected the output of a Generate step.")
+    hashed = hashlib.sha256(repr((storage.uri, shards)).encode())
+    if storage.exists("step.json"):
+        hashed.update(storage.read("step.json"))  # holds timings, so it tells executions of a step apart
+    file = cache / f"{hashed.hexdigest()[:32]}.arrow"
+    if file.exists():
+        return file
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = file.with_suffix(f".{uuid.uuid4().hex}")
+    try:
+        _convert(storage, [shard.path for shard in shards], partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
+
+
+def _convert(storage: Storage, shards: list[str], file: Path) -> None:
+    first = read_table(storage, shards[0])
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+        writer.write_table(first)
+        for shard in shards[1:]:
+            writer.write_table(read_table(storage, shard).cast(first.schema))

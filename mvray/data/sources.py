@@ -1,0 +1,187 @@
+"""What the readers of picture files share: where the files lie, which split a sample is in, pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageOps
+
+from mvray.data.quarantine import Unreadable, decoded, open_picture
+from mvray.errors import DataError, SettingError
+from mvray.job import Source
+from mvray.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+REGION = pa.struct(
+    [("kind", pa.string()), ("id", pa.string())] + [(side, pa.float32()) for side in ("x0", "y0", "x1", "y1")]
+)
+ROWS = pa.schema(
+    {
+        "key": pa.string(),
+        "location": pa.string(),
+        "part": pa.string(),
+        "label": pa.int32(),
+        "split": pa.string(),
+        "group": pa.string(),
+        "regions": pa.list_(REGION),
+        "bytes": pa.int64(),
+    }
+)
+SPLITS = ("train", "validation", "test")
+_ORIENTATION = 0x0112  # the EXIF tag; above 4 width and height are swapped
+
+
+@dataclass(frozen=True)
+class PictureSource(Source):
+    """A source of picture files, below a local folder or s3://bucket/prefix.
+
+    ``train``, ``validation`` and ``test`` say how many samples each split gets: shares of all
+    samples where at most 1, numbers of samples where above. Each class gives its proportion,
+    chosen by ``split_seed``; the totals are exact. Samples beyond them are left out.
+    """
+
+    train: float = 0.7
+    validation: float = 0.1
+    test: float = 0.2
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            size = float(getattr(self, name))
+            object.__setattr__(self, name, size)
+            if size < 0 or (size > 1 and size % 1):
+                raise SettingError(f"source.{name} is {size}; expected a share from 0 to 1 or a number of samples.")
+        shares = [getattr(self, name) for name in SPLITS if getattr(self, name) <= 1]
+        if sum(shares) > 1 + 1e-9:
+            raise SettingError(f"The shares of {', '.join(SPLITS)} add up to {sum(shares):g}; expected at most 1.")
+
+    @cached_property
+    def storage(self) -> Storage:
+        if not self.root:
+            raise DataError(
+                f"{type(self).__name__} has no root; expected the folder of the data set. Name it with --data ROOT."
+            )
+        return Storage(self.root)
+
+    def read_sized(self, location: str, part: str, height: int, width: int, grey: bool) -> np.ndarray:
+        """Like ``read``, but decodes no more than needed: any size of at least height x width, grey if asked."""
+        raise NotImplementedError
+
+    def splits_of(self, keys: Sequence[str], classes: Sequence[Any]) -> list[str]:
+        """The split of each sample, "" for none, given its key and class."""
+        return drawn(keys, classes, (self.train, self.validation, self.test), self.split_seed)
+
+    def listed(self, prefix: str = "") -> str:
+        """The first entries of a folder, for a message."""
+        names = [entry.path.rpartition("/")[2] + "/" * entry.is_dir for entry in self.storage.list(prefix)]
+        more = f", and {len(names) - 8} more" if len(names) > 8 else ""
+        return ", ".join(names[:8]) + more if names else "nothing"
+
+    def bytes_of(self, location: str) -> bytes:
+        try:
+            return self.storage.read(location)
+        except FileNotFoundError as error:
+            raise Unreadable("the file is not there any more") from error
+        except PermissionError as error:
+            raise Unreadable(f"no permission to read it ({error.strerror})") from error
+
+
+def picture(data: bytes, height: int, width: int, grey: bool) -> Image.Image:
+    """The picture, upright, in mode L (grey pictures, or if asked) or RGB; not smaller than height x width.
+
+    A JPEG larger than that is decoded at 1/2, 1/4 or 1/8 of its size. Transparency becomes white.
+    Raises Unreadable.
+    """
+    image = open_picture(data)
+    try:
+        if image.format == "JPEG":
+            turned = image.getexif().get(_ORIENTATION, 1) > 4
+            image.draft("L" if grey else None, (height, width) if turned else (width, height))
+        ImageOps.exif_transpose(decoded(image), in_place=True)
+        return _plain(image, grey)
+    except Unreadable:
+        raise
+    except Exception as error:  # as in open_picture
+        raise Unreadable(f"cannot be converted ({error})") from error
+
+
+def _plain(image: Image.Image, grey: bool) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(layer)
+    mode = "L" if grey or image.mode in ("1", "L") else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """H x W x C uint8."""
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def shares(total: int, sizes: Sequence[int]) -> list[int]:
+    """``total`` in proportion to ``sizes``, in whole numbers that add up to it (largest remainder)."""
+    exact = [size * total / max(1, sum(sizes)) for size in sizes]
+    given = [int(share) for share in exact]
+    for i in sorted(range(len(sizes)), key=lambda i: given[i] - exact[i])[: total - sum(given)]:
+        given[i] += 1
+    return given
+
+
+def drawn(keys: Sequence[str], classes: Sequence[Any], sizes: tuple[float, ...], seed: int) -> list[str]:
+    """The split of each sample, "" for none.
+
+    A sample's place in its class's draw is a hash of its key and the seed, so neither the order of
+    the files nor other samples change it. Raises DataError where counts ask for more than there is.
+    """
+    counts = _counts(len(keys), sizes)
+    left: dict[Any, list[int]] = defaultdict(list)
+    for i, name in enumerate(classes):
+        left[name].append(i)
+    for members in left.values():
+        members.sort(key=lambda i: hashlib.blake2b(f"{seed}/{keys[i]}".encode(), digest_size=8).digest())
+    found = [""] * len(keys)
+    names = sorted(left)
+    # In proportion to what is left: the shares of later splits stay the same, and never exceed it.
+    for split, count in zip(SPLITS, counts, strict=True):
+        for name, taken in zip(names, shares(count, [len(left[name]) for name in names]), strict=True):
+            for i in left[name][:taken]:
+                found[i] = split
+            del left[name][:taken]
+    return found
+
+
+def _counts(samples: int, sizes: tuple[float, ...]) -> list[int]:
+    fractions = [round(size * 1_000_000) for size in sizes if size <= 1]
+    wanted = shares(samples, [*fractions, max(0, 1_000_000 - sum(fractions))])
+    rest = iter(wanted)
+    counts = [next(rest) if size <= 1 else int(size) for size in sizes]
+    if sum(counts) > samples:
+        asked = ", ".join(f"{count} {split}" for count, split in zip(counts, SPLITS, strict=True))
+        raise DataError(
+            f"Found {samples} samples; the splits ask for {sum(counts)} ({asked}). "
+            "Choose smaller splits, or shares such as 0.7, 0.1 and 0.2."
+        )
+    return counts
+
+
+def rows(columns: dict[str, Iterable[Any]]) -> pa.Table:
+    """Index rows from columns; Arrow arrays are taken as they are."""
+    return pa.table(
+        [
+            values if isinstance(values, pa.Array) else pa.array(list(values), field.type)
+            for field, values in ((field, columns[field.name]) for field in ROWS)
+        ],
+        schema=ROWS,
+    )

@@ -1,0 +1,63 @@
+"""What the loop needs to know of the place where it runs. train.py has the one on Ray Train."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import device
+
+
+class Environment(Protocol):
+    """A rank of a training run."""
+
+    rank: int
+    world: int
+    device: device
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Called on every rank, after every epoch."""
+
+    def stopping(self) -> bool:
+        """Whether this process was asked to end; training then writes a checkpoint and returns."""
+
+
+class Local:
+    """One process without Ray: debugging, fast tests, ``--workers 0``."""
+
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        self.rank, self.world = 0, 1
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._stop = stop or threading.Event()
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def stopping(self) -> bool:
+        return self._stop.is_set()
+
+
+class Torchrun:
+    """Ranks that torchrun started: the yardstick that Ray's start-up and steps are measured against."""
+
+    def __init__(self) -> None:
+        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        on_gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+        if on_gpu:
+            torch.cuda.set_device(self.device)
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+        self._stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def stopping(self) -> bool:
+        return self._stop.is_set()

@@ -1,0 +1,81 @@
+"""Grad-CAM maps of a trained network for every sample (nn/cam.py), at the resolution of its feature maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mvray.errors import DataError, SettingError
+from mvray.job import NOT_IDENTITY, GeneratorConfig, Train
+from mvray.method import Batch, Generator, Method
+from mvray.nn import cam
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Config(GeneratorConfig):
+    """Maps of the network that ``of`` trained.
+
+    ``layer`` is a dotted name in the method, "" its own choice. ``target`` is the class whose score
+    is explained: "predicted" (what the network relies on for its own decision, with or without
+    labels) or "label". Takeuchi does not say which; on training pages they are nearly always one.
+    """
+
+    of: Train
+    layer: str = ""
+    target: str = "predicted"
+    batch_size: int = field(default=64, metadata=NOT_IDENTITY)
+
+    def __post_init__(self) -> None:
+        if self.target not in ("label", "predicted"):
+            raise SettingError(f"generator.target is {self.target!r}; expected label or predicted.")
+        if self.batch_size < 1:
+            raise SettingError(f"generator.batch_size is {self.batch_size}; expected at least 1.")
+
+    def build(self, method: Method | None) -> Generator:
+        assert method is not None, "Grad-CAM looks through a trained method"
+        return GradCam(self, method)
+
+
+class GradCam(Generator):
+    """Columns: ``map`` (0..1, fixed-size list of float16 with its shape in the field's metadata), ``peak``
+    (float32, the map's greatest value before it was scaled), ``predicted`` (int32) and ``scores``
+    (float16, the probabilities of the K classes)."""
+
+    def __init__(self, config: Config, method: Method) -> None:
+        self._target, self._method = config.target, method
+        self._layer = config.layer or method.attention_layer
+        if not self._layer:
+            raise SettingError(f"{type(method).__name__} names no layer to look at; set generator.layer.")
+
+    def __call__(self, batch: Batch) -> pa.Table:
+        """Raises DataError for a sample without a label where labels are explained."""
+        classes_B = batch["label"] if self._target == "label" else None
+        if classes_B is not None and bool((classes_B < 0).any()):
+            raise DataError("Some samples have no label; expected one for each. Set generator.target to predicted.")
+        maps_BHW, scores_BK = cam.grad_cam(
+            self._method.class_scores, self._method, self._layer, batch["image"], classes_B
+        )
+        predicted_B, probabilities_BK = scores_BK.argmax(1), scores_BK.float().softmax(1)
+        columns = {
+            "map": _lists(cam.normalise(maps_BHW)),
+            "peak": pa.array(maps_BHW.amax((1, 2)).float().cpu().numpy()),
+            "predicted": pa.array(predicted_B.to(torch.int32).cpu().numpy()),
+            "scores": _lists(probabilities_BK),
+        }
+        height, width = maps_BHW.shape[1:]
+        shape = {"map": {"shape": f"{height},{width}"}}
+        fields = [pa.field(name, column.type, metadata=shape.get(name)) for name, column in columns.items()]
+        return pa.table(columns, schema=pa.schema(fields))
+
+
+def _lists(values: Tensor) -> pa.FixedSizeListArray:
+    """One fixed-size list of float16 per row."""
+    rows: np.ndarray = values.flatten(1).to(torch.float16).cpu().numpy()
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])

@@ -1,0 +1,102 @@
+"""`mvray look`: where a trained step looks on anyone's pictures, as overlays and a contact sheet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvray import figures
+from mvray.data.pictures import fitted
+from mvray.data.quarantine import Unreadable
+from mvray.data.sources import picture
+from mvray.errors import DataError
+from mvray.job import Train
+from mvray.manifest import MANIFEST
+from mvray.method import Facts
+from mvray.settings import decoded
+from mvray.storage import Storage
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SHEET_PICTURES = 24
+
+
+def look(step_path: str, pictures: Sequence[Path], out: Path, layer: str = "") -> Path:
+    """Write an overlay for each picture and sheet.png to ``out``; returns the sheet's path.
+
+    ``step_path`` is the folder of a finished Train step (a path or s3://...). Raises DataError where
+    it is not one, or where no picture can be read; single bad pictures are named and left out.
+    """
+    from mvray.generate import load_method
+    from mvray.generators import gradcam
+
+    folder = Storage(step_path)
+    step, facts = _finished(folder, step_path)
+    generator = gradcam.Config(of=step, layer=layer).build(load_method(step, facts, folder))
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[list[np.ndarray]] = []
+    names: list[str] = []
+    for path in _found(pictures):
+        try:
+            shown, given = _read(path, facts)
+        except (Unreadable, OSError) as error:
+            print(f"left out: {path}: {error}")
+            continue
+        made = _looked(generator, given)
+        over = figures.overlay(shown, made["map"])
+        title = f"{facts.classes[made['predicted']]} ({made['score']:.0%})"
+        figures.save(over, out / f"{len(names):04d}-{path.stem}.png")
+        names.append(f"{path.name}: {title}")
+        rows.append([shown, over])
+    if not rows:
+        raise DataError(f"None of {', '.join(map(str, pictures))} is a picture that can be read.")
+    sheet = out / "sheet.png"
+    sheet.write_bytes(
+        figures.sheet(rows[:SHEET_PICTURES], ["picture", f"where {step.name} looks"], names[:SHEET_PICTURES], step.name)
+    )
+    return sheet
+
+
+def _finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
+    if not folder.exists(MANIFEST):
+        raise DataError(
+            f"{step_path} is not the folder of a finished step (it has no {MANIFEST}). "
+            "`mvray report JOB --json` lists the path of every step."
+        )
+    manifest = json.loads(folder.read(MANIFEST))
+    step = decoded(manifest["step"])
+    if not isinstance(step, Train):
+        raise DataError(f"{step_path} is a {manifest['kind']} step; expected a Train step.")
+    made = step.data.pictures
+    samples = manifest["data"]["samples"]["train"]
+    return step, Facts(tuple(manifest["data"]["classes"]), made.height, made.width, made.channels, samples)
+
+
+def _found(given: Sequence[Path]) -> Iterator[Path]:
+    for path in given:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+        elif path.is_file():
+            yield path
+        else:
+            raise DataError(f"{path}: there is no such picture or folder.")
+
+
+def _read(path: Path, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
+    """The picture to draw on (H x W x 3) and the same as the network gets it (C x H x W), both uint8."""
+    image = picture(path.read_bytes(), facts.height, facts.width, grey=facts.channels == 1)
+    given = fitted(image, facts.height, facts.width, facts.channels)
+    shown = np.repeat(given, 3 // len(given), axis=0).transpose(1, 2, 0)
+    return np.ascontiguousarray(shown), given
+
+
+def _looked(generator: Any, image_CHW: np.ndarray) -> dict[str, Any]:
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = {"image": torch.from_numpy(image_CHW)[None].to(device), "label": torch.tensor([-1], device=device)}
+    made = generator(batch)
+    return {"map": made, "predicted": 0, "score": 0.0}

@@ -1,0 +1,219 @@
+"""THE training loop: one rank of any method, on any environment (environment.py, train.py).
+
+Everything that decides a result is a pure function of the task and of (epoch, position): the order
+of samples, each sample's own random key, the learning rate. So a run that continues from a
+checkpoint in the middle of an epoch does what the uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
+from mvray.errors import NonFiniteLoss, SettingError
+from mvray.optim import lr_factor, optimiser, precision
+from mvray.state import Parts, State, resume, save
+from mvray.storage import Storage
+from mvray.task import EpochView, Samples, Task, gathered
+
+if TYPE_CHECKING:
+    from mvray.environment import Environment
+    from mvray.job import Optim
+
+AGREE_EVERY_STEPS = 10
+"""How often the ranks agree on stopping and on the clock: one tiny collective each time."""
+
+
+def train(task: Task, here: Environment) -> dict[str, float]:
+    """Train to the end, or until ``here.stopping()``; returns the last epoch's metrics.
+
+    Raises NonFiniteLoss, and SettingError where the batch cannot be shared out over the ranks.
+    """
+    optim = task.step.optim
+    if min(optim.batch_size, task.samples_train) < here.world * optim.accumulate:
+        raise SettingError(
+            f"Step {task.step.name!r}: a batch of {min(optim.batch_size, task.samples_train)} samples cannot be shared "
+            f"by {here.world} workers x {optim.accumulate} accumulations. Use fewer workers or a larger batch_size."
+        )
+    folder = Storage(task.folder)
+    parts, state = _parts(task, here, folder), State()
+    resume(parts, state, here)
+    while not state.finished:
+        if not _epoch(task, parts, state, here):
+            break
+        _end_epoch(task, parts, state, here)
+    parts.checkpoints.wait()
+    if state.finished and here.rank == 0:
+        _write_result(task, parts, state, folder)
+    return state.history[-1] if state.history else {}
+
+
+def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
+    scale, optim = task.step.scale, task.step.optim
+    torch.manual_seed(task.seed)
+    method = task.step.method.build(task.facts)
+    if task.start_weights:
+        place, _, name = task.start_weights.rpartition("/")
+        method.load_state_dict(weights_from_bytes(Storage(place).read(name)))
+    layout = torch.channels_last if scale.channels_last else torch.contiguous_format
+    method.to(here.device, memory_format=layout)  # type: ignore[call-overload]
+    # From here on each rank draws its own numbers (dropout); the model above is the same on all.
+    torch.manual_seed(task.seed * 1_000_003 + here.rank + 1)
+    call: Any = method
+    if here.world > 1:
+        partly = len(method.phases) > 1
+        ids = [here.device.index] if here.device.type == "cuda" else None
+        call = DistributedDataParallel(method, device_ids=ids, find_unused_parameters=partly)
+    if scale.compile:
+        call = torch.compile(call)
+    optimisers = {phase: optimiser(optim, method, phase) for phase in method.phases}
+    samples = Samples.open(task, here)
+    return Parts(method, call, optimisers, samples, Checkpoints(folder), {})
+
+
+def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
+    """Train from ``state.position`` to the epoch's end. False when it was asked to stop before."""
+    optim, samples = task.step.optim, parts.samples
+    if state.position == 0:
+        parts.values = parts.method.before_epoch(EpochView(parts.method, samples, state.epoch, task.seed, here))
+        state.sums = {}
+    sums: dict[str, Tensor] = {}
+    bad_step = torch.full((), -1, device=here.device)
+    saved_at = started_at = time.monotonic()
+    first = state.position
+    parts.method.train()
+    with contextlib.closing(samples.train_batches(state.epoch, state.position, parts.values)) as batches:
+        for batch in batches:
+            factor = lr_factor(optim, state.epoch + state.position / samples.batches, task.epochs)
+            losses = _step(parts, optim, batch, factor, here)
+            state.position, state.steps = state.position + 1, state.steps + 1
+            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            bad_step = torch.where((bad_step < 0) & ~torch.isfinite(total), state.steps, bad_step)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.double()
+            if state.position == samples.batches:
+                break
+            rate = (state.position - first) / (time.monotonic() - started_at)
+            task.show(here, state.epoch, state.position, samples.batches, rate, state.history)
+            stop, late = _agreed(task, state, here, time.monotonic() - saved_at)
+            if stop or late:
+                _check_finite(bad_step, state, losses)
+                _add(state.sums, sums)
+                sums = {}
+                save(parts, state, here)
+                saved_at = time.monotonic()
+            if stop:
+                return False
+    _check_finite(bad_step, state, losses)
+    _add(state.sums, sums)
+    state.sums["samples_per_s"] = (state.position - first) * samples.batch_size / (time.monotonic() - started_at)
+    return True
+
+
+def _step(parts: Parts, optim: Optim, batch: dict[str, Tensor], factor: float, here: Environment) -> dict[str, Tensor]:
+    """One optimiser step of every phase; the losses, detached, each weighted by this rank's share."""
+    found: dict[str, Tensor] = {}
+    pieces = [
+        dict(zip(batch, values, strict=True))
+        for values in zip(*(t.chunk(optim.accumulate) for t in batch.values()), strict=True)
+    ]
+    for phase, updates in parts.optimisers.items():
+        trained = {id(p) for group in updates.param_groups for p in group["params"]}
+        if len(parts.optimisers) > 1:
+            for parameter in parts.method.parameters():
+                parameter.requires_grad_(id(parameter) in trained)
+        for group in updates.param_groups:
+            group["lr"] = optim.lr * factor
+        updates.zero_grad(set_to_none=True)
+        for i, piece in enumerate(pieces):
+            # DDP averages over ranks; the share makes that the mean over samples for uneven ranks too.
+            share = len(piece["label"]) * here.world / parts.samples.batch_size
+            hold = here.world > 1 and i + 1 < len(pieces)
+            with parts.call.no_sync() if hold else contextlib.nullcontext(), precision(optim, here.device):
+                losses = parts.call(piece, phase)
+            torch.stack([loss * share for loss in losses.values()]).sum().backward()
+            for name, loss in losses.items():
+                found[name] = found.get(name, 0.0) + loss.detach() * share
+        if optim.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_([p for g in updates.param_groups for p in g["params"]], optim.clip_norm)
+        updates.step()
+    return found
+
+
+def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> None:
+    """Validate, note whether it is the best yet, decide whether to go on, and write a checkpoint."""
+    if here.world > 1:
+        for buffer in parts.method.buffers():
+            torch.distributed.broadcast(buffer, 0)  # BatchNorm's running sums differ between ranks
+    metrics = {"epoch": float(state.epoch), "lr": task.step.optim.lr * _last_factor(task, parts, state)}
+    metrics["samples_per_s"] = state.sums.pop("samples_per_s")
+    metrics |= {
+        f"train/{n}": sum(s[n] for s in everyone) / here.world / state.position for n in state.sums if n in everyone[0]
+    }
+    scores = parts.method.score(parts.samples.predictions(parts.method, "validation"))
+    metrics |= {f"validation/{name}": value for name, value in scores.items()}
+    if task.step.select not in scores:
+        raise SettingError(
+            f"Step {task.step.name!r} selects by {task.step.select!r}; its method scores {', '.join(scores)}."
+        )
+    value = scores[task.step.select]
+    better = state.best is None or (value > state.best if task.step.select_max else value < state.best)
+    state.epochs_without_better = 0 if better else state.epochs_without_better + 1
+    if better:
+        state.best, state.best_epoch, state.best_name = value, state.epoch, f"{state.steps:09d}"
+    state.history.append(metrics)
+    state.epoch, state.position = state.epoch + 1, 0
+    patience = task.step.optim.patience
+    state.finished = state.epoch >= task.epochs or (patience is not None and state.epochs_without_better >= patience)
+    state.sums = {}
+    save(parts, state, here)
+    here.report(metrics)
+    task.show(here, state.epoch, 0, parts.samples.batches, metrics["samples_per_s"], state.history, now=True)
+
+
+def _last_factor(task: Task, parts: Parts, state: State) -> float:
+    return lr_factor(task.step.optim, state.epoch + (state.position - 1) / parts.samples.batches, task.epochs)
+
+
+def _add(into: dict[str, float], sums: Mapping[str, Tensor]) -> None:
+    for name, value in sums.items():
+        into[name] = into.get(name, 0.0) + float(value)
+
+
+def _check_finite(bad_step: Tensor, state: State, losses: Mapping[str, Tensor]) -> None:
+    if (step := int(bad_step)) >= 0:
+        last = ", ".join(f"{name}={float(loss):.4g}" for name, loss in losses.items())
+        raise NonFiniteLoss(
+            f"The loss became NaN or infinite at step {step} (epoch {state.epoch}; last: {last}). "
+            "Lower optim.lr, set optim.clip_norm, or use optim.precision=float32."
+        )
+
+
+def _agreed(task: Task, state: State, here: Environment, since_save_s: float) -> tuple[bool, bool]:
+    """Whether to stop and whether a checkpoint is due: the same answer on every rank."""
+    scale = task.step.scale
+    due = scale.checkpoint_steps is not None and state.position % scale.checkpoint_steps == 0
+    if here.world == 1:
+        return here.stopping(), due or since_save_s > 60 * scale.checkpoint_minutes
+    if state.position % AGREE_EVERY_STEPS and not due:
+        return False, False
+    wishes = gathered((here.stopping(), since_save_s > 60 * scale.checkpoint_minutes), here)
+    return any(stop for stop, _ in wishes), due or wishes[0][1]
+
+
+def _write_result(task: Task, parts: Parts, state: State, folder: Storage) -> None:
+    """The selected weights and what training measured; metrics.json last, it says that training is done."""
+    assert state.best_name is not None
+    folder.write("weights.safetensors", weights_to_bytes(parts.checkpoints.weights(state.best_name)))
+    folder.write("history.json", json.dumps(state.history).encode())
+    chosen = state.history[state.best_epoch]
+    metrics = {**chosen, "epochs": len(state.history), "best_epoch": state.best_epoch}
+    folder.write("metrics.json", json.dumps({k: v for k, v in metrics.items() if k != "epoch"}).encode())

@@ -1,0 +1,43 @@
+"""What this machine is busy with."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import psutil
+
+
+def load() -> dict[str, float]:
+    """Load of this node, under the names that MLflow's page for system metrics knows."""
+    memory = psutil.virtual_memory()
+    found = {
+        "cpu_utilization_percentage": psutil.cpu_percent(),
+        "system_memory_usage_percentage": memory.percent,
+        "system_memory_usage_megabytes": memory.used / 1e6,
+    }
+    return {f"system/{name}": value for name, value in (found | _gpus()).items()}
+
+
+def _gpus() -> dict[str, float]:
+    # nvidia-smi opens no CUDA context; torch would take GPU memory away from the workers.
+    if shutil.which("nvidia-smi") is None:
+        return {}
+    asked = {
+        "utilization_percentage": "utilization.gpu",
+        "memory_usage_megabytes": "memory.used",
+        "power_usage_watts": "power.draw",
+    }
+    query = ["nvidia-smi", f"--query-gpu={','.join(asked.values())}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except subprocess.SubprocessError:  # a driver that hangs or fails measures nothing
+        return {}
+    # A GPU says [N/A] to what it does not measure.
+    return {
+        f"gpu_{gpu}_{name}": float(value)
+        for gpu, line in enumerate(said.splitlines())
+        for name, value in zip(asked, line.split(", "), strict=True)
+        if re.fullmatch(r"[\d.]+", value)
+    }

@@ -1,0 +1,46 @@
+"""Measure steps: join generated columns with the index by key, and compute numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mvray.data.columns import read_columns
+from mvray.errors import DataError
+from mvray.job import Measure
+from mvray.plan import Planned
+
+if TYPE_CHECKING:
+    from mvray.cluster import Cluster
+
+
+def joined(planned: Planned) -> pa.Table:
+    """The step's index rows with the columns of its inputs; samples that a generator left out are left out."""
+    table = planned.rows()
+    for made in planned.inputs.values():
+        columns = read_columns(made.folder)
+        at = pc.index_in(table["key"], columns["key"])
+        table = table.filter(at.is_valid())
+        found = columns.take(at.drop_null())
+        for name in columns.column_names:
+            if name != "key":
+                table = table.append_column(found.schema.field(name), found[name])
+    if not len(table):
+        raise DataError(f"Step {planned.name!r}: none of its {len(planned.rows())} samples has generated columns.")
+    return table
+
+
+def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
+    """Every metric for each split, as "split/name", with the number of samples."""
+    step = planned.step
+    assert isinstance(step, Measure)
+    table = joined(planned)
+    metrics: dict[str, float] = {}
+    for split in sorted(set(table["split"].to_pylist())):
+        rows = table.filter(pc.equal(table["split"], split))
+        metrics[f"{split}/samples"] = float(len(rows))
+        for metric in step.metrics:
+            metrics |= {f"{split}/{name}": value for name, value in metric(rows, planned.index.classes).items()}
+    return metrics

@@ -1,0 +1,175 @@
+"""Networks by name: torchvision's classification networks and a small AlexNet for two CPU cores.
+
+All take B x 3 x H x W floats and give B x K scores before softmax.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mvray.errors import DataError, SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALL = "alexnet-small"
+# These two return more than scores in training unless told otherwise.
+_EXTRA: Mapping[str, Mapping[str, bool]] = {
+    name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
+}
+
+
+def network(name: str, classes: int, weights: str = "") -> torch.nn.Module:
+    """The network called ``name`` with ``classes`` outputs, randomly initialised from torch's seed.
+
+    ``name`` is "alexnet-small" or a torchvision classification network. ``weights`` is the path of
+    a state dict (.pth or .safetensors) for the same network; its last layer is left random where
+    it has another number of classes. Raises SettingError for an unknown name, DataError for
+    weights that do not fit.
+    """
+    check_name(name)
+    if name == SMALL:
+        made = alexnet_small(classes)
+    else:
+        import torchvision
+
+        made = torchvision.models.get_model(name, weights=None, num_classes=classes, **_EXTRA.get(name, {}))
+    if weights:
+        _load(made, name, Path(weights))
+    return made
+
+
+def check_name(name: str) -> None:
+    """Raises SettingError, with the nearest names, where no network is called ``name``."""
+    if name == SMALL:
+        return
+    import torchvision
+
+    known = [SMALL, *torchvision.models.list_models(module=torchvision.models)]
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.0)
+        raise SettingError(
+            f"There is no network {name!r}; expected {SMALL} or one of torchvision's, such as {', '.join(nearest)}."
+        )
+
+
+def alexnet_small(classes: int) -> torch.nn.Module:
+    """AlexNet's layout (Krizhevsky et al. 2012) at a fraction of its width, for pages of 104 x 146 to 207 x 293.
+
+    Five convolutions, three max-pools, three fully connected layers, dropout. Each convolution is
+    followed by group normalisation (Wu, He 2018), so that it trains from scratch in minutes; batch
+    normalisation would make the result depend on how a batch is split over workers.
+    """
+    nn = torch.nn
+
+    def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[torch.nn.Module]:
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        return [layer, nn.GroupNorm(outputs // 8, outputs), nn.ReLU(inplace=True)]
+
+    features = nn.Sequential(
+        *convolution(3, 16, 7, 2),
+        nn.MaxPool2d(3, 2),
+        *convolution(16, 32, 5),
+        nn.MaxPool2d(3, 2),
+        *convolution(32, 64, 3),
+        *convolution(64, 48, 3),
+        *convolution(48, 48, 3),
+        nn.MaxPool2d(3, 2),
+    )
+    classifier = nn.Sequential(
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(48 * 6 * 4, 256),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(256, 256),
+        nn.ReLU(inplace=True),
+        nn.Linear(256, classes),
+    )
+    parts = (("features", features), ("avgpool", nn.AdaptiveAvgPool2d((6, 4))), ("classifier", classifier))
+    return nn.Sequential(OrderedDict(parts))
+
+
+def last_convolution(module: torch.nn.Module) -> str:
+    """Dotted name of the layer that Grad-CAM looks at by default: the last convolution's rectified output.
+
+    From the last convolution on, normalisation and activation that follow it in a Sequential belong
+    to it, and so does the block (residual, inception, dense) that it is part of: "features.11" in
+    AlexNet, "features.29" in VGG16, "layer4" in ResNets. Raises SettingError where there is none.
+    """
+    layers = dict(module.named_modules())
+    convolutions = [name for name, layer in layers.items() if isinstance(layer, torch.nn.Conv2d)]
+    if not convolutions:
+        raise SettingError(f"{type(module).__name__} has no convolution; name the layer to look at.")
+    name: str = convolutions[-1]
+    while True:
+        parent, _, _ = name.rpartition(".")
+        inside = layers[parent]
+        if isinstance(inside, torch.nn.Sequential):
+            name, is_last = _with_followers(inside, name)
+            if not is_last:
+                return name
+        if not parent:
+            return name
+        name = parent
+
+
+def _with_followers(inside: torch.nn.Sequential, name: str) -> tuple[str, bool]:
+    """The last of the normalisations and activations right after ``name``, and whether ``inside`` ends there."""
+    parent, _, own = name.rpartition(".")
+    children = list(inside.named_children())
+    at = [key for key, _ in children].index(own)
+    while at + 1 < len(children) and _belongs_to_convolution(children[at + 1][1]):
+        at += 1
+    return f"{parent}.{children[at][0]}".lstrip("."), at + 1 == len(children)
+
+
+def _belongs_to_convolution(layer: torch.nn.Module) -> bool:
+    kind = type(layer).__module__
+    return kind in ("torch.nn.modules.batchnorm", "torch.nn.modules.normalization", "torch.nn.modules.activation")
+
+
+def _load(made: torch.nn.Module, name: str, path: Path) -> None:
+    given = _read_weights(path)
+    own = made.state_dict()
+    head = [key for key in own if key.rpartition(".")[0] == _last_weighted(made)]
+    kept = {key: value for key, value in given.items() if key not in head or own[key].shape == value.shape}
+    wrong = [key for key in own if key not in head and (key not in kept or kept[key].shape != own[key].shape)]
+    wrong += [key for key in kept if key not in own]
+    if wrong:
+        raise DataError(
+            f"{path} does not hold weights of {name}: {len(wrong)} entries are missing, unknown or of another shape, "
+            f"such as {', '.join(wrong[:3])}. Name the network that the file was saved from."
+        )
+    made.load_state_dict(kept, strict=False)
+
+
+def _last_weighted(made: torch.nn.Module) -> str:
+    """The layer that makes the scores: the last linear layer or convolution."""
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    names: list[str] = [name for name, layer in made.named_modules() if isinstance(layer, kinds)]
+    return names[-1]
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise DataError(f"There are no weights at {path}; expected a state dict, .pth or .safetensors.")
+    try:
+        if path.suffix == ".safetensors":
+            import safetensors.torch
+
+            return safetensors.torch.load_file(path)
+        given: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read as weights ({error}); expected a state dict, .pth or .safetensors."
+        ) from error
+    if not isinstance(given, Mapping) or not all(isinstance(value, torch.Tensor) for value in given.values()):
+        raise DataError(f"{path} holds {type(given).__name__}, not a state dict of tensors.")
+    return given

@@ -1,0 +1,160 @@
+"""What a job means here and now: its data indexed, its steps with ids, folders and states.
+
+Planning reads the data's index and the storage; it starts nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mvray.data.fingerprint import fingerprint
+from mvray.data.quarantine import check
+from mvray.errors import DataError
+from mvray.job import Data, Generate, Index, Job, Measure, Source, Step, Train
+from mvray.manifest import MANIFEST
+from mvray.settings import identify
+from mvray.storage import Storage
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step under one seed: its id, its folder, and what it reads."""
+
+    step: Step
+    seed: int
+    id: str
+    storage: Storage
+    index: Index
+    fingerprint: str
+    inputs: Mapping[str, Planned] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.step.name
+
+    @property
+    def path(self) -> str:
+        """The folder's name below the storage."""
+        return f"{self.step.name}-{self.id}"
+
+    @cached_property
+    def folder(self) -> Storage:
+        return self.storage.child(self.path)
+
+    @property
+    def finished(self) -> bool:
+        return self.folder.exists(MANIFEST)
+
+    @property
+    def state(self) -> str:
+        if self.finished:
+            return "finished"
+        return "partial" if self.folder.list() else "missing"
+
+    def manifest(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.folder.read(MANIFEST))
+        return read
+
+    def metrics(self) -> dict[str, float]:
+        """The step's numbers; empty while it is not finished."""
+        if not self.finished or not self.folder.exists("metrics.json"):
+            return {}
+        read: dict[str, float] = json.loads(self.folder.read("metrics.json"))
+        return read
+
+    def history(self) -> list[dict[str, float]]:
+        """A Train step's metrics, one row per epoch."""
+        read: list[dict[str, float]] = json.loads(self.folder.read("history.json"))
+        return read
+
+    @property
+    def data(self) -> Data:
+        assert isinstance(self.step, Train | Generate | Measure)
+        return self.step.data
+
+    def rows(self) -> pa.Table:
+        """The index rows that this step works on."""
+        return rows_of(self.index, splits_of(self.step))
+
+
+def splits_of(step: Step) -> tuple[str, ...]:
+    """The splits that a step reads: training never sees the test pages."""
+    if isinstance(step, Train):
+        return ("train", "validation")
+    assert isinstance(step, Generate | Measure)
+    return step.data.splits
+
+
+def rows_of(index: Index, splits: tuple[str, ...]) -> pa.Table:
+    """Rows of these splits; all rows where none is named."""
+    if not splits:
+        return index.rows
+    return index.rows.filter(pc.is_in(index.rows["split"], pa.array(splits)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every step of a job under every seed, inputs before what reads them."""
+
+    job: Job
+    storage: Storage
+    steps: tuple[Planned, ...]
+
+    def of(self, step: Step, seed: int) -> Planned:
+        """The planned form of a step of the job."""
+        return next(p for p in self.steps if p.name == step.name and p.seed == seed)
+
+    def missing(self) -> list[Planned]:
+        return [planned for planned in self.steps if not planned.finished]
+
+    def indexes(self) -> Iterator[tuple[Data, Index]]:
+        """Each data source of the job once."""
+        seen: set[int] = set()
+        for planned in self.steps:
+            if id(planned.index) not in seen:
+                seen.add(id(planned.index))
+                yield planned.data, planned.index
+
+
+def make(job: Job, storage: Storage) -> Plan:
+    """Index the job's data and work out ids. Raises DataError for bad data, before anything starts."""
+    indexes: dict[Source, Index] = {}
+    prints: dict[tuple[Source, tuple[str, ...]], str] = {}
+    steps: list[Planned] = []
+    for step in job.walk():
+        data = step.data  # type: ignore[attr-defined]
+        if data.source not in indexes:
+            indexes[data.source] = data.source.index()
+            check(indexes[data.source], data.max_bad_fraction)
+        splits = splits_of(step)
+        if (data.source, splits) not in prints:
+            prints[data.source, splits] = fingerprint(indexes[data.source], splits)
+        _check_splits(step, rows_of(indexes[data.source], splits), data.source)
+    for seed in job.seeds:
+        known: dict[str, Planned] = {}
+        for step in job.walk():
+            data = step.data  # type: ignore[attr-defined]
+            print_ = prints[data.source, splits_of(step)]
+            id_ = identify(step, seed, print_, lambda other, known=known: known[other.name].id)  # type: ignore[misc]
+            inputs = {other.name: known[other.name] for other in step.inputs}
+            known[step.name] = Planned(step, seed, id_, storage, indexes[data.source], print_, inputs)
+        steps.extend(known.values())
+    return Plan(job, storage, tuple(steps))
+
+
+def _check_splits(step: Step, rows: pa.Table, source: Source) -> None:
+    """A Train step needs samples to train on and to select by."""
+    if isinstance(step, Train):
+        for split in ("train", "validation"):
+            if not pc.sum(pc.equal(rows["split"], split)).as_py():
+                raise DataError(
+                    f"{source.root}: there are no {split} samples for step {step.name!r} ({len(rows)} samples in all). "
+                    "Give more data, or larger shares with --set source.train / source.validation."
+                )

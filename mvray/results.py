@@ -1,0 +1,60 @@
+"""What a job has found so far, read from the storage: the report's content and its pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mvray import sheets
+from mvray.job import Row
+from mvray.plan import Plan
+
+
+def collect(plan: Plan) -> dict[str, Any]:
+    """The report as plain data: {"job", "steps": [...], "table": {"rows": [...]}} (see report.py)."""
+    steps = [
+        {
+            "name": planned.name,
+            "seed": planned.seed,
+            "id": planned.id,
+            "path": planned.folder.uri,
+            "state": planned.state,
+            "seconds": planned.manifest()["seconds"] if planned.finished else None,
+            "metrics": planned.metrics(),
+        }
+        for planned in plan.steps
+    ]
+    rows = [_row(plan, row) for row in plan.job.table.rows] if plan.job.table else []
+    return {"job": plan.job.name, "steps": steps, "table": {"rows": rows}}
+
+
+def _row(plan: Plan, row: Row) -> dict[str, Any]:
+    from mvray.metrics import mean_interval
+
+    assert plan.job.table is not None
+    measured = [plan.of(row.measure, seed).metrics() for seed in plan.job.seeds]
+    values = {column.metric: [m.get(column.metric) for m in measured] for column in plan.job.table.columns}
+    means: dict[str, float | None] = {}
+    intervals: dict[str, list[float] | None] = {}
+    for metric, found in values.items():
+        known = [value for value in found if value is not None]
+        mean, low, high = mean_interval(known) if known else (None, None, None)
+        means[metric] = mean
+        intervals[metric] = None if low is None or high is None else [low, high]
+    return {"name": row.name, "values": values, "mean": means, "interval95": intervals, "paper": dict(row.paper)}
+
+
+def means(plan: Plan) -> dict[str, float]:
+    """The table's means as flat metrics: "table/ROW/METRIC"."""
+    rows = collect(plan)["table"]["rows"]
+    found = {f"table/{row['name']}/{metric}": value for row in rows for metric, value in row["mean"].items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def pictures(plan: Plan) -> dict[str, bytes]:
+    """The job's sheets of pictures for each seed, as PNG by artifact path, as far as their steps are finished."""
+    return {
+        f"sheets/{sheet.title.replace(' ', '-')}-seed{seed}.png": content
+        for sheet in plan.job.sheets
+        for seed in plan.job.seeds
+        if (content := sheets.draw(plan, sheet, seed)) is not None
+    }

@@ -1,0 +1,160 @@
+"""Run a whole job: what is missing, in order, several steps at once where the cluster has room."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mvray import generate, measure, train
+from mvray.cluster import Cluster, needs
+from mvray.data.quarantine import as_table
+from mvray.errors import SettingError
+from mvray.job import Generate, Measure, Train
+from mvray.manifest import MANIFEST, manifest_of
+from mvray.plan import Plan, Planned
+from mvray.progress import Progress, duration
+from mvray.runlog import RunLog
+
+WORK: dict[type, Callable[[Planned, Cluster], dict[str, float]]] = {
+    Train: train.run,
+    Generate: generate.run,
+    Measure: measure.run,
+}
+POLL_S = 1.0
+
+
+def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only: str | None = None) -> None:
+    """Do every missing step of ``plan``, or ``only`` one step and what it reads.
+
+    A step that fails ends the run with StepFailed once the steps beside it have ended; what was
+    finished stays.
+    """
+    todo = _todo(plan, only)
+    waiting = {planned.id: planned for planned in todo if not planned.finished}
+    for planned in todo:
+        if planned.finished:
+            log.reused(planned)
+    if not waiting:
+        return
+    cluster.start(plan.job)
+    running: dict[Future[None], Planned] = {}
+    with ThreadPoolExecutor(max_workers=16, thread_name_prefix="step") as pool:
+        while waiting or running:
+            for planned in _startable(waiting, list(running.values()), cluster):
+                del waiting[planned.id]
+                running[pool.submit(_do, planned, cluster, log, progress)] = planned
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                planned = running.pop(future)
+                if future.exception() is not None:
+                    waiting.clear()
+                    progress.say(f"{_title(planned)}: stopped")
+                    wait(running)
+                    future.result()
+
+
+def _todo(plan: Plan, only: str | None) -> list[Planned]:
+    if only is None:
+        return list(plan.steps)
+    names = sorted({planned.name for planned in plan.steps})
+    if only not in names:
+        raise SettingError(f"--only {only}: the job {plan.job.name!r} has no such step; it has {', '.join(names)}.")
+    wanted: set[str] = set()
+
+    def add(planned: Planned) -> None:
+        wanted.add(planned.id)
+        for other in planned.inputs.values():
+            add(other)
+
+    for planned in plan.steps:
+        if planned.name == only:
+            add(planned)
+    return [planned for planned in plan.steps if planned.id in wanted]
+
+
+def _startable(waiting: dict[str, Planned], running: list[Planned], cluster: Cluster) -> Iterator[Planned]:
+    """Steps whose inputs are there and for which the cluster has room beside what runs already."""
+    ready = [p for p in waiting.values() if all(given.finished for given in p.inputs.values())]
+    if not ready:
+        return
+    cpus, gpus = cluster.room() if running or len(ready) > 1 else (0.0, 0.0)
+    held = [needs(planned.step, gpus) for planned in running]
+    for planned in ready:
+        wanted = needs(planned.step, gpus)
+        fits = all(sum(h[i] for h in held) + wanted[i] <= (cpus, gpus)[i] for i in (0, 1) if wanted[i])
+        if fits or not held:
+            held.append(wanted)
+            yield planned
+
+
+def _title(planned: Planned) -> str:
+    return f"{planned.name} (seed {planned.seed})"
+
+
+def _do(planned: Planned, cluster: Cluster, log: RunLog, progress: Progress) -> None:
+    """Execute one step and write its manifest."""
+    started = time.monotonic()
+    key = planned.id
+    run = log.started(planned)
+    try:
+        _write_inputs(planned)
+        with _watching(planned, run, log, progress):
+            metrics = WORK[type(planned.step)](planned, cluster)
+        seconds = time.monotonic() - started
+        planned.folder.write("metrics.json", json.dumps(metrics).encode())
+        manifest = manifest_of(planned, seconds, run)
+        log.finished(run, planned, metrics)
+        planned.folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+        progress.say(f"{_title(planned)}: {duration(seconds)}   {_brief(planned, metrics)}")
+    except BaseException as error:
+        log.failed(run, error)
+        raise
+    finally:
+        progress.show(key, None)
+
+
+def _brief(planned: Planned, metrics: dict[str, float]) -> str:
+    """The two or three numbers that a person wants to see at once."""
+    wanted = [n for n in metrics if n.startswith("validation/") or n.count("/") == 1 and n.endswith("accuracy")]
+    shown = [f"{name} {metrics[name]:.3f}" for name in wanted[:3]]
+    return ", ".join(shown or [f"{name} {value:g}" for name, value in list(metrics.items())[:3]])
+
+
+def _write_inputs(planned: Planned) -> None:
+    """The rows that the step works on, and what was left out of them with its reason."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(planned.rows(), buffer)
+    planned.folder.write("index.parquet", buffer.getvalue().to_pybytes())
+    if planned.index.bad:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(as_table(planned.index.bad), buffer)
+        planned.folder.write("quarantine.parquet", buffer.getvalue().to_pybytes())
+
+
+@contextlib.contextmanager
+def _watching(planned: Planned, run: str, log: RunLog, progress: Progress) -> Iterator[None]:
+    """Follow the step's progress.json: the line on the terminal, and each epoch to MLflow as it comes."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(POLL_S):
+            with contextlib.suppress(FileNotFoundError):
+                seen = json.loads(planned.folder.read("progress.json"))
+                progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
+                log.epochs(run, planned, seen.get("history", []))
+
+    planned.folder.delete("progress.json")
+    watcher = threading.Thread(target=watch, name="watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()

@@ -1,0 +1,143 @@
+"""A job's life as MLflow runs: one run for the execution, nested in it one for each step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from mvray.job import Measure, Train
+from mvray.plan import Plan, Planned
+from mvray.settings import flat
+from mvray.storage import Storage
+from mvray.tracking import REUSED, STEP_ID, Tracker
+
+
+def tracking_uri(storage: Storage) -> str:
+    """MLFLOW_TRACKING_URI, as MLflow defines it, else SQLite in the storage (on S3: in ./runs)."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    place = storage.local() or Path("runs").absolute()
+    return f"sqlite:///{place}/mlflow.db"
+
+
+def spool_folder(storage: Storage) -> Path:
+    """Where events wait on this machine until MLflow has them."""
+    return (storage.local() or Path("runs").absolute()) / ".spool"
+
+
+class RunLog:
+    """Tells MLflow what happens to a plan's steps."""
+
+    def __init__(self, tracker: Tracker, plan: Plan, about: Mapping[str, str], job_file: Path | None = None) -> None:
+        self._tracker = tracker
+        job = plan.job
+        params = {"seeds": job.seeds, "storage": plan.storage.uri, **{f"version.{k}": v for k, v in about.items()}}
+        tags = {"mvray.job": job.name}
+        if commit := about.get("git_commit"):
+            tags["mlflow.source.git.commit"] = commit.rstrip("+")
+        self.job = tracker.start_run(job.name, tags=tags, params=params)
+        tracker.watch_machine(self.job)
+        if job_file is not None:
+            tracker.artifact(self.job, job_file)
+
+    def started(self, planned: Planned) -> str:
+        """Open the step's run; returns its handle."""
+        tags = {STEP_ID: planned.id, "mvray.kind": type(planned.step).__name__, "mvray.path": planned.folder.uri}
+        tags |= {f"mvray.input.{name}": other.id for name, other in planned.inputs.items()}
+        params = {"seed": planned.seed, **flat(planned.step)}
+        run = self._tracker.start_run(_title(planned), self.job, tags, params)
+        self._data(run, planned)
+        return run
+
+    def reused(self, planned: Planned) -> None:
+        """A step that was finished before: a run that links to the one that made it."""
+        manifest = planned.manifest()
+        tags = {STEP_ID: planned.id, REUSED: "true", "mvray.kind": manifest["kind"], "mvray.path": planned.folder.uri}
+        tags |= {f"mvray.input.{name}": id_ for name, id_ in manifest["inputs"].items()}
+        run = self._tracker.start_run(_title(planned), self.job, tags, {"seed": planned.seed})
+        self._tracker.end_run(run)
+
+    def epochs(self, run: str, planned: Planned, history: list[dict[str, float]]) -> None:
+        """Metrics of each epoch; what was logged before is not sent again."""
+        for row in history:
+            self._tracker.metrics(run, {k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
+
+    def finished(self, run: str, planned: Planned, metrics: Mapping[str, float]) -> None:
+        """Close the step's run with its numbers and pictures."""
+        if isinstance(planned.step, Train):
+            self.epochs(run, planned, planned.history())
+        self._tracker.metrics(run, {f"result/{k}": v for k, v in metrics.items()}, 0)
+        if planned.folder.exists("quarantine.parquet"):
+            self._tracker.figure(run, planned.folder.read("quarantine.parquet"), "quarantine.parquet")
+        for name, picture in self._figures(planned).items():
+            self._tracker.figure(run, picture, name)
+        self._tracker.end_run(run)
+
+    def failed(self, run: str, error: BaseException) -> None:
+        self._tracker.tags(run, {"mvray.error": f"{type(error).__name__}: {error}"})
+        self._tracker.end_run(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+    def pictures(self, pictures: Mapping[str, bytes]) -> None:
+        """Log pictures of the whole job, by artifact path."""
+        for name, content in pictures.items():
+            self._tracker.figure(self.job, content, name)
+
+    def results(self, metrics: Mapping[str, float]) -> None:
+        """Log the table's means on the job's run."""
+        self._tracker.metrics(self.job, metrics, 0)
+
+    def close(self, status: str) -> str:
+        """End the job's run; returns "" or a sentence on what could not be delivered."""
+        self._tracker.end_run(self.job, status)
+        return self._tracker.close()
+
+    def _data(self, run: str, planned: Planned) -> None:
+        rows = planned.rows()
+        facts: dict[str, Any] = {"samples": len(rows), "classes": len(planned.index.classes)}
+        for split in pc.unique(rows["split"]).to_pylist():
+            facts[split] = pc.sum(pc.equal(rows["split"], split)).as_py()
+        source = planned.data.source
+        name = f"{type(source).__name__}:{Path(source.root).name}"
+        context = "training" if isinstance(planned.step, Train) else ", ".join(planned.data.splits) or "all"
+        self._tracker.data(run, name, planned.fingerprint, source.root, context, facts)
+
+    def _figures(self, planned: Planned) -> dict[str, bytes]:
+        from mvray import figures
+
+        if isinstance(planned.step, Train):
+            history = planned.history()
+            found = {}
+            for stem in sorted({key.rpartition("/")[2] for row in history for key in row if "/" in key}):
+                lines = {
+                    key.partition("/")[0]: [(row["epoch"], row[key]) for row in history if key in row]
+                    for key in sorted({key for row in history for key in row if key.endswith(f"/{stem}")})
+                }
+                found[f"curves/{stem}.png"] = figures.curves(lines, f"{planned.name}, seed {planned.seed}", stem)
+            return found
+        if isinstance(planned.step, Measure):
+            return self._confusions(planned)
+        return {}
+
+    def _confusions(self, planned: Planned) -> dict[str, bytes]:
+        from mvray import figures
+        from mvray.measure import joined
+        from mvray.metrics import confusion
+
+        table = joined(planned)
+        if "predicted" not in table.column_names:
+            return {}
+        classes = planned.index.classes
+        found = {}
+        for split in pc.unique(table["split"]).to_pylist():
+            counts = confusion(table.filter(pc.equal(table["split"], split)), classes)
+            title = f"{planned.name}, {split}, seed {planned.seed}"
+            found[f"confusion/{split}.png"] = figures.confusion_matrix(counts, classes, title)
+        return found
+
+
+def _title(planned: Planned) -> str:
+    return f"{planned.name} seed {planned.seed}"

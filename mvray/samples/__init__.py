@@ -1,0 +1,1 @@
+"""Small data sets, composed out of real drawings in the public layouts that mvray/data reads."""

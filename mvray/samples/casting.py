@@ -1,0 +1,204 @@
+"""Who plays in a comic: the characters and the world of a title, out of one artist's drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from mvray.errors import SettingError
+from mvray.samples import drawings
+from mvray.samples.drawings import SIDE
+
+T = TypeVar("T")
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
+
+FACES_PER_CAST = 7
+FIGURES_PER_CAST = 1
+
+# Drawings that are a head and nothing else: the face is all of it.
+HEADS = """man woman boy girl baby old-man old-woman alien robot clown-face cowboy-hat-face goblin ogre skull nerd-face
+smiling-face-with-sunglasses smiling-face-with-halo exploding-head face-with-symbols-on-mouth nauseated-face
+jack-o-lantern cow-face dog-face horse-face mouse-face rabbit-face tiger-face pig-face fox frog hamster lion
+panda bear wolf unicorn sun-with-face new-moon-face full-moon-face""".split()
+HEADS_OF = {"fxemoji": ["cat", "dog", "koala", "mouse", "tiger", "boar", "bird"], "streamline-emojis": ["koala"]}
+FAMILIES = {  # one character with several expressions
+    "smiley": "grinning-face face-with-tears-of-joy angry-face crying-face astonished-face winking-face unamused-face",
+    "cat": "cat-face grinning-cat crying-cat pouting-cat weary-cat cat-with-wry-smile smiling-cat-with-heart-eyes",
+    "devil": "smiling-face-with-horns angry-face-with-horns",
+    "monkey": "monkey-face see-no-evil-monkey speak-no-evil-monkey",
+}
+# People down to the chest. Where an artist drew both a man and a woman, they are two characters.
+BUSTS = """construction-worker cook farmer firefighter health-worker judge mechanic pilot police-officer student in-tuxedo""".split()
+BUSTS_ALONE = ["prince", "princess", "person-with-veil", "person-with-skullcap"]
+SKIN = {
+    "noto": (255, 202, 38),
+    "noto-v1": (251, 193, 27),
+    "twemoji": (255, 220, 93),
+    "fluent-emoji-flat": (255, 200, 61),
+    "emojione": (255, 221, 103),
+}
+# Seen from head to foot or from the side: a body without a face box, rather than a guessed one.
+FIGURES = """ghost man-dancing woman-dancing woman-running man-walking person-fencing snowboarder skier penguin owl octopus
+snowman poodle elephant duck rooster turtle monkey cow goat crab snail chipmunk""".split()
+
+FAR = """house house-with-garden houses derelict-house church castle japanese-castle hotel hospital school office-building
+department-store convenience-store bank classical-building post-office factory stadium circus-tent ferris-wheel
+tokyo-tower statue-of-liberty mount-fuji mountain snow-capped-mountain volcano shinto-shrine love-hotel wedding
+building-construction roller-coaster mosque deciduous-tree evergreen-tree palm-tree christmas-tree""".split()
+NEAR = """deciduous-tree evergreen-tree palm-tree cactus automobile taxi bus minibus delivery-truck fire-engine ambulance
+tractor bicycle motor-scooter motorcycle police-car oncoming-taxi oncoming-police-car postbox fuel-pump fountain
+vertical-traffic-light bus-stop tent tulip sunflower rosette rose cow horse sheep goat dog cat mushroom seedling
+locomotive tram construction umbrella-on-ground""".split()
+SKY = """cloud sun sun-behind-cloud crescent-moon full-moon first-quarter-moon airplane helicopter small-airplane rocket
+bird dove balloon butterfly honeybee star rainbow waning-gibbous-moon sun-with-face eagle""".split()
+INDOORS = """couch-and-lamp seat bed bathtub television radio desktop-computer printer books telephone guitar violin
+wastebasket toilet shopping-cart backpack briefcase package crown trophy globe-showing-europe-africa candle potted-plant
+wrapped-gift microscope telescope drum alarm-clock birthday-cake money-bag handbag moai saxophone musical-keyboard
+""".split()
+PICTURES = """sunrise sunset national-park cityscape bridge-at-night foggy desert milky-way mount-fuji framed-picture
+sunrise-over-mountains world-map calendar castle ship sailboat rainbow door""".split()
+SMALL = """cherry-blossom blossom hibiscus sparkles star red-heart beating-heart growing-heart musical-note maple-leaf
+four-leaf-clover snowflake glowing-star heart-suit leaf-fluttering-in-wind droplet fallen-leaf high-voltage butterfly
+diamond-suit spade-suit paw-prints bell""".split()
+MARKS = """anger-symbol sweat-droplets collision dizzy zzz musical-notes beating-heart broken-heart light-bulb high-voltage
+dashing-away two-hearts""".split()
+
+
+@dataclass(frozen=True)
+class Character:
+    """Somebody who returns: ``drawings`` are his expressions, the subject names of one artist."""
+
+    name: str
+    drawings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Troupe:
+    """What a title is drawn with: one artist, the cast, and scenery by where it stands."""
+
+    artist: str
+    cast: tuple[Character, ...]
+    far: tuple[str, ...]
+    near: tuple[str, ...]
+    sky: tuple[str, ...]
+    indoors: tuple[str, ...]
+    pictures: tuple[str, ...]
+    small: tuple[str, ...]
+    marks: tuple[str, ...]
+
+
+@cache
+def face_of(artist: str, name: str) -> Box | None:
+    """The face in the drawing's pixels, None where there is none to be sure of.
+
+    A head is a face. On a bust the face is the largest patch of skin, which every artist paints in
+    one colour, with a fifth of its height added above for the brow.
+    """
+    if name in _heads(artist):
+        return drawings.extent(artist, name)
+    if name not in _busts(artist) or artist not in SKIN:
+        return None
+    skin = _skin(artist, name)
+    left, right = _run(skin.sum(axis=0))
+    top, bottom = _run(skin[:, left:right].sum(axis=1))
+    if min(right - left, bottom - top) < SIDE // 5:
+        return None
+    return (left, max(drawings.extent(artist, name)[1], top - (bottom - top) // 5), right, bottom)
+
+
+def _skin(artist: str, name: str) -> np.ndarray:
+    """Where the drawing has the artist's colour of skin, with eyes and mouth closed: 128 x 128, 0 or 1."""
+    rgb = np.asarray(drawings.drawing(artist, name).image)[..., :3].astype(int)
+    near = (np.abs(rgb - SKIN[artist]).max(axis=-1) < 14).astype(np.uint8)
+    return np.asarray(Image.fromarray(near).filter(ImageFilter.MaxFilter(15)).filter(ImageFilter.MinFilter(15)))
+
+
+def _run(counts: np.ndarray) -> tuple[int, int]:
+    """Begin and end of the stretch around the highest count that stays above 45 % of it."""
+    peak = int(counts.argmax())
+    low = np.flatnonzero(counts <= 0.45 * counts[peak])
+    return int(max(low[low < peak], default=-1)) + 1, int(min(low[low > peak], default=len(counts)))
+
+
+@cache
+def _heads(artist: str) -> frozenset[str]:
+    families = [name for family in FAMILIES.values() for name in family.split()]
+    return frozenset(HEADS + HEADS_OF.get(artist, []) + families) & drawings.names(artist)
+
+
+@cache
+def _busts(artist: str) -> frozenset[str]:
+    found = set(BUSTS_ALONE)
+    for role in BUSTS:
+        pair = {f"man-{role}", f"woman-{role}"} & drawings.names(artist)
+        found |= pair or {role, f"person-{role}"}
+    return frozenset(found) & drawings.names(artist)
+
+
+@cache
+def _characters(artist: str) -> tuple[tuple[Character, ...], tuple[Character, ...]]:
+    """Everybody with a face, and everybody without, in a fixed order."""
+    has = drawings.names(artist)
+    families = {family: tuple(n for n in names.split() if n in has) for family, names in FAMILIES.items()}
+    in_family = {name for names in families.values() for name in names}
+    alone = sorted((_heads(artist) | _busts(artist)) - in_family)
+    faces = [Character(family, names) for family, names in families.items() if names]
+    faces += [Character(name, (name,)) for name in alone if face_of(artist, name)]
+    figures = [Character(name, (name,)) for name in FIGURES if name in has and name not in _heads(artist)]
+    return tuple(faces), tuple(figures)
+
+
+def casts(artist: str) -> int:
+    """How many casts without a common character the artist's drawings are enough for."""
+    faces, figures = _characters(artist)
+    return min(len(faces) // FACES_PER_CAST, len(figures) // FIGURES_PER_CAST)
+
+
+def troupes(titles: int, rng: np.random.Generator) -> list[Troupe]:
+    """One troupe per title: the artists in turn, each time with a cast that did not play before.
+
+    Raises SettingError where there are not enough drawings for so many titles.
+    """
+    order = _shuffled(rng, drawings.artists())
+    most = sum(casts(artist) for artist in order)
+    if titles > most:
+        raise SettingError(f"{titles} titles; the art is enough for {most} titles with casts of their own. Ask for fewer.")
+    rounds = [artist for turn in range(titles) for artist in order if turn < casts(artist)]
+    shuffled = {artist: [_shuffled(rng, people) for people in _characters(artist)] for artist in order}
+    made = []
+    for number, artist in enumerate(rounds[:titles]):
+        turn = rounds[:number].count(artist)
+        faces, figures = shuffled[artist]
+        cast = faces[turn * FACES_PER_CAST :][:FACES_PER_CAST] + figures[turn * FIGURES_PER_CAST :][:FIGURES_PER_CAST]
+        made.append(_troupe(artist, cast, rng))
+    return made
+
+
+def _troupe(artist: str, cast: list[Character], rng: np.random.Generator) -> Troupe:
+    playing = {name for character in cast for name in character.drawings}
+
+    def some(names: Sequence[str], most: int, cards: bool = False) -> tuple[str, ...]:
+        fits = [n for n in names if n in drawings.names(artist) and n not in playing]
+        return tuple(_shuffled(rng, [n for n in fits if cards or not drawings.is_card(artist, n)])[:most])
+
+    return Troupe(
+        artist,
+        tuple(cast),
+        far=some(FAR, 10),
+        near=some(NEAR, 10),
+        sky=some(SKY, 6),
+        indoors=some(INDOORS, 12),
+        pictures=some(PICTURES, 5, cards=True),
+        small=some(SMALL, 5),
+        marks=some(MARKS, 5),
+    )
+
+
+def _shuffled(rng: np.random.Generator, things: Sequence[T]) -> list[T]:
+    return [things[i] for i in rng.permutation(len(things))]

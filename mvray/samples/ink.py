@@ -1,0 +1,158 @@
+"""Colour drawings as inked grey sprites, and grey areas as screentone. Legend: H W pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+
+from mvray.samples import drawings
+
+TILE = 60
+INK = 18
+"""Grey of ink on paper."""
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """A drawing ready for a page: grey ``image``, its ``mask``, and ``body``, the mask without the halo.
+
+    ``centre`` is where the middle of the 128 x 128 drawing lies in it; ``scale``, ``angle_deg``
+    (counter-clockwise) and ``mirror`` say how it was moved, so that boxes in it can follow.
+    """
+
+    image: Image.Image
+    mask: Image.Image
+    body: Image.Image
+    centre: tuple[float, float]
+    scale: float
+    angle_deg: float
+    mirror: bool
+
+    def follow(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """The bounding box, in the sprite, of the ellipse that fills ``box`` of the drawing."""
+        x0, y0, x1, y1 = ((v - drawings.SIDE / 2) * self.scale for v in box)
+        if self.mirror:
+            x0, x1 = -x1, -x0
+        turn = np.deg2rad(self.angle_deg)
+        cos, sin = np.cos(turn), np.sin(turn)
+        x, y, a, b = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
+        cx, cy = self.centre[0] + x * cos + y * sin, self.centre[1] - x * sin + y * cos
+        w, h = np.hypot(a * cos, b * sin), np.hypot(a * sin, b * cos)
+        return (cx - w, cy - h, cx + w, cy + h)
+
+
+@cache
+def _plate(artist: str, name: str) -> tuple[Image.Image, Image.Image]:
+    """The drawing in grey on ink, contrast stretched over the object, and its mask."""
+    image = drawings.drawing(artist, name).image
+    mask = image.getchannel("A")
+    grey = ImageOps.grayscale(image.convert("RGB"))
+    values = np.asarray(grey)[np.asarray(mask) >= drawings.SIDE]
+    low, high = (float(v) for v in np.percentile(values, (2, 98))) if values.size else (0.0, 255.0)
+    # Half of the way to full contrast: a pale drawing stays paler than a dark one.
+    low, high = low / 2, (high + 255) / 2
+    grey = grey.point([round(min(255, max(0, 255 * (v - low) / max(high - low, 1)))) for v in range(256)])
+    return Image.composite(grey, Image.new("L", image.size, INK), mask), mask
+
+
+def sprite(
+    artist: str,
+    name: str,
+    size_px: float,
+    angle_deg: float = 0.0,
+    mirror: bool = False,
+    tone: float = 1.0,
+    fade: float = 0.0,
+    line_px: float = 3.0,
+    halo_px: float = 0.0,
+) -> Sprite:
+    """The drawing at ``size_px`` (height of its 128 px), turned, inked with an outline.
+
+    ``tone`` is the gamma of its grey (above 1 is darker), ``fade`` the way to white (0 to 1).
+    ``halo_px`` of white around the outline parts it from a dark backdrop.
+    """
+    grey, mask = _plate(artist, name)
+    if mirror:
+        grey, mask = ImageOps.mirror(grey), ImageOps.mirror(mask)
+    side = max(8, round(size_px))
+    grey, mask = (part.resize((side, side), Image.Resampling.LANCZOS) for part in (grey, mask))
+    pad = int(2 * (line_px + halo_px)) + 3
+    grey, mask = ImageOps.expand(grey, pad, INK), ImageOps.expand(mask, pad, 0)
+    if angle_deg:
+        grey = grey.rotate(angle_deg, Image.Resampling.BICUBIC, expand=True, fillcolor=INK)
+        mask = mask.rotate(angle_deg, Image.Resampling.BICUBIC, expand=True)
+    sharp = max(1.0, side / drawings.SIDE)
+    mask = mask.point([_clip(128 + sharp * (a - 128)) for a in range(256)])
+    grey = grey.point([_clip(_faded(255 * (v / 255) ** tone, fade)) for v in range(256)])
+    body = grown(mask, line_px)
+    image = Image.composite(grey, Image.new("L", grey.size, _clip(_faded(INK, fade))), mask)
+    if halo_px:
+        image = Image.composite(image, Image.new("L", grey.size, 255), body)
+    centre = (image.width / 2, image.height / 2)
+    edge = grown(body, halo_px) if halo_px else body
+    return Sprite(image, edge, body, centre, side / drawings.SIDE, angle_deg, mirror)
+
+
+def grown(mask: Image.Image, by_px: float) -> Image.Image:
+    """The mask with ``by_px`` more all around."""
+    blurred = mask.filter(ImageFilter.GaussianBlur(by_px))
+    # A straight edge blurred with sigma s is at 16 % of its height one s outside.
+    steep = 8 * max(1.0, by_px / 2)
+    grown_mask = blurred.point([_clip((a - 40) * steep + 128) for a in range(256)])
+    return ImageChops.lighter(grown_mask, mask)
+
+
+def rounded(mask: Image.Image, radius_px: float) -> Image.Image:
+    """The mask with its corners cut round."""
+    blurred = mask.filter(ImageFilter.GaussianBlur(radius_px))
+    return blurred.point([_clip((a - 128) * 10 + 128) for a in range(256)])
+
+
+def _faded(grey: float, fade: float) -> float:
+    return grey + (255 - grey) * fade
+
+
+def _clip(value: float) -> int:
+    return max(0, min(255, round(value)))
+
+
+@cache
+def _threshold(screen: tuple[str, int, int]) -> np.ndarray:
+    """The screen's tile, 60 x 60: at darkness d (0 to 255) the pixels below d are ink."""
+    kind, across, down = screen
+    y, x = np.mgrid[:TILE, :TILE] * (2 * np.pi / TILE)
+    u, v = across * x + down * y + 0.4, across * y - down * x + 0.7
+    if kind == "dots":
+        spot = np.cos(u) + np.cos(v)
+    elif kind == "lines":
+        spot = np.cos(u)
+    elif kind == "hatch":
+        spot = np.maximum(np.cos(u), np.cos(v) - 0.8)
+    elif kind == "checks":
+        spot = np.cos(u) * np.cos(v)
+    else:
+        noise = np.random.default_rng(7).normal(size=(TILE, TILE))
+        spot = sum(np.roll(noise, shift, axis) for shift in (-1, 0, 1) for axis in (0, 1))
+    rank = np.empty(spot.size)
+    rank[np.argsort(-spot, axis=None, kind="stable")] = np.arange(spot.size)
+    return (rank.reshape(spot.shape) * (255 / spot.size)).astype(np.int16)
+
+
+def screened(image: Image.Image, screen: tuple[str, int, int], origin: tuple[int, int]) -> Image.Image:
+    """The grey image as the title's screentone would print it; ``origin`` is its place on the spread.
+
+    Almost white stays white and almost black stays black.
+    """
+    if screen[0] == "flat":
+        return image
+    grey_HW = np.asarray(image).astype(np.int16)
+    tile = np.roll(_threshold(screen), (-origin[1], -origin[0]), (0, 1))
+    repeats = (-(-grey_HW.shape[0] // TILE), -(-grey_HW.shape[1] // TILE))
+    threshold_HW = np.tile(tile, repeats)[: grey_HW.shape[0], : grey_HW.shape[1]]
+    ink_HW = np.clip((255 - grey_HW - threshold_HW) * 5 + 128, 0, 255)
+    ink_HW[grey_HW > 246] = 0
+    ink_HW[grey_HW < 40] = 255
+    return Image.fromarray((255 - ink_HW).astype(np.uint8))

@@ -1,0 +1,263 @@
+"""Jobs as text: dotted settings (`--set`), ids, and the JSON in step.json.
+
+A step's id is a hash of everything that decides its result: its own settings, the versions of its
+method, generator and reader, the fingerprint of its data, its seed, and the ids of its inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import mvray.job
+from mvray.errors import SettingError
+from mvray.job import Data, GeneratorConfig, Job, MethodConfig, Pictures, Scale, Source, Step
+
+T = TypeVar("T")
+
+JOB_WIDE = {"source": Source, "pictures": Pictures, "scale": Scale}
+"""Settings that every part of a job shares: `--set pictures.height=224` changes them everywhere."""
+
+CATALOGUE = {Source: "mvray.data", MethodConfig: "mvray.methods", GeneratorConfig: "mvray.generators"}
+"""Where `--set source=folder` looks for the class: the module of that name in this package."""
+
+
+def name_of(thing: Any) -> str:
+    """A class or function as "module:name"."""
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+# -- ids -----------------------------------------------------------------------------------------
+
+
+def described(value: Any, step_id: Callable[[Step], str]) -> Any:
+    """``value`` as plain JSON, without what does not change results; steps become their ids."""
+    if isinstance(value, Step):
+        return step_id(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            f.name: described(getattr(value, f.name), step_id)
+            for f in dataclasses.fields(value)
+            if f.metadata.get("identity", True)
+        }
+        return {"class": name_of(type(value)), "version": getattr(value, "version", 1), **fields}
+    if isinstance(value, tuple | list):
+        return [described(item, step_id) for item in value]
+    if callable(value):
+        return name_of(value)
+    return value
+
+
+def identify(step: Step, seed: int, fingerprint: str, step_id: Callable[[Step], str]) -> str:
+    """The id of ``step``: 12 hexadecimal digits."""
+    own = {f.name: getattr(step, f.name) for f in dataclasses.fields(step) if f.name != "name"}
+    visible = {f.name for f in dataclasses.fields(step) if f.metadata.get("identity", True)}
+    content = {
+        "kind": type(step).__name__,
+        "settings": {k: described(v, step_id) for k, v in own.items() if k in visible},
+        "data": fingerprint,
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# -- JSON ----------------------------------------------------------------------------------------
+
+
+def encoded(value: Any) -> Any:
+    """``value`` as JSON from which `decoded` builds it again."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: encoded(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": name_of(type(value)), "fields": fields}
+    if isinstance(value, tuple | list):
+        return [encoded(item) for item in value]
+    if callable(value):
+        return {"function": name_of(value)}
+    return value
+
+
+def decoded(value: Any) -> Any:
+    """The object that `encoded` described. Only dataclasses and functions are ever built."""
+    if isinstance(value, list):
+        return tuple(decoded(item) for item in value)
+    if isinstance(value, dict) and "function" in value:
+        return _imported(value["function"])
+    if isinstance(value, dict) and "class" in value:
+        cls = _imported(value["class"])
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            raise SettingError(f"{value['class']} is no settings class; this step.json was not written by mvray.")
+        return cls(**{name: decoded(item) for name, item in value["fields"].items()})
+    return value
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SettingError(f"{name} is named in a step's settings but cannot be imported: {error}.") from None
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name, as MLflow shows them; steps appear by their names."""
+    if isinstance(value, Step) and prefix:
+        return {prefix: value.name}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {prefix: type(value).__module__.rpartition(".")[2]} if _in_catalogue(type(value)) else {}
+        for f in dataclasses.fields(value):
+            found |= flat(getattr(value, f.name), f"{prefix}.{f.name}" if prefix else f.name)
+        return found
+    if isinstance(value, tuple | list):
+        plain = [item.name if isinstance(item, Step) else _shown(item) for item in value]
+        return {prefix: ", ".join(str(item) for item in plain)}
+    return {prefix: _shown(value)}
+
+
+def _shown(value: Any) -> Any:
+    return value.__name__ if callable(value) else value
+
+
+def _in_catalogue(cls: type) -> bool:
+    return any(issubclass(cls, base) for base in CATALOGUE)
+
+
+# -- changes -------------------------------------------------------------------------------------
+
+
+def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
+    """``job`` with settings changed by dotted name.
+
+    A name is ``STEP.path`` ("masked.method.probability"), or job-wide: "source.", "pictures.",
+    "scale." and "seeds". Values may be text, as typed on a command line. The value of a part with
+    a catalogue (source, method, generator) may be the name of another file of that catalogue.
+    Raises SettingError that lists what exists where a name is unknown, or where a value has the
+    wrong type.
+    """
+    for name, value in changes.items():
+        job = _replaced_one(job, name, value)
+    return job
+
+
+def _replaced_one(job: Job, name: str, value: Any) -> Job:
+    head, *path = name.split(".")
+    if name == "seeds":
+        return dataclasses.replace(job, seeds=_coerced(value, tuple[int, ...], name))
+    steps = {step.name: type(step) for step in job.walk()}
+    if head in steps and path:
+        return _rebuilt(job, lambda part: _set(part, path, value, name) if _named(part, head) else part)
+    if head in JOB_WIDE:
+        kind = JOB_WIDE[head]
+        if path:
+            return _rebuilt(job, lambda part: _set(part, path, value, name) if isinstance(part, kind) else part)
+        return _rebuilt(job, lambda part: _set(part, [head], value, name) if isinstance(part, Data) else part)
+    raise SettingError(
+        f"--set {name}: nothing in the job {job.name!r} is named {head!r}{_nearest(head, [*steps, *JOB_WIDE])}. "
+        f"Expected STEP.SETTING with a step of {', '.join(steps)}, or one of {', '.join(JOB_WIDE)}, seeds."
+    )
+
+
+def _named(part: Any, name: str) -> bool:
+    return isinstance(part, Step) and part.name == name
+
+
+def _rebuilt(job: Job, change: Callable[[Any], Any]) -> Job:
+    """``job`` with ``change`` applied to every part, innermost first; what was shared stays shared."""
+    done: dict[int, tuple[Any, Any]] = {}
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(visit(item) for item in value)
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            return value
+        if id(value) not in done:
+            fields = {f.name: visit(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            same = all(fields[name] is getattr(value, name) for name in fields)
+            done[id(value)] = (value, change(value if same else dataclasses.replace(value, **fields)))
+        return done[id(value)][1]
+
+    rebuilt: Job = visit(job)
+    return rebuilt
+
+
+def _set(part: T, path: list[str], value: Any, whole: str) -> T:
+    name, *rest = path
+    names = [f.name for f in dataclasses.fields(part)]  # type: ignore[arg-type]
+    if name not in names:
+        raise SettingError(
+            f"--set {whole}: {type(part).__name__} has no setting {name!r}{_nearest(name, names)}. "
+            f"It has: {', '.join(names)}."
+        )
+    current = getattr(part, name)
+    if rest:
+        if not dataclasses.is_dataclass(current):
+            raise SettingError(f"--set {whole}: {name!r} is {current!r} and has no settings of its own.")
+        return _with(part, name, _set(current, rest, value, whole))
+    for base, package in CATALOGUE.items():
+        if isinstance(current, base) and isinstance(value, str):
+            return _with(part, name, _from_catalogue(value, base, package, current, whole))
+    return _with(part, name, _coerced(value, _hints(type(part))[name], whole))
+
+
+def _with(part: T, name: str, value: Any) -> T:
+    return dataclasses.replace(part, **{name: value})  # type: ignore[type-var]
+
+
+def _from_catalogue(name: str, base: type, package: str, current: Any, whole: str) -> Any:
+    """The settings class of the file ``name`` in ``package``, keeping what both have (the root)."""
+    try:
+        module = importlib.import_module(f"{package}.{name}")
+    except ImportError:
+        module = None
+    found = (
+        [
+            item
+            for item in vars(module).values()
+            if isinstance(item, type) and issubclass(item, base) and item.__module__ == f"{package}.{name}"
+        ]
+        if module
+        else []
+    )
+    if not found:
+        raise SettingError(f"--set {whole}: there is no {name!r} in {package}.")
+    if isinstance(current, found[0]):
+        return current
+    shared = {"root": current.root} if isinstance(current, Source) else {}
+    return found[0](**shared)
+
+
+def _coerced(value: Any, hint: Any, name: str) -> Any:
+    """``value``, which may be text, as the type that ``hint`` asks for."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value in (None, "none", "None", "") and type(None) in arguments:
+            return None
+        return _coerced(value, next(a for a in arguments if a is not type(None)), name)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [v for v in str(value).strip("()[]").split(",") if v]
+        return tuple(_coerced(item, arguments[0], name) for item in items)
+    if hint is bool and str(value).lower() in ("true", "false", "1", "0", "yes", "no"):
+        return str(value).lower() in ("true", "1", "yes")
+    if hint in (int, float, str):
+        try:
+            return hint(value.strip() if isinstance(value, str) else value)
+        except (TypeError, ValueError):
+            pass
+    wanted = getattr(hint, "__name__", str(hint))
+    raise SettingError(f"--set {name}={value}: expected a value of type {wanted}.")
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    # Files of the catalogue import job.py's names for type checkers only.
+    return typing.get_type_hints(cls, localns=vars(mvray.job))
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

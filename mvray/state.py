@@ -1,0 +1,84 @@
+"""The state of a training run, and how it goes into a checkpoint and out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mvray.task import Samples, gathered
+
+if TYPE_CHECKING:
+    from mvray.checkpoint import Checkpoints
+    from mvray.environment import Environment
+    from mvray.method import Method
+
+
+@dataclass
+class State:
+    """Where training is. Saved in every checkpoint, with weights, optimisers and RNGs."""
+
+    epoch: int = 0
+    position: int = 0
+    """Global batches of this epoch that are done."""
+    steps: int = 0
+    best: float | None = None
+    best_epoch: int = -1
+    best_name: str | None = None
+    epochs_without_better: int = 0
+    finished: bool = False
+    sums: dict[str, float] = field(default_factory=dict)
+    """Losses of this epoch so far, summed over this rank's steps."""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Parts:
+    """What is trained with."""
+
+    method: Method
+    call: Any
+    """The method as it is called in training: wrapped in DDP, compiled."""
+    optimisers: dict[str, torch.optim.Optimizer]
+    samples: Samples
+    checkpoints: Checkpoints
+    values: Mapping[str, Tensor]
+    """What Method.before_epoch gave for the running epoch."""
+
+
+def save(parts: Parts, state: State, here: Environment) -> None:
+    """Hand everything to the background writer of rank 0."""
+    cuda = torch.cuda.get_rng_state(here.device) if here.device.type == "cuda" else None
+    ranks = gathered({"cpu": torch.get_rng_state(), "cuda": cuda, "sums": state.sums}, here)
+    if here.rank == 0:
+        rest = {
+            "state": asdict(state),
+            "ranks": ranks,
+            "optimisers": {phase: optimiser.state_dict() for phase, optimiser in parts.optimisers.items()},
+            "values": dict(parts.values),
+        }
+        parts.checkpoints.save(state.steps, parts.method.state_dict(), rest, keep=state.best_name)
+
+
+def resume(parts: Parts, state: State, here: Environment) -> None:
+    """Go on from the newest complete checkpoint, if there is one."""
+    names = parts.checkpoints.names()
+    if not names:
+        return
+    weights, rest = parts.checkpoints.load(names[-1])
+    parts.method.load_state_dict(weights)
+    for phase, optimiser in parts.optimisers.items():
+        optimiser.load_state_dict(rest["optimisers"][phase])
+    for name, value in rest["state"].items():
+        setattr(state, name, value)
+    parts.values = rest["values"]
+    ranks = rest["ranks"]
+    if len(ranks) == here.world:
+        mine = ranks[here.rank]
+        torch.set_rng_state(mine["cpu"])
+        if mine["cuda"] is not None and here.device.type == "cuda":
+            torch.cuda.set_rng_state(mine["cuda"], here.device)
+        state.sums = mine["sums"]

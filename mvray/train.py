@@ -1,0 +1,160 @@
+"""Train steps on Ray Train: the environment of every real run, and what happens when a worker is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mvray.errors import ClusterError, MvrayError, StepFailed
+from mvray.job import Train
+from mvray.method import Facts
+from mvray.plan import Planned
+from mvray.storage import Storage
+
+if TYPE_CHECKING:
+    import torch
+
+    from mvray.cluster import Cluster
+    from mvray.task import Task
+
+RETRIES = 5
+"""How often a Train step is started again after its workers or its controller were lost without progress."""
+
+
+class OnRay:
+    """One rank on Ray Train (an `Environment`)."""
+
+    def __init__(self) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self._report = ray.train.report
+        self._stop = threading.Event()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        self._report(dict(metrics))
+
+    def stopping(self) -> bool:
+        return self._stop.is_set()
+
+
+def _on_worker(config: dict[str, Any]) -> dict[str, float]:
+    from mvray.loop import train
+
+    return train(config["task"], OnRay())
+
+
+def task_of(planned: Planned, epochs_before: int) -> Task:
+    """The task of a Train step, whose index.parquet must be in its folder."""
+    from mvray.task import Task
+
+    step = planned.step
+    assert isinstance(step, Train)
+    rows, pictures = planned.rows(), step.data.pictures
+    samples = sum(split == "train" for split in rows["split"].to_pylist())
+    facts = Facts(planned.index.classes, pictures.height, pictures.width, pictures.channels, samples)
+    start = planned.inputs[step.start_from.name] if step.start_from else None
+    return Task(
+        step=step,
+        seed=planned.seed,
+        folder=planned.folder.uri,
+        facts=facts,
+        epochs=max(1, step.optim.epochs - epochs_before),
+        attempt=uuid.uuid4().hex,
+        columns=tuple(planned.inputs[made.name].folder.uri for made in step.data.columns),
+        start_weights=f"{start.folder.uri}/weights.safetensors" if start else None,
+    )
+
+
+def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
+    """Train to the end; returns the step's metrics. What an earlier, broken run left is gone on with.
+
+    Raises StepFailed with the cause after ``RETRIES`` losses without a step of progress, and the
+    method's own MvrayError at once.
+    """
+    step = planned.step
+    assert isinstance(step, Train)
+    before = 0
+    if step.start_from and step.count_start_epochs:
+        before = int(planned.inputs[step.start_from.name].metrics()["epochs"])
+    while not planned.folder.exists("metrics.json"):
+        task = task_of(planned, before)
+        planned.folder.write("attempt", task.attempt.encode())
+        if cluster.workers == 0:
+            from mvray.environment import Local
+            from mvray.loop import train
+
+            train(task, Local())
+        else:
+            _fit_with_retries(planned, task, cluster)
+    metrics: dict[str, float] = json.loads(planned.folder.read("metrics.json"))
+    return metrics
+
+
+def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster) -> None:
+    import ray.exceptions
+    import ray.train
+
+    left, progress = RETRIES, _progress(planned.folder)
+    while True:
+        try:
+            _fit(task, cluster)
+            return
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            _raise_our_own(error)
+            now = _progress(planned.folder)
+            left = RETRIES if now != progress else left - 1
+            progress = now
+            if left == 0:
+                raise StepFailed(f"Step {planned.name!r} lost its workers {RETRIES} times in a row: {error}") from error
+            cluster.say(
+                f"{planned.name}: workers were lost ({type(error).__name__}); going on from the last checkpoint"
+            )
+            task = replace(task, attempt=uuid.uuid4().hex)
+            planned.folder.write("attempt", task.attempt.encode())
+
+
+def _progress(folder: Storage) -> list[str]:
+    return [entry.path for entry in folder.list("checkpoints")]
+
+
+def _raise_our_own(error: BaseException) -> None:
+    """Raise the MvrayError (or plain Python error) that ended a worker: starting again would not help."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
+        if isinstance(cause, MvrayError):
+            raise cause from error
+
+
+def _fit(task: Task, cluster: Cluster) -> None:
+    import ray.train
+    import ray.train.torch
+
+    scale = task.step.scale
+    gpus = cluster.gpus()
+    if 0 < gpus < scale.workers:
+        raise ClusterError(
+            f"Step {task.step.name!r} asks for {scale.workers} workers, but there are {gpus} GPUs. Use --workers {gpus}."
+        )
+    trainer = ray.train.torch.TorchTrainer(
+        _on_worker,
+        train_loop_config={"task": task},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scale.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(name=f"{task.step.name}-{task.attempt}", storage_path=cluster.scratch()),
+    )
+    trainer.fit()

@@ -1,0 +1,134 @@
+"""The run store seen from outside: whether it answers, and MLflow's own pages over it (`mvray ui`)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import quote
+from urllib.request import urlopen
+
+from mvray.errors import ClusterError, DataError
+from mvray.tracking import SQLITE, folder_of, without_password
+
+PORTS_TRIED = 50
+
+
+def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
+    """Show the runs of the store ``uri`` until Ctrl-C, and return the exit code.
+
+    ``port`` is where to start looking for a free one. Raises DataError where nothing was tracked yet
+    and ClusterError where MLflow does not start.
+    """
+    if uri.startswith("http"):
+        print(f"The runs are kept by a server: open {without_password(uri)}")
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print("MLflow is starting ...", flush=True)
+    try:
+        with served(uri, host, port) as (server, address):
+            print(f"The runs of {uri} are shown at {address} (Ctrl-C ends it)", flush=True)
+            return server.wait()
+    except KeyboardInterrupt:
+        return 0
+
+
+@contextmanager
+def served(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """An MLflow server over the store ``uri``, from when it answers: its process and address. Ends with the block."""
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        raise DataError(f"Nothing has been tracked at {uri} yet. Run a job first: mvray run JOB.")
+    port = _free_port(host, port)
+    with tempfile.TemporaryFile() as said:
+        server = subprocess.Popen(
+            _command(uri, host, port),
+            # Its job runners are for language models, keep a core each busy and outlive the server.
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            address = f"http://{host}:{port}"
+            _wait_for(server, address)
+            if server.poll() is not None:
+                said.seek(0)
+                raise ClusterError(f"MLflow ended while it started:\n{said.read().decode()[-2000:]}")
+            yield server, address
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+
+
+def _command(uri: str, host: str, port: int) -> list[str]:
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    if uri.startswith(SQLITE):
+        command += ["--artifacts-destination", str(folder_of(uri) / "mlartifacts")]
+    return [*command, "--host", host, "--port", str(port)]
+
+
+def _wait_for(server: subprocess.Popen[bytes], address: str) -> None:
+    """Until the server answers or has ended."""
+    while server.poll() is None:
+        try:
+            check(address)
+            return
+        except ClusterError:
+            time.sleep(0.3)
+
+
+def _free_port(host: str, wanted: int) -> int:
+    """``wanted``, or the next port that nobody listens on."""
+    for port in range(wanted, wanted + PORTS_TRIED):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                return port
+            except OSError:
+                continue
+    raise ClusterError(
+        f"Ports {wanted} to {wanted + PORTS_TRIED - 1} of {host} are all taken. Give another one with --port."
+    )
+
+
+def check(uri: str) -> str:
+    """Say which MLflow store is at ``uri``. Raises ClusterError where none answers, or one that cannot be written."""
+    if uri.startswith("http"):
+        return _check_server(without_password(uri).rstrip("/"))
+    if not uri.startswith(SQLITE):
+        return f"{without_password(uri)} (a database; not tried)"
+    folder = next(path for path in (folder_of(uri), *folder_of(uri).parents) if path.exists())
+    if not os.access(folder, os.W_OK):
+        raise ClusterError(f"{folder} cannot be written, so SQLite cannot keep runs there.")
+    file = Path(uri.removeprefix(SQLITE))
+    if not file.exists():
+        return f"SQLite in {folder_of(uri)}, made by the first run"
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=rw", uri=True, timeout=5)) as database:
+            database.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        raise ClusterError(f"{file} cannot be written: {error}.") from error
+    return f"SQLite in {folder_of(uri)}"
+
+
+def _check_server(address: str) -> str:
+    try:
+        with urlopen(f"{address}/version", timeout=5) as answer:  # noqa: S310  check() saw that it is http
+            said = answer.read(100).decode(errors="replace").strip()
+    except (OSError, HTTPException) as error:
+        raise ClusterError(f"No MLflow server answers at {address}: {error}.") from error
+    if not re.match(r"\d+\.\d+", said):
+        raise ClusterError(f"What answers at {address} is not MLflow; it says {said!r}.")
+    return f"MLflow {said} at {address}"

@@ -1,0 +1,96 @@
+"""Servers and cluster pieces that tests of more than one file use; each starts once per test run."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BUCKET = "mvray-tests"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server: its endpoint, and the environment with which AWS's own clients find it."""
+
+    endpoint: str
+    environ: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """SeaweedFS with one bucket, ``mvray-tests``, and one pair of keys."""
+    folder = tmp_path_factory.mktemp("weed")
+    keys = {"accessKey": "tester", "secretKey": "tests-only"}
+    identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    names = [f"-{name}.port{kind}" for name in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    settings: dict[str, object] = dict(zip(names, _free_ports(len(names)), strict=True))
+    endpoint = f"http://127.0.0.1:{settings['-s3.port']}"
+    settings |= {"-dir": folder, "-ip": "127.0.0.1", "-ip.bind": "127.0.0.1", "-s3.config": folder / "s3.json"}
+    settings |= {"-s3.autoCreateBucket": "false", "-s3.port.iceberg": 0, "-s3.port.lance": 0}
+    settings |= {"-master.telemetry": "false", "-master.volumeSizeLimitMB": 64, "-volume.max": 20}
+    environ = {"AWS_ACCESS_KEY_ID": keys["accessKey"], "AWS_SECRET_ACCESS_KEY": keys["secretKey"]}
+    server = S3Server(endpoint, {**environ, "AWS_ENDPOINT_URL": endpoint})
+    arguments = [f"{name}={value}" for name, value in settings.items()]
+    with (folder / "log").open("wb") as log:
+        weed = subprocess.Popen(
+            [Path(sys.executable).parent / "weed", "server", "-s3", *arguments], stdout=log, stderr=log
+        )
+    try:
+        _wait(server, weed, folder / "log")
+        yield server
+    finally:
+        weed.kill()  # its data goes too; ending in order takes it half a minute
+        weed.wait()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty place on the S3 server; this process's environment leads there."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environ.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports: list[int] = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the bucket could be made."""
+    import pyarrow.fs
+
+    client = pyarrow.fs.S3FileSystem(
+        access_key=server.environ["AWS_ACCESS_KEY_ID"],
+        secret_key=server.environ["AWS_SECRET_ACCESS_KEY"],
+        endpoint_override=server.endpoint,
+        allow_bucket_creation=True,
+    )
+    until, last = time.monotonic() + 90, OSError("it ended")
+    while process.poll() is None and time.monotonic() < until:
+        time.sleep(0.2)
+        try:
+            socket.create_connection(("127.0.0.1", int(server.endpoint.rpartition(":")[2])), timeout=5).close()
+            client.create_dir(BUCKET)
+            return
+        except OSError as error:
+            last = error
+    raise RuntimeError(f"SeaweedFS did not start ({last}): {log.read_text(errors='replace')[-2000:]}")
