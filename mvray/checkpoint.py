@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mvray.errors import StepFailed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -51,10 +53,14 @@ def _copied(value: Any) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of one Train step, below its folder. One process (rank 0) writes."""
+    """The checkpoints of one Train step, below its folder. One process (rank 0) writes.
 
-    def __init__(self, folder: Storage) -> None:
-        self._folder = folder
+    With ``attempt``, the folder's file of that name must still say so at each write: when a driver is
+    killed its workers live on for a moment, and must not write beside those of the next one.
+    """
+
+    def __init__(self, folder: Storage, attempt: str = "") -> None:
+        self._folder, self._attempt = folder, attempt
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -99,6 +105,8 @@ class Checkpoints:
 
     def _write(self, name: str, weights: dict[str, Tensor], state: dict[str, Any], keep: str | None) -> None:
         try:
+            if self._attempt and self._folder.read("attempt").decode() != self._attempt:
+                raise StepFailed(f"Another mvray run has taken over {self._folder.uri}; this one ends.")
             buffer = io.BytesIO()
             torch.save(state, buffer)
             self._folder.write(f"checkpoints/{name}/{MODEL}", weights_to_bytes(weights))

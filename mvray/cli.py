@@ -7,7 +7,6 @@ which method files name at their top, is put in place as a lazy module: it loads
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
@@ -202,9 +201,9 @@ def _run(given: argparse.Namespace) -> int:
             progress.say(undelivered)
     print(report.as_text(collect(plan), plan.job.table))
     again = "".join(f" {part}" for part in _same_options(given))
-    print(
-        f"\nResults: {storage.uri}\nPictures: mvray report {given.job}{again} --html report.html\nMLflow:   mvray ui --storage {given.storage}"
-    )
+    print(f"\nResults:  {storage.uri}")
+    print(f"Pictures: mvray report {given.job}{again} --html report.html")
+    print(f"MLflow:   mvray ui --storage {given.storage}")
     return 0
 
 
@@ -251,11 +250,11 @@ def _look(given: argparse.Namespace) -> int:
 
 
 def _ui(given: argparse.Namespace) -> int:
-    from mvray.tracking import ui
+    from mvray.runlog import tracking_uri
+    from mvray.storage import Storage
+    from mvray.ui import ui
 
-    with contextlib.suppress(KeyboardInterrupt):
-        ui(given.storage, port=given.port).wait()
-    return 0
+    return ui(tracking_uri(Storage(given.storage)), port=given.port)
 
 
 def _doctor(given: argparse.Namespace) -> int:

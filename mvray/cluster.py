@@ -79,7 +79,7 @@ class Cluster:
         import ray
 
         self.ready()
-        found = ray.cluster_resources()
+        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         return found.get("CPU", 0.0), found.get("GPU", 0.0)
 
     def gpus(self) -> int:

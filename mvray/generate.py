@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mvray.data import sampler
+from mvray.data.pictures import PictureDataset, loader
+from mvray.data.tables import read_table, write_table
+from mvray.errors import DataError
 from mvray.job import Generate, Train
 from mvray.method import Facts
 from mvray.plan import Planned
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from mvray.cluster import Cluster
 
 SHARD_ROWS = 256
+BATCH_SIZE = 64
+"""For generators that name no batch_size of their own."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,14 @@ def load_method(step: Train, facts: Facts, folder: Storage) -> Any:
     method = step.method.build(facts)
     method.load_state_dict(weights_from_bytes(folder.read("weights.safetensors")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return method.to(device, memory_format=torch.channels_last).eval()
+    method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return method.eval()
 
 
 class Maker:
     """Makes shards; one in each actor. ``missing`` are the shards that Ray Data counts through."""
 
     def __init__(self, work: Work, missing: list[int]) -> None:
-        from mvray.data.tables import read_table
-
         self._work, self._missing = work, missing
         self._folder = Storage(work.folder)
         self._rows = read_table(self._folder, "index.parquet")
@@ -83,7 +88,25 @@ class Maker:
 
     def make(self, shard: int) -> tuple[int, int]:
         """Write one shard; returns how many rows it has and how many samples could not be read."""
-        raise SystemExit
+        import torch
+
+        rows = self._rows.slice(shard * SHARD_ROWS, SHARD_ROWS)
+        data, scale = self._work.step.data, self._work.step.scale
+        dataset = PictureDataset(data.source, rows, data.pictures, seed=self._work.seed)
+        size = getattr(self._work.step.generator, "batch_size", BATCH_SIZE)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tables: list[pa.Table] = []
+        for batch in loader(dataset, sampler.in_order(len(rows), size), 0, scale.loader_workers):
+            kept = batch["bad"] < 0
+            if bool(kept.any()):
+                given = {name: values[kept].to(device) for name, values in batch.items()}
+                keys = rows["key"].take(pa.array(given["index"].cpu().numpy()))
+                tables.append(self._generator(given).append_column("key", keys))
+        if not tables:
+            raise DataError(f"None of the {len(rows)} samples of shard {shard} can be decoded.")
+        table = pa.concat_tables(tables)
+        write_table(self._folder, shard_path(shard), table)
+        return len(table), len(rows) - len(table)
 
 
 def shard_path(shard: int) -> str:
@@ -130,7 +153,7 @@ def _made(work: Work, missing: list[int], cluster: Cluster) -> Any:
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         num_cpus=scale.cpus_per_worker,
-        **({"num_gpus": 1} if gpus else {}),
+        num_gpus=1 if gpus else None,
     )
     for row in made.iter_rows():
         yield row["rows"], row["bad"]

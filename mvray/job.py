@@ -60,6 +60,11 @@ class Source(ABC):
     def index(self) -> Index:
         """List the samples. Raises DataError where ``root`` does not hold the layout that is named."""
 
+    @property
+    def region_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of the samples that the regions refer to; None where there are no regions."""
+        return None
+
     @abstractmethod
     def read(self, location: str, part: str) -> np.ndarray:
         """One sample, H x W x C uint8 (C is 1 or 3). Raises mvray.data.quarantine.Unreadable."""

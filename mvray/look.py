@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mvray import figures
-from mvray.data.pictures import fitted
+from mvray.data.pictures import View, seen
 from mvray.data.quarantine import Unreadable
-from mvray.data.sources import picture
+from mvray.data.sources import picture, pixels
 from mvray.errors import DataError
 from mvray.job import Train
 from mvray.manifest import MANIFEST
-from mvray.method import Facts
+from mvray.method import Facts, Generator
 from mvray.settings import decoded
 from mvray.storage import Storage
 
@@ -41,15 +41,15 @@ def look(step_path: str, pictures: Sequence[Path], out: Path, layer: str = "") -
     names: list[str] = []
     for path in _found(pictures):
         try:
-            shown, given = _read(path, facts)
+            given = _read(path, facts)
         except (Unreadable, OSError) as error:
             print(f"left out: {path}: {error}")
             continue
-        made = _looked(generator, given)
-        over = figures.overlay(shown, made["map"])
-        title = f"{facts.classes[made['predicted']]} ({made['score']:.0%})"
-        figures.save(over, out / f"{len(names):04d}-{path.stem}.png")
-        names.append(f"{path.name}: {title}")
+        map_HW, predicted, probability = _looked(generator, given)
+        shown = np.ascontiguousarray(np.broadcast_to(given, (3, *given.shape[1:])).transpose(1, 2, 0))
+        over = figures.overlay(shown, map_HW)
+        Image.fromarray(over).save(out / f"{len(names):04d}-{path.stem}.png")
+        names.append(f"{path.name}\n{facts.classes[predicted]}\n{probability:.0%}")
         rows.append([shown, over])
     if not rows:
         raise DataError(f"None of {', '.join(map(str, pictures))} is a picture that can be read.")
@@ -85,18 +85,22 @@ def _found(given: Sequence[Path]) -> Iterator[Path]:
             raise DataError(f"{path}: there is no such picture or folder.")
 
 
-def _read(path: Path, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
-    """The picture to draw on (H x W x 3) and the same as the network gets it (C x H x W), both uint8."""
-    image = picture(path.read_bytes(), facts.height, facts.width, grey=facts.channels == 1)
-    given = fitted(image, facts.height, facts.width, facts.channels)
-    shown = np.repeat(given, 3 // len(given), axis=0).transpose(1, 2, 0)
-    return np.ascontiguousarray(shown), given
+def _read(path: Path, facts: Facts) -> np.ndarray:
+    """The picture as the network gets it, C x H x W uint8."""
+    image = pixels(picture(path.read_bytes(), facts.height, facts.width, grey=facts.channels == 1))
+    view = seen(image[..., 0] if image.shape[2] == 1 else image, facts.height, facts.width, View())
+    planes = view[None] if view.ndim == 2 else view.transpose(2, 0, 1)
+    return np.ascontiguousarray(np.broadcast_to(planes, (facts.channels, facts.height, facts.width)))
 
 
-def _looked(generator: Any, image_CHW: np.ndarray) -> dict[str, Any]:
+def _looked(generator: Generator, image_CHW: np.ndarray) -> tuple[np.ndarray, int, float]:
+    """The attention map, the predicted class, and its probability."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = {"image": torch.from_numpy(image_CHW)[None].to(device), "label": torch.tensor([-1], device=device)}
     made = generator(batch)
-    return {"map": made, "predicted": 0, "score": 0.0}
+    shape = [int(side) for side in made.schema.field("map").metadata[b"shape"].split(b",")]
+    predicted = made["predicted"][0].as_py()
+    map_HW = np.array(made["map"][0].as_py(), np.float32).reshape(shape)
+    return map_HW, predicted, float(made["scores"][0].as_py()[predicted])

@@ -22,7 +22,7 @@ from mvray.errors import NonFiniteLoss, SettingError
 from mvray.optim import lr_factor, optimiser, precision
 from mvray.state import Parts, State, resume, save
 from mvray.storage import Storage
-from mvray.task import EpochView, Samples, Task, gathered
+from mvray.task import Board, EpochView, Samples, Task, gathered
 
 if TYPE_CHECKING:
     from mvray.environment import Environment
@@ -38,9 +38,9 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     Raises NonFiniteLoss, and SettingError where the batch cannot be shared out over the ranks.
     """
     optim = task.step.optim
-    if min(optim.batch_size, task.samples_train) < here.world * optim.accumulate:
+    if min(optim.batch_size, task.facts.samples) < here.world * optim.accumulate:
         raise SettingError(
-            f"Step {task.step.name!r}: a batch of {min(optim.batch_size, task.samples_train)} samples cannot be shared "
+            f"Step {task.step.name!r}: a batch of {min(optim.batch_size, task.facts.samples)} samples cannot be shared "
             f"by {here.world} workers x {optim.accumulate} accumulations. Use fewer workers or a larger batch_size."
         )
     folder = Storage(task.folder)
@@ -75,8 +75,9 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
     if scale.compile:
         call = torch.compile(call)
     optimisers = {phase: optimiser(optim, method, phase) for phase in method.phases}
-    samples = Samples.open(task, here)
-    return Parts(method, call, optimisers, samples, Checkpoints(folder), {})
+    samples = Samples(task, here)
+    board = Board(folder, here.rank, task.epochs)
+    return Parts(method, call, optimisers, samples, Checkpoints(folder, task.attempt), board, {})
 
 
 def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
@@ -102,7 +103,7 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
             if state.position == samples.batches:
                 break
             rate = (state.position - first) / (time.monotonic() - started_at)
-            task.show(here, state.epoch, state.position, samples.batches, rate, state.history)
+            parts.board.show(state.epoch, state.position, samples.batches, rate, state.history)
             stop, late = _agreed(task, state, here, time.monotonic() - saved_at)
             if stop or late:
                 _check_finite(bad_step, state, losses)
@@ -139,7 +140,7 @@ def _step(parts: Parts, optim: Optim, batch: dict[str, Tensor], factor: float, h
             hold = here.world > 1 and i + 1 < len(pieces)
             with parts.call.no_sync() if hold else contextlib.nullcontext(), precision(optim, here.device):
                 losses = parts.call(piece, phase)
-            torch.stack([loss * share for loss in losses.values()]).sum().backward()
+            torch.autograd.backward(torch.stack([loss * share for loss in losses.values()]).sum())
             for name, loss in losses.items():
                 found[name] = found.get(name, 0.0) + loss.detach() * share
         if optim.clip_norm is not None:
@@ -155,9 +156,9 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
             torch.distributed.broadcast(buffer, 0)  # BatchNorm's running sums differ between ranks
     metrics = {"epoch": float(state.epoch), "lr": task.step.optim.lr * _last_factor(task, parts, state)}
     metrics["samples_per_s"] = state.sums.pop("samples_per_s")
-    metrics |= {
-        f"train/{n}": sum(s[n] for s in everyone) / here.world / state.position for n in state.sums if n in everyone[0]
-    }
+    everyone = gathered(state.sums, here)
+    for name in state.sums:
+        metrics[f"train/{name}"] = sum(sums[name] for sums in everyone) / here.world / state.position
     scores = parts.method.score(parts.samples.predictions(parts.method, "validation"))
     metrics |= {f"validation/{name}": value for name, value in scores.items()}
     if task.step.select not in scores:
@@ -176,7 +177,8 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
     state.sums = {}
     save(parts, state, here)
     here.report(metrics)
-    task.show(here, state.epoch, 0, parts.samples.batches, metrics["samples_per_s"], state.history, now=True)
+    rate = metrics["samples_per_s"] / parts.samples.batch_size
+    parts.board.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
 
 
 def _last_factor(task: Task, parts: Parts, state: State) -> float:

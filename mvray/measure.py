@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.data.columns import read_columns
+from mvray.data.tables import read_table
 from mvray.errors import DataError
 from mvray.job import Measure
 from mvray.plan import Planned
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
     from mvray.cluster import Cluster
+
+
+def columns_of(folder: Storage) -> pa.Table:
+    """All columns that a Generate step made, as one table."""
+    shards = [entry.path for entry in folder.list("columns") if entry.path.endswith(".parquet")]
+    return pa.concat_tables([read_table(folder, shard) for shard in shards])
 
 
 def joined(planned: Planned) -> pa.Table:
     """The step's index rows with the columns of its inputs; samples that a generator left out are left out."""
     table = planned.rows()
     for made in planned.inputs.values():
-        columns = read_columns(made.folder)
+        columns = columns_of(made.folder)
         at = pc.index_in(table["key"], columns["key"])
         table = table.filter(at.is_valid())
         found = columns.take(at.drop_null())
         for name in columns.column_names:
             if name != "key":
                 table = table.append_column(found.schema.field(name), found[name])
+    size = planned.data.source.region_size or (0, 0)
+    for name, pixels in zip(("height", "width"), size, strict=True):
+        table = table.append_column(name, pa.array(np.full(len(table), pixels, np.int32)))
     if not len(table):
         raise DataError(f"Step {planned.name!r}: none of its {len(planned.rows())} samples has generated columns.")
     return table

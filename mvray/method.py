@@ -45,11 +45,16 @@ class Facts:
 class EpochWork(Protocol):
     """What ``Method.before_epoch`` may use. Every rank calls the same things in the same order."""
 
-    epoch: int
-    seed: int
-    rank: int
-    world: int
-    samples: int
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+    @property
+    def samples(self) -> int: ...
 
     def predictions(self) -> Iterable[tuple[Tensor, Mapping[str, Tensor]]]:
         """(index_B, Method.predict of the batch) over this rank's share of the training samples, unaugmented."""

@@ -22,7 +22,7 @@ from mvray.job import Column, Table
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-NAME_CHARACTERS, COLUMN_CHARACTERS, GAP = 30, 22, "   "
+NAME_CHARACTERS, COLUMN_CHARACTERS, GAP = 30, 24, "   "
 NOTHING = "-"
 
 
@@ -51,7 +51,7 @@ def verdict(rows: Sequence[Row], column: Column) -> str:
     if not measured:
         return f"{column.title} has not been measured yet."
     best, *others = sorted(measured, key=lambda row: -row["mean"][column.metric])
-    said = [f"{column.title}: {best['name']} is best with {_number(best['mean'][column.metric], column)}."]
+    said = [f"{column.title}: “{best['name']}” is best with {_number(best['mean'][column.metric], column)}."]
     if not others:
         return said[0] + " There is no other row to compare it with."
     compared = [_compared(best, other, column) for other in others]
@@ -72,8 +72,8 @@ def _compared(best: Row, other: Row, column: Column) -> str:
     assert low is not None
     assert high is not None
     span = f"95 % interval {_number(low, column)} to {_number(high, column)}, {len(differences)} seeds"
-    meaning = "the interval leaves out zero" if low > 0 else "chance may explain that"
-    return f"It is {_number(mean, column)} above {other['name']} ({span}): {meaning}."
+    meaning = "zero is outside, so that is more than chance" if low > 0 else "zero is inside, so that may be chance"
+    return f"It is {_number(mean, column)} above “{other['name']}” ({span}: {meaning})."
 
 
 def _number(value: float | None, column: Column) -> str:
@@ -98,11 +98,11 @@ def duration(seconds: float | None) -> str:
     """Seconds in words, as "2 min 05 s"."""
     if seconds is None:
         return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 # -- text ----------------------------------------------------------------------------------------

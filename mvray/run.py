@@ -122,7 +122,7 @@ def _do(planned: Planned, cluster: Cluster, log: RunLog, progress: Progress) -> 
 
 def _brief(planned: Planned, metrics: dict[str, float]) -> str:
     """The two or three numbers that a person wants to see at once."""
-    wanted = [n for n in metrics if n.startswith("validation/") or n.count("/") == 1 and n.endswith("accuracy")]
+    wanted = [n for n in metrics if n.startswith("validation/") or (n.count("/") == 1 and n.endswith("accuracy"))]
     shown = [f"{name} {metrics[name]:.3f}" for name in wanted[:3]]
     return ", ".join(shown or [f"{name} {value:g}" for name, value in list(metrics.items())[:3]])
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mvray import figures
-from mvray.data.columns import read_columns
-from mvray.data.pictures import fitted_pixels
-from mvray.data.quarantine import Unreadable
+from mvray.data.pictures import PictureDataset
+from mvray.errors import DataError
 from mvray.job import Data, Sheet
+from mvray.measure import columns_of
 from mvray.plan import Plan, rows_of
 
 
@@ -27,7 +27,7 @@ def draw(plan: Plan, sheet: Sheet, seed: int) -> bytes | None:
         return None
     index = shown[0][1].index
     rows = chosen(rows_of(index, sheet.data.splits), sheet.samples)
-    columns = [read_columns(planned.folder) for _, planned in shown]
+    columns = [columns_of(planned.folder) for _, planned in shown]
     titles = ["page", *(title for title, _ in shown)]
     if sheet.masked is not None:
         titles.insert(2, "hidden where A looks")
@@ -35,7 +35,7 @@ def draw(plan: Plan, sheet: Sheet, seed: int) -> bytes | None:
     names: list[str] = []
     for row in rows:
         found = [_of(table, row["key"]) for table in columns]
-        page = _page(sheet.data, row)
+        page = _page(sheet.data, row, index.rows)
         if page is None or any(each is None for each in found):
             continue
         over = [figures.overlay(page, each["map"]) for each in found if each is not None]
@@ -65,14 +65,14 @@ def _of(table: pa.Table, key: str) -> dict[str, Any] | None:
     return {"map": values, "predicted": table["predicted"][at].as_py()}
 
 
-def _page(data: Data, row: dict[str, Any]) -> np.ndarray | None:
+def _page(data: Data, row: dict[str, Any], rows: pa.Table) -> np.ndarray | None:
     """The sample as the network gets it, H x W x 3 uint8; None where it cannot be read any more."""
-    pictures = data.pictures
+    only = rows.filter(pc.equal(rows["key"], row["key"]))
     try:
-        page_HWC = fitted_pixels(data.source.read(row["location"], row["part"]), pictures)
-    except Unreadable:
+        page_CHW = PictureDataset(data.source, only, data.pictures)[0, 0]["image"]
+    except DataError:
         return None
-    return np.repeat(page_HWC, 3 // page_HWC.shape[2], axis=2)
+    return np.ascontiguousarray(np.broadcast_to(page_CHW, (3, *page_CHW.shape[1:])).transpose(1, 2, 0))
 
 
 def _hidden(page_HWC: np.ndarray, map_HW: np.ndarray, sheet: Sheet) -> np.ndarray:

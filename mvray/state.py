@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mvray.task import Samples, gathered
+from mvray.task import Board, Samples, gathered
 
 if TYPE_CHECKING:
     from mvray.checkpoint import Checkpoints
@@ -45,6 +45,7 @@ class Parts:
     optimisers: dict[str, torch.optim.Optimizer]
     samples: Samples
     checkpoints: Checkpoints
+    board: Board
     values: Mapping[str, Tensor]
     """What Method.before_epoch gave for the running epoch."""
 

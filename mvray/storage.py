@@ -153,15 +153,16 @@ class Storage:
 
         A local link that points nowhere is listed as an empty file.
         """
+        if self.is_local:
+            return sorted(_local_entries(Path(self._at(prefix)), len(self._at("").rstrip("/")) + 1, recursive))
         import pyarrow.fs
 
         selector = pyarrow.fs.FileSelector(self._at(prefix), allow_not_found=True, recursive=recursive)
-        start = len(self._at("").rstrip("/")) + 1
         folder = pyarrow.fs.FileType.Directory
         return sorted(
-            Entry(info.path[start:], info.size or 0, info.type == folder)
+            Entry(info.path[len(self._root) + 1 :], info.size or 0, info.type == folder)
             for info in self._files.get_file_info(selector)
-            if not info.path.endswith(_PARTIAL) and not (recursive and info.type == folder)
+            if not (recursive and info.type == folder)
         )
 
     def delete(self, path: str) -> None:
@@ -186,6 +187,22 @@ class Storage:
 
     def _info(self, path: str) -> Any:
         return self._files.get_file_info(self._at(path))
+
+
+def _local_entries(folder: Path, start: int, recursive: bool) -> Iterator[Entry]:
+    """As Storage.list; pyarrow's own listing leaves out links that point nowhere."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as found:
+        for item in found:
+            if item.is_dir():
+                if recursive:
+                    yield from _local_entries(Path(item.path), start, recursive)
+                else:
+                    yield Entry(item.path[start:], 0, True)
+            elif not item.name.endswith(_PARTIAL):
+                broken = item.is_symlink() and not Path(item.path).exists()
+                yield Entry(item.path[start:], 0 if broken else item.stat().st_size, False)
 
 
 @contextmanager

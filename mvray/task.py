@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from mvray.data import sampler
 from mvray.data.columns import Columns
 from mvray.data.pictures import PictureDataset, loader
 from mvray.data.tables import read_table
+from mvray.optim import precision
+from mvray.progress import duration
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from mvray.method import Facts, Method
 
 T = TypeVar("T")
+Batches = Generator[dict[str, Tensor], None, None]
+"""Batches on the device. Closing it ends the threads that decode ahead."""
 
 SHOW_EVERY_S = 1.0
 SHOW_EVERY_REMOTE_S = 15.0
@@ -46,25 +50,32 @@ class Task:
     folder: str
     facts: Facts
     epochs: int
+    attempt: str = ""
+    """Who may write to the folder: its file ``attempt`` names the newest driver that took the step on."""
     columns: tuple[str, ...] = ()
     start_weights: str | None = None
-
-    @property
-    def samples_train(self) -> int:
-        return self.facts.samples
 
 
 class Board:
     """Where rank 0 says how far it is (progress.json), now and then; the driver reads it."""
 
-    def __init__(self, folder: Storage) -> None:
-        self._folder, self._shown_at = folder, 0.0
+    def __init__(self, folder: Storage, rank: int, epochs: int) -> None:
+        self._folder, self._rank, self._epochs = folder, rank, epochs
+        self._shown_at = 0.0
         self._every_s = SHOW_EVERY_S if folder.is_local else SHOW_EVERY_REMOTE_S
 
-    def show(self, content: dict[str, Any], now: bool = False) -> None:
-        if now or time.monotonic() - self._shown_at > self._every_s:
-            self._shown_at = time.monotonic()
-            self._folder.write("progress.json", json.dumps(content).encode())
+    def show(
+        self, epoch: int, done: int, batches: int, rate: float, history: list[dict[str, float]], now: bool = False
+    ) -> None:
+        """``done`` of ``batches`` of ``epoch`` at ``rate`` batches a second; at intervals unless ``now``."""
+        if self._rank or not (now or time.monotonic() - self._shown_at > self._every_s):
+            return
+        self._shown_at = time.monotonic()
+        left_s = ((self._epochs - epoch) * batches - done) / rate if rate else 0.0
+        text = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}, {rate:.1f} steps/s"
+        if epoch < self._epochs:
+            text += f", at most {duration(left_s)} left"
+        self._folder.write("progress.json", json.dumps({"text": text, "history": history}).encode())
 
 
 @functools.cache
@@ -85,24 +96,122 @@ def gathered(thing: T, here: Environment) -> list[T]:
 class Samples:
     """The training and validation samples of a task, as this rank reads them."""
 
-    def __init__(self, task: Task, here: Environment, rows: pa.Table) -> None:
+    def __init__(self, task: Task, here: Environment) -> None:
+        step = task.step
+        rows = read_table(Storage(task.folder), "index.parquet")
+        needed = {name: column for uri in task.columns for name, column in Columns.open(uri).items()}
+        needed = {name: column for name, column in needed.items() if name in step.method.needs}
         self._task, self._here = task, here
-        self._columns = {name: reader for uri in task.columns for name, reader in Columns.open(uri).items()}
-        self._rows = {split: rows.filter(pc.equal(rows["split"], split)) for split in ("train", "validation")}
-        self.samples = len(self._rows["train"])
-        self.batch_size = min(task.step.optim.batch_size, self.samples)
+        self._sets = {
+            split: PictureDataset(
+                step.data.source,
+                rows.filter(pc.equal(rows["split"], split)),
+                step.data.pictures,
+                needed if split == "train" else {},
+                seed=task.seed,
+                train=split == "train",
+            )
+            for split in ("train", "validation")
+        }
+        # Training samples as evaluation sees them: unaugmented, without columns.
+        train = rows.filter(pc.equal(rows["split"], "train"))
+        self._plain = PictureDataset(step.data.source, train, step.data.pictures, seed=task.seed)
+        self.samples = len(train)
+        self.batch_size = min(step.optim.batch_size, self.samples)
         """Samples of one step over all ranks; an incomplete last batch of an epoch is left out."""
-        self.batches = self.samples // self.batch_size
-        self.bad: dict[str, str] = {}
+        self.batches = sampler.batches(self.samples, self.batch_size)
 
-    @classmethod
-    def open(cls, task: Task, here: Environment) -> Samples:
-        return cls(task, here, read_table(Storage(task.folder), "index.parquet"))
-
-    def train_batches(self, epoch: int, position: int, values: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    def train_batches(self, epoch: int, position: int, values: Mapping[str, Tensor]) -> Batches:
         """This rank's part of each global batch of ``epoch`` from ``position`` on, on the device."""
-        raise SystemExit
+        values = dict(values)
+        weights = values.pop("weight", None)
+        order = sampler.order(
+            self.samples,
+            self.batch_size,
+            rank=self._here.rank,
+            world=self._here.world,
+            seed=self._task.seed,
+            epoch=epoch,
+            position=position,
+            weights=None if weights is None else weights.double().numpy(),
+        )
+        for batch in self._loaded(self._sets["train"], order, epoch):
+            yield batch | {name: value.to(self._here.device)[batch["index"]] for name, value in values.items()}
 
     def predictions(self, method: Method, split: str) -> dict[str, np.ndarray]:
         """``method.predict`` and ``label`` over a whole split, in its order, on every rank."""
-        raise SystemExit
+        mine: dict[str, list[np.ndarray]] = {}
+        for batch, made in self._predicted(method, self._sets[split]):
+            for name, values in {**made, "label": batch["label"]}.items():
+                mine.setdefault(name, []).append(values.cpu().numpy())
+        parts = gathered({name: np.concatenate(values) for name, values in mine.items()}, self._here)
+        return {name: np.concatenate([part[name] for part in parts if part]) for name in parts[0]}
+
+    def train_predictions(self, method: Method) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """(index_B, columns) over this rank's share of the training samples, in order."""
+        for batch, made in self._predicted(method, self._plain):
+            yield batch["index"], made
+
+    def failures(self) -> dict[str, str]:
+        """Samples that this rank could not decode, by location, with the reason."""
+        return {
+            dataset.location(row): reason
+            for dataset in (*self._sets.values(), self._plain)
+            for row, reason in dataset.failures.items()
+        }
+
+    def _predicted(
+        self, method: Method, dataset: PictureDataset
+    ) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+        """Batches and what ``method`` predicts for them; samples that cannot be decoded are left out."""
+        training = method.training
+        method.eval()
+        order = sampler.in_order(len(dataset), self.batch_size, rank=self._here.rank, world=self._here.world)
+        try:
+            for batch in self._loaded(dataset, order, 0):
+                with torch.no_grad(), precision(self._task.step.optim, self._here.device):
+                    readable = batch["bad"] < 0
+                    kept = batch if bool(readable.all()) else {n: v[readable] for n, v in batch.items()}
+                    made = method.predict(kept)
+                yield kept, made
+        finally:
+            method.train(training)
+
+    def _loaded(self, dataset: PictureDataset, order: Iterable[np.ndarray], epoch: int) -> Batches:
+        on_gpu = self._here.device.type == "cuda"
+        batches = loader(dataset, order, epoch, self._task.step.scale.loader_workers, pin=on_gpu)
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield {name: value.to(self._here.device, non_blocking=on_gpu) for name, value in batch.items()}
+
+
+@dataclass(frozen=True)
+class EpochView:
+    """What `Method.before_epoch` gets (method.EpochWork)."""
+
+    method: Method
+    batches: Samples
+    epoch: int
+    seed: int
+    here: Environment
+
+    @property
+    def rank(self) -> int:
+        return self.here.rank
+
+    @property
+    def world(self) -> int:
+        return self.here.world
+
+    @property
+    def samples(self) -> int:
+        return self.batches.samples
+
+    def predictions(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        return self.batches.train_predictions(self.method)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if self.world > 1:
+            tensor = tensor.clone()
+            torch.distributed.all_reduce(tensor)
+        return tensor

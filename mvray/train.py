@@ -145,10 +145,11 @@ def _fit(task: Task, cluster: Cluster) -> None:
     gpus = cluster.gpus()
     if 0 < gpus < scale.workers:
         raise ClusterError(
-            f"Step {task.step.name!r} asks for {scale.workers} workers, but there are {gpus} GPUs. Use --workers {gpus}."
+            f"Step {task.step.name!r} asks for {scale.workers} workers, but there are {gpus} GPUs. "
+            f"Use --workers {gpus}."
         )
     trainer = ray.train.torch.TorchTrainer(
-        _on_worker,
+        _on_worker,  # type: ignore[arg-type]
         train_loop_config={"task": task},
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.workers,

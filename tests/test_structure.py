@@ -83,7 +83,7 @@ def test_no_utils_module():
 
 
 def _loaded_after(code: str) -> set[str]:
-    watch = "torch._C torchvision ray mlflow matplotlib pandas".split()
+    watch = ["torch._C", "torchvision", "ray", "mlflow", "matplotlib", "pandas"]
     check = f"{code}\nimport sys; print(*[m for m in {watch!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, check=True)
     return set(done.stdout.split())

@@ -83,6 +83,10 @@ class Manga109(PictureSource):
                 f"source.authors is {self.authors!r} but source.labels is {self.labels!r}; expected author."
             )
 
+    @property
+    def region_size(self) -> tuple[int, int]:
+        return self.page_height, self.page_width
+
     def index(self) -> Index:
         top = self._top()
         spreads = self._chosen(self._spreads(top, ""), top)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -107,6 +107,10 @@ class PictureDataset:
     def __len__(self) -> int:
         return len(self._locations)
 
+    def location(self, row: int) -> str:
+        """Where the sample of a row lies."""
+        return str(self._locations[row])
+
     def __getitem__(self, at: tuple[int, int]) -> dict[str, np.ndarray]:
         asked, epoch = int(at[0]), int(at[1])
         key = sample_key(self._seed, epoch, asked)
@@ -184,7 +188,7 @@ def loader(
     epoch: int = 0,
     workers: int = 2,
     pin: bool = False,
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """The batches of ``order`` (lists of rows), in order, decoded ahead by ``workers`` threads.
 
     Threads, not processes: Pillow and NumPy release the interpreter lock while they work, so threads

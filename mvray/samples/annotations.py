@@ -41,7 +41,9 @@ def book_xml(title: str, cast: Sequence[str], pages: Sequence[Sequence[Region]],
     ``first_box``: eight hexadecimal digits, unique in the data set."""
     ids = [f"{first_id + i:08x}" for i in range(len(cast))]
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', f"<book title={quoteattr(title)}>", "    <characters>"]
-    lines += [f"        <character id={quoteattr(i)} name={quoteattr(name)}/>" for i, name in zip(ids, cast, strict=True)]
+    lines += [
+        f"        <character id={quoteattr(i)} name={quoteattr(name)}/>" for i, name in zip(ids, cast, strict=True)
+    ]
     lines += ["    </characters>", "    <pages>"]
     for index, regions in enumerate(pages):
         lines.append(f'        <page index="{index}" width="{WIDTH}" height="{HEIGHT}">')

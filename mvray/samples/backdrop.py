@@ -27,13 +27,13 @@ class Scene:
     def size(self) -> tuple[int, int]:
         return self.image.size
 
-    def put(self, names: Sequence[str], size_px: float, x: float, foot: float, fade: float, line_px: float = 2.0) -> None:
+    def put(self, names: Sequence[str], size_px: float, x: float, foot: float, fade: float) -> None:
         """One of the drawings, its foot at ``foot``, its middle at ``x``."""
         if not names:
             return
         name = names[int(self.rng.integers(len(names)))]
         made = sprite(
-            self.troupe.artist, name, size_px, mirror=bool(self.rng.random() < 0.5), fade=fade, tone=0.7, line_px=line_px
+            self.troupe.artist, name, size_px, mirror=bool(self.rng.random() < 0.5), fade=fade, tone=0.7, line_px=2.0
         )
         box = made.mask.getbbox() or (0, 0, 1, 1)
         self.image.paste(made.image, (round(x - made.image.width / 2), round(foot - box[3])), made.mask)
@@ -45,8 +45,10 @@ def backdrop(
     """A picture of ``size`` (width, height) for a panel at ``origin``; ``kind`` is one of BACKDROPS."""
     scene = Scene(Image.new("L", size, habits.paper), troupe, habits, origin, rng)
     _PAINTERS[kind](scene)
-    if kind in ("tone", "gradient", "outdoors", "indoors"):
+    if kind in ("tone", "gradient"):
         return screened(scene.image, habits.screen, origin)
+    if kind in ("outdoors", "indoors"):  # scenery must stay readable through the screen
+        return Image.blend(scene.image, screened(scene.image, habits.screen, origin), 0.4)
     return scene.image
 
 
@@ -169,10 +171,11 @@ def _scatter(scene: Scene) -> None:
     if not scene.troupe.small:
         return
     step = rng.uniform(70, 120)
-    one = [scene.troupe.small[int(rng.integers(len(scene.troupe.small)))]]
-    for row, y in enumerate(np.arange(step / 2, height + step, step * 0.8)):
-        for x in np.arange((row % 2) * step / 2, width + step, step):
-            scene.put(one, step * rng.uniform(0.4, 0.7), x, y, 0.5, line_px=1.5)
+    name = scene.troupe.small[int(rng.integers(len(scene.troupe.small)))]
+    one = sprite(scene.troupe.artist, name, step * rng.uniform(0.4, 0.7), fade=0.5, tone=0.7, line_px=1.5)
+    for row, y in enumerate(np.arange(0, height, step * 0.8)):
+        for x in np.arange((row % 2 - 1) * step / 2, width, step):
+            scene.image.paste(one.image, (round(x), round(y)), one.mask)
 
 
 _PAINTERS: dict[str, Callable[[Scene], None]] = {

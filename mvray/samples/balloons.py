@@ -58,7 +58,9 @@ def balloon_size(text: str, habits: Habits) -> tuple[float, float]:
     return wide, max(h * room + 24, (0.3 if room < 1.2 else 0.5) * wide)
 
 
-def draw_balloon(canvas: Image.Image, box: Rect, text: str, target: Point, habits: Habits, rng: np.random.Generator) -> Rect:
+def draw_balloon(
+    canvas: Image.Image, box: Rect, text: str, target: Point, habits: Habits, rng: np.random.Generator
+) -> Rect:
     """A balloon that fills ``box`` with its tail towards ``target``. Returns the box of the text."""
     cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     body = _outline(habits.balloon, box, rng)
@@ -93,7 +95,16 @@ def _outline(kind: str, box: Rect, rng: np.random.Generator) -> list[Point]:
         return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
     if kind == "octagon":
         c = min(x1 - x0, y1 - y0) * 0.25
-        return [(x0 + c, y0), (x1 - c, y0), (x1, y0 + c), (x1, y1 - c), (x1 - c, y1), (x0 + c, y1), (x0, y1 - c), (x0, y0 + c)]
+        return [
+            (x0 + c, y0),
+            (x1 - c, y0),
+            (x1, y0 + c),
+            (x1, y1 - c),
+            (x1 - c, y1),
+            (x0 + c, y1),
+            (x0, y1 - c),
+            (x0, y0 + c),
+        ]
     turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     cos, sin = np.cos(turn), np.sin(turn)
     power = 4.0 if kind == "rounded" else 2.0
@@ -120,12 +131,21 @@ def _tail(kind: str, middle: Point, box: Rect, target: Point) -> list[list[Point
         return [[middle, target]]
     if kind == "bubbles":
         reach = _edge(middle, box, way)
-        return [_circle(np.array(middle) + way * (reach + (1 - reach) * t), r) for t, r in ((0.2, 9), (0.55, 6), (0.9, 4))]
+        return [
+            _circle(np.array(middle) + way * (reach + (1 - reach) * t), r) for t, r in ((0.2, 9), (0.55, 6), (0.9, 4))
+        ]
     if kind == "wedge":
         return [[tuple(middle + across * base), target, tuple(middle - across * base)]]
     bend = across * 0.22 * length
     sides = [
-        [tuple((1 - t) ** 2 * (middle + side * across * base) + 2 * t * (1 - t) * (middle + way / 2 + bend) + t**2 * (middle + way)) for t in np.linspace(0, 1, 9)]
+        [
+            tuple(
+                (1 - t) ** 2 * (middle + side * across * base)
+                + 2 * t * (1 - t) * (middle + way / 2 + bend)
+                + t**2 * (middle + way)
+            )
+            for t in np.linspace(0, 1, 9)
+        ]
         for side in (1, -1)
     ]
     return [sides[0] + sides[1][::-1]]
@@ -133,7 +153,9 @@ def _tail(kind: str, middle: Point, box: Rect, target: Point) -> list[list[Point
 
 def _edge(middle: Point, box: Rect, way: np.ndarray) -> float:
     """How far along ``way`` the balloon's box ends, 0 to 1."""
-    reaches = [half / abs(step) for half, step in zip((box[2] - middle[0], box[3] - middle[1]), way, strict=True) if step]
+    reaches = [
+        half / abs(step) for half, step in zip((box[2] - middle[0], box[3] - middle[1]), way, strict=True) if step
+    ]
     return min(0.9, *reaches)
 
 

@@ -8,7 +8,6 @@ from functools import cache
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageFilter
 
 from mvray.errors import SettingError
 from mvray.samples import drawings
@@ -22,10 +21,47 @@ FACES_PER_CAST = 7
 FIGURES_PER_CAST = 1
 
 # Drawings that are a head and nothing else: the face is all of it.
-HEADS = """man woman boy girl baby old-man old-woman alien robot clown-face cowboy-hat-face goblin ogre skull nerd-face
-smiling-face-with-sunglasses smiling-face-with-halo exploding-head face-with-symbols-on-mouth nauseated-face
-jack-o-lantern cow-face dog-face horse-face mouse-face rabbit-face tiger-face pig-face fox frog hamster lion
-panda bear wolf unicorn sun-with-face new-moon-face full-moon-face""".split()
+HEADS = [
+    "man",
+    "woman",
+    "boy",
+    "girl",
+    "baby",
+    "old-man",
+    "old-woman",
+    "alien",
+    "robot",
+    "clown-face",
+    "cowboy-hat-face",
+    "goblin",
+    "ogre",
+    "skull",
+    "nerd-face",
+    "smiling-face-with-sunglasses",
+    "smiling-face-with-halo",
+    "exploding-head",
+    "face-with-symbols-on-mouth",
+    "nauseated-face",
+    "jack-o-lantern",
+    "cow-face",
+    "dog-face",
+    "horse-face",
+    "mouse-face",
+    "rabbit-face",
+    "tiger-face",
+    "pig-face",
+    "fox",
+    "frog",
+    "hamster",
+    "lion",
+    "panda",
+    "bear",
+    "wolf",
+    "unicorn",
+    "sun-with-face",
+    "new-moon-face",
+    "full-moon-face",
+]
 HEADS_OF = {"fxemoji": ["cat", "dog", "koala", "mouse", "tiger", "boar", "bird"], "streamline-emojis": ["koala"]}
 FAMILIES = {  # one character with several expressions
     "smiley": "grinning-face face-with-tears-of-joy angry-face crying-face astonished-face winking-face unamused-face",
@@ -34,7 +70,19 @@ FAMILIES = {  # one character with several expressions
     "monkey": "monkey-face see-no-evil-monkey speak-no-evil-monkey",
 }
 # People down to the chest. Where an artist drew both a man and a woman, they are two characters.
-BUSTS = """construction-worker cook farmer firefighter health-worker judge mechanic pilot police-officer student in-tuxedo""".split()
+BUSTS = [
+    "construction-worker",
+    "cook",
+    "farmer",
+    "firefighter",
+    "health-worker",
+    "judge",
+    "mechanic",
+    "pilot",
+    "police-officer",
+    "student",
+    "in-tuxedo",
+]
 BUSTS_ALONE = ["prince", "princess", "person-with-veil", "person-with-skullcap"]
 SKIN = {
     "noto": (255, 202, 38),
@@ -44,30 +92,229 @@ SKIN = {
     "emojione": (255, 221, 103),
 }
 # Seen from head to foot or from the side: a body without a face box, rather than a guessed one.
-FIGURES = """ghost man-dancing woman-dancing woman-running man-walking person-fencing snowboarder skier penguin owl octopus
-snowman poodle elephant duck rooster turtle monkey cow goat crab snail chipmunk""".split()
+FIGURES = [
+    "ghost",
+    "man-dancing",
+    "woman-dancing",
+    "woman-running",
+    "man-walking",
+    "person-fencing",
+    "snowboarder",
+    "skier",
+    "penguin",
+    "owl",
+    "octopus",
+    "snowman",
+    "poodle",
+    "elephant",
+    "duck",
+    "rooster",
+    "turtle",
+    "monkey",
+    "cow",
+    "goat",
+    "crab",
+    "snail",
+    "chipmunk",
+]
 
-FAR = """house house-with-garden houses derelict-house church castle japanese-castle hotel hospital school office-building
-department-store convenience-store bank classical-building post-office factory stadium circus-tent ferris-wheel
-tokyo-tower statue-of-liberty mount-fuji mountain snow-capped-mountain volcano shinto-shrine love-hotel wedding
-building-construction roller-coaster mosque deciduous-tree evergreen-tree palm-tree christmas-tree""".split()
-NEAR = """deciduous-tree evergreen-tree palm-tree cactus automobile taxi bus minibus delivery-truck fire-engine ambulance
-tractor bicycle motor-scooter motorcycle police-car oncoming-taxi oncoming-police-car postbox fuel-pump fountain
-vertical-traffic-light bus-stop tent tulip sunflower rosette rose cow horse sheep goat dog cat mushroom seedling
-locomotive tram construction umbrella-on-ground""".split()
-SKY = """cloud sun sun-behind-cloud crescent-moon full-moon first-quarter-moon airplane helicopter small-airplane rocket
-bird dove balloon butterfly honeybee star rainbow waning-gibbous-moon sun-with-face eagle""".split()
-INDOORS = """couch-and-lamp seat bed bathtub television radio desktop-computer printer books telephone guitar violin
-wastebasket toilet shopping-cart backpack briefcase package crown trophy globe-showing-europe-africa candle potted-plant
-wrapped-gift microscope telescope drum alarm-clock birthday-cake money-bag handbag moai saxophone musical-keyboard
-""".split()
-PICTURES = """sunrise sunset national-park cityscape bridge-at-night foggy desert milky-way mount-fuji framed-picture
-sunrise-over-mountains world-map calendar castle ship sailboat rainbow door""".split()
-SMALL = """cherry-blossom blossom hibiscus sparkles star red-heart beating-heart growing-heart musical-note maple-leaf
-four-leaf-clover snowflake glowing-star heart-suit leaf-fluttering-in-wind droplet fallen-leaf high-voltage butterfly
-diamond-suit spade-suit paw-prints bell""".split()
-MARKS = """anger-symbol sweat-droplets collision dizzy zzz musical-notes beating-heart broken-heart light-bulb high-voltage
-dashing-away two-hearts""".split()
+FAR = [
+    "house",
+    "house-with-garden",
+    "houses",
+    "derelict-house",
+    "church",
+    "castle",
+    "japanese-castle",
+    "hotel",
+    "hospital",
+    "school",
+    "office-building",
+    "department-store",
+    "convenience-store",
+    "bank",
+    "classical-building",
+    "post-office",
+    "factory",
+    "stadium",
+    "circus-tent",
+    "ferris-wheel",
+    "tokyo-tower",
+    "statue-of-liberty",
+    "mount-fuji",
+    "mountain",
+    "snow-capped-mountain",
+    "volcano",
+    "shinto-shrine",
+    "love-hotel",
+    "wedding",
+    "building-construction",
+    "roller-coaster",
+    "mosque",
+    "deciduous-tree",
+    "evergreen-tree",
+    "palm-tree",
+    "christmas-tree",
+]
+NEAR = [
+    "deciduous-tree",
+    "evergreen-tree",
+    "palm-tree",
+    "cactus",
+    "automobile",
+    "taxi",
+    "bus",
+    "minibus",
+    "delivery-truck",
+    "fire-engine",
+    "ambulance",
+    "tractor",
+    "bicycle",
+    "motor-scooter",
+    "motorcycle",
+    "police-car",
+    "oncoming-taxi",
+    "oncoming-police-car",
+    "postbox",
+    "fuel-pump",
+    "fountain",
+    "vertical-traffic-light",
+    "bus-stop",
+    "tent",
+    "tulip",
+    "sunflower",
+    "rosette",
+    "rose",
+    "cow",
+    "horse",
+    "sheep",
+    "goat",
+    "dog",
+    "cat",
+    "mushroom",
+    "seedling",
+    "locomotive",
+    "tram",
+    "construction",
+    "umbrella-on-ground",
+]
+SKY = [
+    "cloud",
+    "sun",
+    "sun-behind-cloud",
+    "crescent-moon",
+    "full-moon",
+    "first-quarter-moon",
+    "airplane",
+    "helicopter",
+    "small-airplane",
+    "rocket",
+    "bird",
+    "dove",
+    "balloon",
+    "butterfly",
+    "honeybee",
+    "star",
+    "rainbow",
+    "waning-gibbous-moon",
+    "sun-with-face",
+    "eagle",
+]
+INDOORS = [
+    "couch-and-lamp",
+    "seat",
+    "bed",
+    "bathtub",
+    "television",
+    "radio",
+    "desktop-computer",
+    "printer",
+    "books",
+    "telephone",
+    "guitar",
+    "violin",
+    "wastebasket",
+    "toilet",
+    "shopping-cart",
+    "backpack",
+    "briefcase",
+    "package",
+    "crown",
+    "trophy",
+    "globe-showing-europe-africa",
+    "candle",
+    "potted-plant",
+    "wrapped-gift",
+    "microscope",
+    "telescope",
+    "drum",
+    "alarm-clock",
+    "birthday-cake",
+    "money-bag",
+    "handbag",
+    "moai",
+    "saxophone",
+    "musical-keyboard",
+]
+PICTURES = [
+    "sunrise",
+    "sunset",
+    "national-park",
+    "cityscape",
+    "bridge-at-night",
+    "foggy",
+    "desert",
+    "milky-way",
+    "mount-fuji",
+    "framed-picture",
+    "sunrise-over-mountains",
+    "world-map",
+    "calendar",
+    "castle",
+    "ship",
+    "sailboat",
+    "rainbow",
+    "door",
+]
+SMALL = [
+    "cherry-blossom",
+    "blossom",
+    "hibiscus",
+    "sparkles",
+    "star",
+    "red-heart",
+    "beating-heart",
+    "growing-heart",
+    "musical-note",
+    "maple-leaf",
+    "four-leaf-clover",
+    "snowflake",
+    "glowing-star",
+    "heart-suit",
+    "leaf-fluttering-in-wind",
+    "droplet",
+    "fallen-leaf",
+    "high-voltage",
+    "butterfly",
+    "diamond-suit",
+    "spade-suit",
+    "paw-prints",
+    "bell",
+]
+MARKS = [
+    "anger-symbol",
+    "sweat-droplets",
+    "collision",
+    "dizzy",
+    "zzz",
+    "musical-notes",
+    "beating-heart",
+    "broken-heart",
+    "light-bulb",
+    "high-voltage",
+    "dashing-away",
+    "two-hearts",
+]
 
 
 @dataclass(frozen=True)
@@ -113,10 +360,15 @@ def face_of(artist: str, name: str) -> Box | None:
 
 
 def _skin(artist: str, name: str) -> np.ndarray:
-    """Where the drawing has the artist's colour of skin, with eyes and mouth closed: 128 x 128, 0 or 1."""
+    """Where the drawing has the artist's colour of skin, with holes of 15 px (eyes, mouth) closed: 128 x 128, bool."""
     rgb = np.asarray(drawings.drawing(artist, name).image)[..., :3].astype(int)
-    near = (np.abs(rgb - SKIN[artist]).max(axis=-1) < 14).astype(np.uint8)
-    return np.asarray(Image.fromarray(near).filter(ImageFilter.MaxFilter(15)).filter(ImageFilter.MinFilter(15)))
+    skin = np.abs(rgb - SKIN[artist]).max(axis=-1) < 14
+    for widen in (True, False):
+        for axis in (0, 1):
+            padded = np.pad(skin, [(7, 7) if axis == i else (0, 0) for i in (0, 1)], constant_values=not widen)
+            windows = np.lib.stride_tricks.sliding_window_view(padded, 15, axis)
+            skin = windows.any(axis=-1) if widen else windows.all(axis=-1)
+    return skin
 
 
 def _run(counts: np.ndarray) -> tuple[int, int]:
@@ -168,7 +420,9 @@ def troupes(titles: int, rng: np.random.Generator) -> list[Troupe]:
     order = _shuffled(rng, drawings.artists())
     most = sum(casts(artist) for artist in order)
     if titles > most:
-        raise SettingError(f"{titles} titles; the art is enough for {most} titles with casts of their own. Ask for fewer.")
+        raise SettingError(
+            f"{titles} titles; the art is enough for {most} titles with casts of their own. Ask for fewer."
+        )
     rounds = [artist for turn in range(titles) for artist in order if turn < casts(artist)]
     shuffled = {artist: [_shuffled(rng, people) for people in _characters(artist)] for artist in order}
     made = []

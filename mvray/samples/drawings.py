@@ -56,7 +56,12 @@ def drawing(artist: str, name: str) -> Drawing:
 @cache
 def extent(artist: str, name: str) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of what is drawn (alpha at least one half), in the drawing's pixels."""
-    return drawing(artist, name).image.getchannel("A").point(lambda a: 255 * (a >= SIDE)).getbbox() or (0, 0, SIDE, SIDE)
+    return drawing(artist, name).image.getchannel("A").point(lambda a: 255 * (a >= SIDE)).getbbox() or (
+        0,
+        0,
+        SIDE,
+        SIDE,
+    )
 
 
 @cache

@@ -32,7 +32,7 @@ def draw_words(
         text = balloons.wrapped(panel.caption, title.habits, 9 * title.habits.font_px)
         at = (max(4, x0 + title.habits.border_px + 6), max(4, y0 + title.habits.border_px + 6))
         box = balloons.draw_caption(canvas, at, text, title.habits)
-        found.append(Region("text", inside(box), words=_flat(text)))
+        found.append(Region("text", inside(_wider(box, 3)), words=_flat(text)))
         taken.append(_wider(box, 14))
     for speaker, line in panel.lines:
         head = _head(seen, panel.shots[speaker].who)
@@ -41,7 +41,7 @@ def draw_words(
             text, box = place
             target = _rim(head, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
             lettered = balloons.draw_balloon(canvas, box, text, target, title.habits, rng)
-            found.append(Region("text", inside(lettered), words=_flat(text)))
+            found.append(Region("text", inside(_wider(lettered, 3)), words=_flat(text)))
             taken.append(box)
     if panel.mark and panel.shots:
         _draw_mark(canvas, title, panel, seen, rng)
@@ -71,7 +71,11 @@ def _place(
             y = y0 - 10 + down * (y1 - y0 - h + 20) + rng.uniform(-6, 6)
             box = (x, y, x + w, y + h)
             hidden = max((_area(_common(box, face)) / max(_area(face), 1) for face in faces), default=0.0)
-            if hidden > MOST_FACE or _area(_common(box, page)) < 0.999 * w * h or any(_area(_common(box, b)) for b in taken):
+            if (
+                hidden > MOST_FACE
+                or _area(_common(box, page)) < 0.999 * w * h
+                or any(_area(_common(box, b)) for b in taken)
+            ):
                 continue
             outside = 1 - _area(_common(box, (x0, y0, x1, y1))) / (w * h)
             covered = sum(_area(_common(box, body)) for body in bodies) / (w * h)
@@ -106,7 +110,10 @@ def _draw_sound(canvas: Image.Image, panel: Panel, faces: Sequence[Rect], rng: n
     if size < 30:
         return
     image = balloons.sound(panel.sound, size, rng.uniform(-22, 22), panel.backdrop != "black")
-    places = [(rng.uniform(x0, max(x0 + 1, x1 - image.width)), rng.uniform(y0, max(y0 + 1, y1 - image.height))) for _ in range(8)]
+    places = [
+        (rng.uniform(x0, max(x0 + 1, x1 - image.width)), rng.uniform(y0, max(y0 + 1, y1 - image.height)))
+        for _ in range(8)
+    ]
 
     def hides(at: tuple[float, float]) -> float:
         box = (*at, at[0] + image.width, at[1] + image.height)
@@ -117,7 +124,9 @@ def _draw_sound(canvas: Image.Image, panel: Panel, faces: Sequence[Rect], rng: n
         canvas.paste(image.getchannel("L"), (round(at[0]), round(at[1])), image.getchannel("A"))
 
 
-def _draw_mark(canvas: Image.Image, title: Title, panel: Panel, seen: Sequence[Region], rng: np.random.Generator) -> None:
+def _draw_mark(
+    canvas: Image.Image, title: Title, panel: Panel, seen: Sequence[Region], rng: np.random.Generator
+) -> None:
     """A drop of sweat, a heart, an anger mark beside somebody's head."""
     head = _head(seen, panel.shots[0].who)
     if head is None:

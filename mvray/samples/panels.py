@@ -18,7 +18,9 @@ def bounds(polygon: Polygon) -> tuple[int, int, int, int]:
     return int(np.floor(min(xs))), int(np.floor(min(ys))), int(np.ceil(max(xs))), int(np.ceil(max(ys)))
 
 
-def panels_of(habits: Habits, page: tuple[float, float, float, float], count: int, rng: np.random.Generator) -> list[Polygon]:
+def panels_of(
+    habits: Habits, page: tuple[float, float, float, float], count: int, rng: np.random.Generator
+) -> list[Polygon]:
     """``count`` panels that fill the rectangle ``page`` by the title's grid."""
     x0, y0, x1, y1 = page
     whole: Polygon = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
@@ -58,7 +60,9 @@ def _grid(
     return made
 
 
-def _strips(habits: Habits, polygon: Polygon, weights: list[float], rows: bool, rng: np.random.Generator) -> list[Polygon]:
+def _strips(
+    habits: Habits, polygon: Polygon, weights: list[float], rows: bool, rng: np.random.Generator
+) -> list[Polygon]:
     """The polygon cut into strips of these weights: from the top, or from the right."""
     made = []
     while len(weights) > 1:
@@ -81,7 +85,9 @@ def _mosaic(habits: Habits, polygon: Polygon, count: int, rng: np.random.Generat
     return _mosaic(habits, head, first, rng) + _mosaic(habits, rest, count - first, rng)
 
 
-def _cut(habits: Habits, polygon: Polygon, share: float, rows: bool, rng: np.random.Generator) -> tuple[Polygon, Polygon]:
+def _cut(
+    habits: Habits, polygon: Polygon, share: float, rows: bool, rng: np.random.Generator
+) -> tuple[Polygon, Polygon]:
     """``share`` of the polygon from the top (``rows``) or from the right, and the rest, a gutter apart."""
     x0, y0, x1, y1 = bounds(polygon)
     lean = np.deg2rad(rng.uniform(-1, 1) * habits.slant_deg)

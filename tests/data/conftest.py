@@ -51,6 +51,18 @@ BOXES = [
 
 
 @pytest.fixture
+def xml_of() -> Callable[..., str]:
+    """A work's annotations: title, pages, and the boxes that are on every page."""
+    return lambda title, pages, boxes: book_xml(title, [page_xml(number, boxes) for number in range(pages)])
+
+
+@pytest.fixture
+def drawn_picture() -> Callable[..., Image.Image]:
+    """A picture of width x height, its own for each seed."""
+    return drawing
+
+
+@pytest.fixture
 def comics(tmp_path: Path) -> Callable[..., Path]:
     """Make ROOT/images/TITLE/NNN.jpg and ROOT/annotations/TITLE.xml; returns ROOT."""
 

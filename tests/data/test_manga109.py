@@ -286,12 +286,10 @@ def test_the_same_from_s3(comics: Comics, s3: str) -> None:
 
 @pytest.mark.slow
 def test_the_whole_of_manga109_is_indexed_without_decoding(
-    comics: Comics, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, xml_of: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """10,619 spreads and 109 books of its size; says how long it took."""
-    from conftest import book_xml, page_xml
-
-    root = comics({}, root=tmp_path)
+    root = tmp_path
     Image.new("L", (64, 48)).save(tmp_path / "one.jpg")
     (root / "annotations").mkdir()
     boxes = [("face", "00000001", 97 * k % 1600, 20, 97 * k % 1600 + 40, 90) for k in range(50)]
@@ -301,8 +299,7 @@ def test_the_whole_of_manga109_is_indexed_without_decoding(
         count = 10619 // 109 + (book < 10619 % 109)
         for number in range(count):
             os.link(tmp_path / "one.jpg", folder / f"{number:03d}.jpg")
-        pages = [page_xml(number, boxes) for number in range(count)]
-        (root / "annotations" / f"{folder.name}.xml").write_text(book_xml(folder.name, pages))
+        (root / "annotations" / f"{folder.name}.xml").write_text(xml_of(folder.name, count, boxes))
     started = time.perf_counter()
     index = Manga109(root=str(root), train=13942, validation=2020, test=3030).index()
     seconds = time.perf_counter() - started
