@@ -30,6 +30,7 @@ class Cluster:
         self._storage = storage
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._started, self._stopped = threading.Event(), threading.Event()
 
     def start(self, job: Job) -> None:
         """Begin to start or join Ray, without waiting for it."""
@@ -60,11 +61,14 @@ class Cluster:
             _quiet()
         except BaseException as error:
             self._error = error
+        self._started.set()
+        # Ray's processes end when the thread that started them does (Linux's PDEATHSIG), so it stays.
+        self._stopped.wait()
 
     def ready(self) -> None:
-        """Wait until Ray answers. Raises ClusterError where it could not be started or joined."""
+        """Wait until Ray answers; nobody may import ray before. Raises ClusterError where it could not be started or joined."""
         if self._thread is not None:
-            self._thread.join()
+            self._started.wait()
         if self._error is not None:
             where = os.environ.get("RAY_ADDRESS", "this machine")
             raise ClusterError(
@@ -93,10 +97,11 @@ class Cluster:
         """Leave the cluster; a local one ends."""
         if self._thread is None:
             return
-        self._thread.join()
+        self._started.wait()
         import ray
 
         ray.shutdown()
+        self._stopped.set()
 
 
 def _quiet() -> None:

@@ -140,6 +140,7 @@ def _made(work: Work, missing: list[int], cluster: Cluster) -> Any:
         maker = Maker(work, missing)
         yield from (maker.make(shard) for shard in missing)
         return
+    cluster.ready()
     import ray.data
 
     scale, gpus = work.step.scale, cluster.gpus()

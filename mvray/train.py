@@ -103,6 +103,7 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
 
 
 def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster) -> None:
+    cluster.ready()
     import ray.exceptions
     import ray.train
 

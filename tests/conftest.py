@@ -18,6 +18,14 @@ import pytest
 BUCKET = "mvray-tests"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
+
+
 @dataclass(frozen=True)
 class S3Server:
     """A running S3 server: its endpoint, and the environment with which AWS's own clients find it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -58,35 +59,41 @@ def balloon_size(text: str, habits: Habits) -> tuple[float, float]:
     return wide, max(h * room + 24, (0.3 if room < 1.2 else 0.5) * wide)
 
 
-def draw_balloon(
-    canvas: Image.Image, box: Rect, text: str, target: Point, habits: Habits, rng: np.random.Generator
-) -> Rect:
-    """A balloon that fills ``box`` with its tail towards ``target``. Returns the box of the text."""
-    cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    body = _outline(habits.balloon, box, rng)
-    tails = _tail(habits.tail, (cx, cy), box, target)
-    points = [point for shape in (body, *tails) for point in shape]
+def draw_balloons(
+    canvas: Image.Image, said: Sequence[tuple[str, Rect, Point]], habits: Habits, rng: np.random.Generator
+) -> list[Rect]:
+    """Balloons for (text, box of the balloon, where its tail points). Returns the boxes of the texts.
+
+    All outlines are drawn first, then all insides, so that a tail never crosses another's words.
+    """
+    if not said:
+        return []
+    bodies = [_outline(habits.balloon, box, rng) for _, box, _ in said]
+    tails = [tail for _, box, target in said for tail in _tail(habits.tail, box, target)]
+    points = np.array([point for shape in bodies + tails for point in shape])
     pad = habits.balloon_px + 3
-    x0, y0 = (int(min(p[i] for p in points)) - pad for i in (0, 1))
-    size = tuple(int(max(p[i] for p in points)) + pad - low for i, low in ((0, x0), (1, y0)))
-    ink, fill = (Image.new("L", (2 * size[0], 2 * size[1])) for _ in range(2))
-    for shape in (*tails, body):
+    x0, y0 = (int(v) - pad for v in points.min(axis=0))
+    width, height = (int(v) + pad for v in points.max(axis=0) - (x0, y0))
+    ink, inside = Image.new("L", (2 * width, 2 * height)), Image.new("L", (2 * width, 2 * height))
+    for shape in tails + bodies:
         double = [(2 * (x - x0), 2 * (y - y0)) for x, y in shape]
         ImageDraw.Draw(ink).line([*double, double[0], double[1]], 255, 4 * habits.balloon_px, joint="curve")
         if len(shape) > 2:
-            ImageDraw.Draw(fill).polygon(double, 255)
+            ImageDraw.Draw(inside).polygon(double, 255)
     canvas.paste(INK, (x0, y0), ink.reduce(2))
-    canvas.paste(habits.balloon_grey, (x0, y0), fill.reduce(2))
-    return draw_text(canvas, (cx, cy), text, habits, INK)
+    canvas.paste(habits.balloon_grey, (x0, y0), inside.reduce(2))
+    return [draw_text(canvas, middle_of(box), text, habits, INK) for text, box, _ in said]
+
+
+def middle_of(box: Rect) -> Point:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def draw_text(canvas: Image.Image, middle: Point, text: str, habits: Habits, grey: int) -> Rect:
     """Lettering around ``middle``; returns its box."""
-    style = {"font": font(habits.font_px), "anchor": "mm", "align": "center", "stroke_width": habits.bold_px}
-    at = (round(middle[0]), round(middle[1]))
-    draw = ImageDraw.Draw(canvas)
-    draw.multiline_text(at, text, fill=grey, **style)
-    return draw.multiline_textbbox(at, text, **style)
+    at, draw, letters = (round(middle[0]), round(middle[1])), ImageDraw.Draw(canvas), font(habits.font_px)
+    draw.multiline_text(at, text, grey, letters, "mm", align="center", stroke_width=habits.bold_px)
+    return draw.multiline_textbbox(at, text, letters, "mm", align="center", stroke_width=habits.bold_px)
 
 
 def _outline(kind: str, box: Rect, rng: np.random.Generator) -> list[Point]:
@@ -119,8 +126,9 @@ def _outline(kind: str, box: Rect, rng: np.random.Generator) -> list[Point]:
     return [(float(cx + a * r * c), float(cy + b * r * s)) for r, c, s in zip(radius, cos, sin, strict=True)]
 
 
-def _tail(kind: str, middle: Point, box: Rect, target: Point) -> list[list[Point]]:
+def _tail(kind: str, box: Rect, target: Point) -> list[list[Point]]:
     """Shapes that lead from a balloon's middle to the speaker; a shape of two points is a stroke."""
+    middle = middle_of(box)
     way = np.array(target) - middle
     length = float(np.hypot(*way))
     if length < 1:
@@ -136,19 +144,15 @@ def _tail(kind: str, middle: Point, box: Rect, target: Point) -> list[list[Point
         ]
     if kind == "wedge":
         return [[tuple(middle + across * base), target, tuple(middle - across * base)]]
-    bend = across * 0.22 * length
+    # Two quadratic Bezier curves that meet at the target.
+    t = np.linspace(0, 1, 9)[:, None]
     sides = [
-        [
-            tuple(
-                (1 - t) ** 2 * (middle + side * across * base)
-                + 2 * t * (1 - t) * (middle + way / 2 + bend)
-                + t**2 * (middle + way)
-            )
-            for t in np.linspace(0, 1, 9)
-        ]
+        (1 - t) ** 2 * (middle + side * across * base)
+        + 2 * t * (1 - t) * (middle + way / 2 + 0.22 * length * across)
+        + t**2 * target
         for side in (1, -1)
     ]
-    return [sides[0] + sides[1][::-1]]
+    return [[(float(x), float(y)) for x, y in np.concatenate([sides[0], sides[1][::-1]])]]
 
 
 def _edge(middle: Point, box: Rect, way: np.ndarray) -> float:
@@ -156,20 +160,25 @@ def _edge(middle: Point, box: Rect, way: np.ndarray) -> float:
     reaches = [
         half / abs(step) for half, step in zip((box[2] - middle[0], box[3] - middle[1]), way, strict=True) if step
     ]
-    return min(0.9, *reaches)
+    return min([0.9, *reaches])
 
 
 def _circle(middle: np.ndarray, radius: float) -> list[Point]:
     return [(middle[0] + radius * np.cos(t), middle[1] + radius * np.sin(t)) for t in np.linspace(0, 2 * np.pi, 16)]
 
 
+def caption_size(text: str, habits: Habits) -> tuple[int, int]:
+    """Width and height of a narrator's box."""
+    w, h = text_size(text, habits)
+    return round(w) + 24, round(h) + 20
+
+
 def draw_caption(canvas: Image.Image, corner: Point, text: str, habits: Habits) -> Rect:
     """A narrator's box with its upper left corner at ``corner``. Returns the box of the text."""
-    w, h = text_size(text, habits)
+    w, h = caption_size(text, habits)
     x, y = (round(v) for v in corner)
-    box = (x, y, x + round(w) + 24, y + round(h) + 20)
-    ImageDraw.Draw(canvas).rectangle(box, fill=habits.balloon_grey, outline=INK, width=max(2, habits.balloon_px - 1))
-    return draw_text(canvas, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), text, habits, INK)
+    ImageDraw.Draw(canvas).rectangle((x, y, x + w, y + h), habits.balloon_grey, INK, max(2, habits.balloon_px - 1))
+    return draw_text(canvas, (x + w / 2, y + h / 2), text, habits, INK)
 
 
 def sound(text: str, size_px: int, angle_deg: float, dark: bool) -> Image.Image:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mvray.errors import SettingError
-from mvray.samples import drawings
+from mvray.samples import drawings, subjects
 from mvray.samples.drawings import SIDE
 
 T = TypeVar("T")
@@ -19,302 +19,6 @@ Box = tuple[int, int, int, int]
 
 FACES_PER_CAST = 7
 FIGURES_PER_CAST = 1
-
-# Drawings that are a head and nothing else: the face is all of it.
-HEADS = [
-    "man",
-    "woman",
-    "boy",
-    "girl",
-    "baby",
-    "old-man",
-    "old-woman",
-    "alien",
-    "robot",
-    "clown-face",
-    "cowboy-hat-face",
-    "goblin",
-    "ogre",
-    "skull",
-    "nerd-face",
-    "smiling-face-with-sunglasses",
-    "smiling-face-with-halo",
-    "exploding-head",
-    "face-with-symbols-on-mouth",
-    "nauseated-face",
-    "jack-o-lantern",
-    "cow-face",
-    "dog-face",
-    "horse-face",
-    "mouse-face",
-    "rabbit-face",
-    "tiger-face",
-    "pig-face",
-    "fox",
-    "frog",
-    "hamster",
-    "lion",
-    "panda",
-    "bear",
-    "wolf",
-    "unicorn",
-    "sun-with-face",
-    "new-moon-face",
-    "full-moon-face",
-]
-HEADS_OF = {"fxemoji": ["cat", "dog", "koala", "mouse", "tiger", "boar", "bird"], "streamline-emojis": ["koala"]}
-FAMILIES = {  # one character with several expressions
-    "smiley": "grinning-face face-with-tears-of-joy angry-face crying-face astonished-face winking-face unamused-face",
-    "cat": "cat-face grinning-cat crying-cat pouting-cat weary-cat cat-with-wry-smile smiling-cat-with-heart-eyes",
-    "devil": "smiling-face-with-horns angry-face-with-horns",
-    "monkey": "monkey-face see-no-evil-monkey speak-no-evil-monkey",
-}
-# People down to the chest. Where an artist drew both a man and a woman, they are two characters.
-BUSTS = [
-    "construction-worker",
-    "cook",
-    "farmer",
-    "firefighter",
-    "health-worker",
-    "judge",
-    "mechanic",
-    "pilot",
-    "police-officer",
-    "student",
-    "in-tuxedo",
-]
-BUSTS_ALONE = ["prince", "princess", "person-with-veil", "person-with-skullcap"]
-SKIN = {
-    "noto": (255, 202, 38),
-    "noto-v1": (251, 193, 27),
-    "twemoji": (255, 220, 93),
-    "fluent-emoji-flat": (255, 200, 61),
-    "emojione": (255, 221, 103),
-}
-# Seen from head to foot or from the side: a body without a face box, rather than a guessed one.
-FIGURES = [
-    "ghost",
-    "man-dancing",
-    "woman-dancing",
-    "woman-running",
-    "man-walking",
-    "person-fencing",
-    "snowboarder",
-    "skier",
-    "penguin",
-    "owl",
-    "octopus",
-    "snowman",
-    "poodle",
-    "elephant",
-    "duck",
-    "rooster",
-    "turtle",
-    "monkey",
-    "cow",
-    "goat",
-    "crab",
-    "snail",
-    "chipmunk",
-]
-
-FAR = [
-    "house",
-    "house-with-garden",
-    "houses",
-    "derelict-house",
-    "church",
-    "castle",
-    "japanese-castle",
-    "hotel",
-    "hospital",
-    "school",
-    "office-building",
-    "department-store",
-    "convenience-store",
-    "bank",
-    "classical-building",
-    "post-office",
-    "factory",
-    "stadium",
-    "circus-tent",
-    "ferris-wheel",
-    "tokyo-tower",
-    "statue-of-liberty",
-    "mount-fuji",
-    "mountain",
-    "snow-capped-mountain",
-    "volcano",
-    "shinto-shrine",
-    "love-hotel",
-    "wedding",
-    "building-construction",
-    "roller-coaster",
-    "mosque",
-    "deciduous-tree",
-    "evergreen-tree",
-    "palm-tree",
-    "christmas-tree",
-]
-NEAR = [
-    "deciduous-tree",
-    "evergreen-tree",
-    "palm-tree",
-    "cactus",
-    "automobile",
-    "taxi",
-    "bus",
-    "minibus",
-    "delivery-truck",
-    "fire-engine",
-    "ambulance",
-    "tractor",
-    "bicycle",
-    "motor-scooter",
-    "motorcycle",
-    "police-car",
-    "oncoming-taxi",
-    "oncoming-police-car",
-    "postbox",
-    "fuel-pump",
-    "fountain",
-    "vertical-traffic-light",
-    "bus-stop",
-    "tent",
-    "tulip",
-    "sunflower",
-    "rosette",
-    "rose",
-    "cow",
-    "horse",
-    "sheep",
-    "goat",
-    "dog",
-    "cat",
-    "mushroom",
-    "seedling",
-    "locomotive",
-    "tram",
-    "construction",
-    "umbrella-on-ground",
-]
-SKY = [
-    "cloud",
-    "sun",
-    "sun-behind-cloud",
-    "crescent-moon",
-    "full-moon",
-    "first-quarter-moon",
-    "airplane",
-    "helicopter",
-    "small-airplane",
-    "rocket",
-    "bird",
-    "dove",
-    "balloon",
-    "butterfly",
-    "honeybee",
-    "star",
-    "rainbow",
-    "waning-gibbous-moon",
-    "sun-with-face",
-    "eagle",
-]
-INDOORS = [
-    "couch-and-lamp",
-    "seat",
-    "bed",
-    "bathtub",
-    "television",
-    "radio",
-    "desktop-computer",
-    "printer",
-    "books",
-    "telephone",
-    "guitar",
-    "violin",
-    "wastebasket",
-    "toilet",
-    "shopping-cart",
-    "backpack",
-    "briefcase",
-    "package",
-    "crown",
-    "trophy",
-    "globe-showing-europe-africa",
-    "candle",
-    "potted-plant",
-    "wrapped-gift",
-    "microscope",
-    "telescope",
-    "drum",
-    "alarm-clock",
-    "birthday-cake",
-    "money-bag",
-    "handbag",
-    "moai",
-    "saxophone",
-    "musical-keyboard",
-]
-PICTURES = [
-    "sunrise",
-    "sunset",
-    "national-park",
-    "cityscape",
-    "bridge-at-night",
-    "foggy",
-    "desert",
-    "milky-way",
-    "mount-fuji",
-    "framed-picture",
-    "sunrise-over-mountains",
-    "world-map",
-    "calendar",
-    "castle",
-    "ship",
-    "sailboat",
-    "rainbow",
-    "door",
-]
-SMALL = [
-    "cherry-blossom",
-    "blossom",
-    "hibiscus",
-    "sparkles",
-    "star",
-    "red-heart",
-    "beating-heart",
-    "growing-heart",
-    "musical-note",
-    "maple-leaf",
-    "four-leaf-clover",
-    "snowflake",
-    "glowing-star",
-    "heart-suit",
-    "leaf-fluttering-in-wind",
-    "droplet",
-    "fallen-leaf",
-    "high-voltage",
-    "butterfly",
-    "diamond-suit",
-    "spade-suit",
-    "paw-prints",
-    "bell",
-]
-MARKS = [
-    "anger-symbol",
-    "sweat-droplets",
-    "collision",
-    "dizzy",
-    "zzz",
-    "musical-notes",
-    "beating-heart",
-    "broken-heart",
-    "light-bulb",
-    "high-voltage",
-    "dashing-away",
-    "two-hearts",
-]
 
 
 @dataclass(frozen=True)
@@ -349,7 +53,7 @@ def face_of(artist: str, name: str) -> Box | None:
     """
     if name in _heads(artist):
         return drawings.extent(artist, name)
-    if name not in _busts(artist) or artist not in SKIN:
+    if name not in _busts(artist) or artist not in subjects.SKIN:
         return None
     skin = _skin(artist, name)
     left, right = _run(skin.sum(axis=0))
@@ -362,13 +66,13 @@ def face_of(artist: str, name: str) -> Box | None:
 def _skin(artist: str, name: str) -> np.ndarray:
     """Where the drawing has the artist's colour of skin, with holes of 15 px (eyes, mouth) closed: 128 x 128, bool."""
     rgb = np.asarray(drawings.drawing(artist, name).image)[..., :3].astype(int)
-    skin = np.abs(rgb - SKIN[artist]).max(axis=-1) < 14
+    skin: Any = np.abs(rgb - subjects.SKIN[artist]).max(axis=-1) < 14
     for widen in (True, False):
         for axis in (0, 1):
             padded = np.pad(skin, [(7, 7) if axis == i else (0, 0) for i in (0, 1)], constant_values=not widen)
             windows = np.lib.stride_tricks.sliding_window_view(padded, 15, axis)
             skin = windows.any(axis=-1) if widen else windows.all(axis=-1)
-    return skin
+    return np.asarray(skin)
 
 
 def _run(counts: np.ndarray) -> tuple[int, int]:
@@ -380,14 +84,14 @@ def _run(counts: np.ndarray) -> tuple[int, int]:
 
 @cache
 def _heads(artist: str) -> frozenset[str]:
-    families = [name for family in FAMILIES.values() for name in family.split()]
-    return frozenset(HEADS + HEADS_OF.get(artist, []) + families) & drawings.names(artist)
+    families = [name for family in subjects.FAMILIES.values() for name in family]
+    return frozenset([*subjects.HEADS, *subjects.HEADS_OF.get(artist, ()), *families]) & drawings.names(artist)
 
 
 @cache
 def _busts(artist: str) -> frozenset[str]:
-    found = set(BUSTS_ALONE)
-    for role in BUSTS:
+    found = set(subjects.BUSTS_ALONE)
+    for role in subjects.BUSTS:
         pair = {f"man-{role}", f"woman-{role}"} & drawings.names(artist)
         found |= pair or {role, f"person-{role}"}
     return frozenset(found) & drawings.names(artist)
@@ -397,12 +101,12 @@ def _busts(artist: str) -> frozenset[str]:
 def _characters(artist: str) -> tuple[tuple[Character, ...], tuple[Character, ...]]:
     """Everybody with a face, and everybody without, in a fixed order."""
     has = drawings.names(artist)
-    families = {family: tuple(n for n in names.split() if n in has) for family, names in FAMILIES.items()}
+    families = {family: tuple(n for n in names if n in has) for family, names in subjects.FAMILIES.items()}
     in_family = {name for names in families.values() for name in names}
     alone = sorted((_heads(artist) | _busts(artist)) - in_family)
     faces = [Character(family, names) for family, names in families.items() if names]
     faces += [Character(name, (name,)) for name in alone if face_of(artist, name)]
-    figures = [Character(name, (name,)) for name in FIGURES if name in has and name not in _heads(artist)]
+    figures = [Character(name, (name,)) for name in subjects.FIGURES if name in has and name not in _heads(artist)]
     return tuple(faces), tuple(figures)
 
 
@@ -444,13 +148,13 @@ def _troupe(artist: str, cast: list[Character], rng: np.random.Generator) -> Tro
     return Troupe(
         artist,
         tuple(cast),
-        far=some(FAR, 10),
-        near=some(NEAR, 10),
-        sky=some(SKY, 6),
-        indoors=some(INDOORS, 12),
-        pictures=some(PICTURES, 5, cards=True),
-        small=some(SMALL, 5),
-        marks=some(MARKS, 5),
+        far=some(subjects.FAR, 10),
+        near=some(subjects.NEAR, 10),
+        sky=some(subjects.SKY, 6),
+        indoors=some(subjects.INDOORS, 12),
+        pictures=some(subjects.PICTURES, 5, cards=True),
+        small=some(subjects.SMALL, 5),
+        marks=some(subjects.MARKS, 5),
     )
 
 

@@ -96,7 +96,7 @@ def compose(
 def titles_of(titles: int, seed: int) -> list[Title]:
     """The titles of a sample: names, troupes and habits."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
-    every = [first + second for first in words.FIRST for second in words.SECOND]
+    every = [first + second for first in words.FIRST.split() for second in words.SECOND.split()]
     crews = troupes(titles, rng)
     names = [every[i] for i in rng.permutation(len(every))[:titles]]
     return [Title(*title) for title in zip(names, crews, habits_of(titles, rng), strict=True)]
@@ -193,7 +193,12 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager

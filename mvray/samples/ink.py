@@ -138,9 +138,10 @@ def _threshold(screen: tuple[str, int, int]) -> np.ndarray:
     else:
         noise = np.random.default_rng(7).normal(size=(TILE, TILE))
         spot = sum(np.roll(noise, shift, axis) for shift in (-1, 0, 1) for axis in (0, 1))
-    rank = np.empty(spot.size)
+    rank: np.ndarray = np.empty(spot.size)
     rank[np.argsort(-spot, axis=None, kind="stable")] = np.arange(spot.size)
-    return (rank.reshape(spot.shape) * (255 / spot.size)).astype(np.int16)
+    tile: np.ndarray = (rank.reshape(spot.shape) * (255 / spot.size)).astype(np.int16)
+    return tile
 
 
 def screened(image: Image.Image, screen: tuple[str, int, int], origin: tuple[int, int]) -> Image.Image:

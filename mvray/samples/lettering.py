@@ -23,29 +23,42 @@ def draw_words(
 ) -> list[Region]:
     """Letters a panel whose bodies and faces are ``seen``. Returns the boxes of the texts (balloons
     and captions; like Manga109's, they leave out sounds)."""
-    taken: list[Rect] = []
-    found = []
-    if panel.sound:
-        _draw_sound(canvas, panel, _boxes(seen, "face"), rng)
-    if panel.caption:
-        x0, y0, _, _ = bounds(panel.polygon)
-        text = balloons.wrapped(panel.caption, title.habits, 9 * title.habits.font_px)
-        at = (max(4, x0 + title.habits.border_px + 6), max(4, y0 + title.habits.border_px + 6))
-        box = balloons.draw_caption(canvas, at, text, title.habits)
-        found.append(Region("text", inside(_wider(box, 3)), words=_flat(text)))
-        taken.append(_wider(box, 14))
-    for speaker, line in panel.lines:
-        head = _head(seen, panel.shots[speaker].who)
-        place = head and _place(line, panel, head, seen, taken, title.habits, rng)
-        if head and place:
-            text, box = place
-            target = _rim(head, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
-            lettered = balloons.draw_balloon(canvas, box, text, target, title.habits, rng)
-            found.append(Region("text", inside(_wider(lettered, 3)), words=_flat(text)))
-            taken.append(box)
+    habits, faces = title.habits, _boxes(seen, "face")
     if panel.mark and panel.shots:
         _draw_mark(canvas, title, panel, seen, rng)
-    return found
+    if panel.sound:
+        _draw_sound(canvas, panel, faces, rng)
+    texts: list[str] = []
+    found: list[Rect] = []
+    caption = _draw_caption(canvas, panel, faces, habits) if panel.caption else None
+    if caption:
+        texts.append(caption[0])
+        found.append(caption[1])
+    said: list[tuple[str, Rect, tuple[float, float]]] = []
+    for speaker, line in panel.lines:
+        head = _head(seen, panel.shots[speaker].who)
+        taken = [box for _, box, _ in said] + [_wider(box, 14) for box in found]
+        place = head and _place(line, panel, head, seen, taken, habits, rng)
+        if head and place:
+            said.append((*place, _rim(head, balloons.middle_of(place[1]))))
+    found += balloons.draw_balloons(canvas, said, habits, rng)
+    texts += [text for text, _, _ in said]
+    return [Region("text", inside(_wider(box, 3)), words=_flat(text)) for text, box in zip(texts, found, strict=True)]
+
+
+def _draw_caption(canvas: Image.Image, panel: Panel, faces: Sequence[Rect], habits: Habits) -> tuple[str, Rect] | None:
+    """The caption in the corner where it hides least of the faces: its text and that text's box."""
+    x0, y0, x1, y1 = bounds(panel.polygon)
+    text = balloons.wrapped(panel.caption, habits, 9 * habits.font_px)
+    w, h = balloons.caption_size(text, habits)
+    gap = habits.border_px + 6
+    left, right = max(4, x0 + gap), min(WIDTH - 4, x1 - gap) - w
+    corners = [(left, max(4, y0 + gap)), (right, max(4, y0 + gap)), (left, min(HEIGHT - 4, y1 - gap) - h)]
+    hidden = [_hidden((x, y, x + w, y + h), faces) for x, y in corners]
+    best = int(np.argmin(hidden))
+    if hidden[best] > MOST_FACE or w > x1 - x0:
+        return None
+    return text, balloons.draw_caption(canvas, corners[best], text, habits)
 
 
 def _place(
@@ -70,7 +83,7 @@ def _place(
             x = x0 - 12 + across * (x1 - x0 - w + 24) + rng.uniform(-6, 6)
             y = y0 - 10 + down * (y1 - y0 - h + 20) + rng.uniform(-6, 6)
             box = (x, y, x + w, y + h)
-            hidden = max((_area(_common(box, face)) / max(_area(face), 1) for face in faces), default=0.0)
+            hidden = _hidden(box, faces)
             if (
                 hidden > MOST_FACE
                 or _area(_common(box, page)) < 0.999 * w * h
@@ -114,13 +127,9 @@ def _draw_sound(canvas: Image.Image, panel: Panel, faces: Sequence[Rect], rng: n
         (rng.uniform(x0, max(x0 + 1, x1 - image.width)), rng.uniform(y0, max(y0 + 1, y1 - image.height)))
         for _ in range(8)
     ]
-
-    def hides(at: tuple[float, float]) -> float:
-        box = (*at, at[0] + image.width, at[1] + image.height)
-        return sum(_area(_common(box, face)) / max(_area(face), 1) for face in faces)
-
-    at = min(places, key=hides)
-    if hides(at) < MOST_FACE:
+    hidden = [_hidden((x, y, x + image.width, y + image.height), faces) for x, y in places]
+    at = places[int(np.argmin(hidden))]
+    if min(hidden) < MOST_FACE:
         canvas.paste(image.getchannel("L"), (round(at[0]), round(at[1])), image.getchannel("A"))
 
 
@@ -162,6 +171,11 @@ def _boxes(regions: Iterable[Region], kind: str) -> list[Rect]:
 
 def _flat(text: str) -> str:
     return text.replace("\n", " ")
+
+
+def _hidden(box: Rect, faces: Sequence[Rect]) -> float:
+    """The largest share of a face that the box would hide."""
+    return max((_area(_common(box, face)) / max(_area(face), 1) for face in faces), default=0.0)
 
 
 def _wider(box: Rect, by: float) -> Rect:

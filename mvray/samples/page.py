@@ -70,7 +70,7 @@ def _draw_panel(canvas: Image.Image, title: Title, panel: Panel, rng: np.random.
             canvas.paste(actor.made.image, actor.corner, actor.seen)
     for outer, inner in _rings(habits.border, habits.border_px):
         ring = ImageChops.subtract(_shrunk(stage.mask, outer), _shrunk(stage.mask, inner))
-        canvas.paste(INK if outer == 0 or habits.border == "double" else 255, stage.corner, ring)
+        canvas.paste(INK if habits.gutter_grey > 100 else 240, stage.corner, ring)
     return actors
 
 
@@ -156,7 +156,7 @@ def _regions(title: Title, actors: Sequence[Actor]) -> list[Region]:
 
 def _share(part: Image.Image, whole: Image.Image, box: Rect) -> float:
     """How much of what ``whole`` has in the box is also in ``part``."""
-    there = tuple(round(v) for v in box)
+    there = (round(box[0]), round(box[1]), round(box[2]), round(box[3]))
     return float(np.asarray(part.crop(there)).sum()) / max(1.0, float(np.asarray(whole.crop(there)).sum()))
 
 

@@ -153,12 +153,13 @@ def _shots(
     """Characters side by side; alone, one is seen close, at half length or from afar."""
     x0, y0, x1, y1 = bounds(polygon)
     width, height, many = x1 - x0, y1 - y0, len(here)
-    shots = []
+    shots: list[Shot] = []
+    behind = many > 2 and height > 1.3 * width  # a tall panel: every second one stands behind, higher up
     for place, who in enumerate(here):
         share = rng.choice([1.15, 0.8, 0.55], p=[0.35, 0.4, 0.25]) if many == 1 else 0.68
-        widest = 1.25 * width if many == 1 else 1.2 * width / many
+        widest = 1.25 * width if many == 1 else (1.9 if behind else 1.2) * width / many
         size = max(LEAST_PX, min(most_px, widest, share * rng.uniform(0.85, 1.15) * height))
-        out = bool(many == 1 and rng.random() < 0.15 and 1.08 * height < most_px)
+        out = bool(many == 1 and rng.random() < 0.2 and 1.08 * height < min(most_px, 0.95 * width))
         size = 1.08 * height if out else size
         drawing = str(rng.choice(troupe.cast[who].drawings))
         x = x0 + width * (place + 0.5 + rng.uniform(-0.12, 0.12)) / max(many, 1)
@@ -167,6 +168,8 @@ def _shots(
             angle /= 3
         # Feet, or the lower edge of a bust, at the panel's foot; what is higher than the panel is cropped.
         sink = rng.uniform(-0.02, 0.08) if out or size < 0.9 * height else rng.uniform(0.06, 0.2)
+        if behind and place % 2 == 0:
+            sink -= rng.uniform(0.6, 0.8)
         shots.append(
             Shot(
                 who,
@@ -181,4 +184,4 @@ def _shots(
                 out=out,
             )
         )
-    return tuple(shots)
+    return tuple(sorted(shots, key=lambda shot: shot.y + shot.size_px / 2)) if behind else tuple(shots)

@@ -12,50 +12,10 @@ SPEECH = """Wait for me!|Where did it go?|I knew it.|Not again...|Did you hear t
 CAPTIONS = """The next morning...|Meanwhile, in town|Three days later|That night|At the same time|Some time ago
 |Nobody knew yet.|The road was long.|It began to rain.|Back home|And so it began.|A quiet afternoon"""
 SOUNDS = """BAM|WHOOSH|CRACK|DON|THUD|SLAM|ZAP|CLICK|BOOM|TAP TAP|RUMBLE|FWIP|SPLASH|CREAK|DING|POW|HA HA|VROOM|SNAP"""
-FIRST = [
-    "Midnight",
-    "Silver",
-    "Quiet",
-    "Paper",
-    "Distant",
-    "Crimson",
-    "Hidden",
-    "Lucky",
-    "Electric",
-    "Wandering",
-    "Frozen",
-    "Golden",
-    "Broken",
-    "Little",
-    "Secret",
-    "Sleepy",
-    "Thunder",
-    "Velvet",
-    "Seventh",
-    "Glass",
-]
-SECOND = [
-    "Teahouse",
-    "Harbor",
-    "Parade",
-    "Compass",
-    "Garden",
-    "Express",
-    "Orchard",
-    "Detective",
-    "Lantern",
-    "Academy",
-    "Meadow",
-    "Rooftop",
-    "Carnival",
-    "Voyage",
-    "Library",
-    "Kitchen",
-    "Umbrella",
-    "Signal",
-    "Summer",
-    "Station",
-]
+FIRST = """Midnight Silver Quiet Paper Distant Crimson Hidden Lucky Electric Wandering Frozen Golden Broken Little
+Secret Sleepy Thunder Velvet Seventh Glass"""
+SECOND = """Teahouse Harbor Parade Compass Garden Express Orchard Detective Lantern Academy Meadow Rooftop Carnival
+Voyage Library Kitchen Umbrella Signal Summer Station"""
 
 
 def spoken(text: str) -> tuple[str, ...]:

@@ -1,0 +1,55 @@
+"""Splits: exact totals, in proportion, stable."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from mvray.data.sources import drawn, shares
+from mvray.errors import DataError
+
+
+def test_shares_by_largest_remainder() -> None:
+    assert shares(10, [1, 1, 1]) == [4, 3, 3]
+    assert shares(7, [50, 30, 20]) == [4, 2, 1]  # exactly 3.5, 2.1, 1.4
+    assert shares(0, [3, 4]) == [0, 0]
+    assert shares(0, []) == []
+
+
+KEYS = [f"{name}/{i:03d}" for name, count in (("a", 100), ("b", 57), ("c", 9), ("d", 1)) for i in range(count)]
+CLASSES = [key[0] for key in KEYS]
+
+
+@pytest.mark.parametrize("sizes", [(0.7, 0.1, 0.2), (100, 20, 30), (0.5, 0.26, 0.24), (0.26, 0.26, 0.46), (0, 0, 1)])
+def test_totals_are_exact_and_classes_in_proportion(sizes: tuple[float, ...]) -> None:
+    splits = drawn(KEYS, CLASSES, sizes, seed=0)
+    counted = Counter(splits)
+    for name, size in zip(("train", "validation", "test"), sizes, strict=True):
+        total = counted[name]
+        assert total == size if size > 1 else abs(total - size * len(KEYS)) < 1
+        for one in "abcd":
+            members = CLASSES.count(one)
+            taken = sum(split == name for split, c in zip(splits, CLASSES, strict=True) if c == one)
+            assert abs(taken - members * total / len(KEYS)) < 2
+
+
+def test_the_whole_is_shared_out() -> None:
+    for count in range(1, 40):
+        assert "" not in drawn(KEYS[:count], CLASSES[:count], (0.7, 0.1, 0.2), seed=0)
+
+
+def test_neither_the_order_of_files_nor_other_classes_matter() -> None:
+    by_key = dict(zip(KEYS, drawn(KEYS, CLASSES, (0.7, 0.1, 0.2), seed=3), strict=True))
+    backwards = drawn(KEYS[::-1], CLASSES[::-1], (0.7, 0.1, 0.2), seed=3)
+    assert dict(zip(KEYS[::-1], backwards, strict=True)) == by_key
+    only_a = drawn(KEYS[:100], CLASSES[:100], (0.7, 0.1, 0.2), seed=3)
+    assert sum(by_key[key] == split for key, split in zip(KEYS[:100], only_a, strict=True)) >= 98
+    assert drawn(KEYS, CLASSES, (0.7, 0.1, 0.2), seed=4) != list(by_key.values())
+
+
+def test_more_than_there_is() -> None:
+    with pytest.raises(
+        DataError, match=r"Found 167 samples; the splits ask for 168 \(100 train, 60 validation, 8 test\)"
+    ):
+        drawn(KEYS, CLASSES, (100, 60, 0.05), seed=0)
