@@ -173,17 +173,20 @@ class Storage:
         elif info.type.value:
             self._files.delete_dir(info.path)
 
-    def check(self) -> None:
-        """Write and delete a small file. Raises ClusterError in words where that fails."""
+    def check(self, write: bool = True) -> None:
+        """Write and delete a small file, or only list. Raises ClusterError in words where that fails, soon."""
         probe = f".mvray-probe-{uuid.uuid4().hex}"
         once = Storage(self.uri)
         try:
             if not self.is_local:
                 once._files = _s3(self._root, attempts=1)
-            once.write(probe, b"mvray")
-            once.delete(probe)
+            if write:
+                once.write(probe, b"mvray")
+                once.delete(probe)
+            else:
+                once.list()
         except OSError as error:
-            raise ClusterError(_cannot_write(self, error)) from error
+            raise ClusterError(_out_of_reach(self, "written" if write else "read", error)) from error
 
     def _info(self, path: str) -> Any:
         return self._files.get_file_info(self._at(path))
@@ -236,15 +239,11 @@ def _s3(root: str, attempts: int) -> pyarrow.fs.FileSystem:
     )
 
 
-def _cannot_write(storage: Storage, error: OSError) -> str:
+def _out_of_reach(storage: Storage, done: str, error: OSError) -> str:
     if storage.is_local:
-        return (
-            f"Found the folder {storage.uri}, which cannot be written ({error.strerror}); expected write access. "
-            "Choose another folder."
-        )
+        return f"{storage.uri} cannot be {done} ({error.strerror}); expected a folder that can. Choose another one."
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon's own"
     return (
-        f"Found {storage.uri} not writable (endpoint: {endpoint}): {error}\nExpected a bucket that exists and "
-        "credentials that may write to it. Check the name, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
-        "AWS_ENDPOINT_URL."
+        f"{storage.uri} cannot be {done} (endpoint: {endpoint}): {error}\nExpected a bucket that exists, and "
+        "credentials that allow it. Check the name, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     )

@@ -27,6 +27,9 @@ from mvray.spool import Courier, Event, Refused, Spool
 STEP_ID, REUSED, HANDLE = "mvray.step_id", "mvray.reused", "mvray.handle"
 HOST, PID, PROCESS_STARTED = "mvray.host", "mvray.pid", "mvray.process_started"
 
+TRAINING_PAGES = "?workflowType=machine_learning"
+"""Without this in the address, MLflow opens its pages for language models, where runs are hard to find."""
+
 PARAM_CHARACTERS, TAG_CHARACTERS, KEY_CHARACTERS, DIGEST_CHARACTERS = 6000, 8000, 250, 36
 PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000
 SQLITE: Final = "sqlite:///"
@@ -110,6 +113,7 @@ class Tracker:
         """Log load, memory and GPUs of this node under "system/" until the Tracker is closed."""
 
         def watch() -> None:
+            load()  # the CPU is measured since the call before
             step = 0
             while not self._ended.wait(interval_s):
                 self.metrics(handle, load(), step)
@@ -277,7 +281,7 @@ class _Store:
         if not made:
             return {}
         info = made[0].info
-        link = f"#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        link = f"#/experiments/{info.experiment_id}/runs/{info.run_id}{TRAINING_PAGES}"
         server = without_password(self._uri).rstrip("/") + "/" if self._uri.startswith("http") else ""
         note = f"Not computed again: made by [{info.run_name}]({link})."
         return {"mvray.made_by": info.run_id, "mvray.made_by_url": server + link, "mlflow.note.content": note}

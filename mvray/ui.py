@@ -19,7 +19,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 from mvray.errors import ClusterError, DataError
-from mvray.tracking import SQLITE, folder_of, without_password
+from mvray.tracking import SQLITE, TRAINING_PAGES, folder_of, without_password
 
 PORTS_TRIED = 50
 
@@ -31,16 +31,20 @@ def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
     and ClusterError where MLflow does not start.
     """
     if uri.startswith("http"):
-        print(f"The runs are kept by a server: open {without_password(uri)}")
+        print(f"The runs are kept by a server: open {_page(without_password(uri))}")
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print("MLflow is starting ...", flush=True)
     try:
         with served(uri, host, port) as (server, address):
-            print(f"The runs of {uri} are shown at {address} (Ctrl-C ends it)", flush=True)
+            print(f"The runs of {uri} are shown at {_page(address)} (Ctrl-C ends it)", flush=True)
             return server.wait()
     except KeyboardInterrupt:
         return 0
+
+
+def _page(address: str) -> str:
+    return f"{address.rstrip('/')}/#/experiments{TRAINING_PAGES}"
 
 
 @contextmanager

@@ -9,11 +9,16 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from mvray.samples.comics import compose
+from mvray.settings import encoded
 
 BUCKET = "mvray-tests"
 
@@ -102,3 +107,58 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
         except OSError as error:
             last = error
     raise RuntimeError(f"SeaweedFS did not start ({last}): {log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def sample_comics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of three small sample comics, 36 pages, with shifted pages, in Manga109's layout."""
+    root = tmp_path_factory.mktemp("sample") / "comics"
+    compose(root, titles=3, pages=12, processes=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 grey pictures of 12 x 8 pixels in a folder per class: 42 train, 6 validation, 12 test."""
+    root = tmp_path_factory.mktemp("drawings")
+    draw = np.random.default_rng(0)
+    for shade, name in enumerate(("ada", "ben", "cleo")):
+        (root / name).mkdir()
+        for number in range(20):
+            pixels = draw.integers(0, 100, (12, 8)) + 60 * shade + 20 * (np.arange(8) % (shade + 2) == 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Callable[..., None]]:
+    """Train a Task on two processes with gloo, as torchrun starts them: ``two_ranks(task, stop_at=0)``.
+
+    The pair stays for the whole test run, because each start costs the seconds that torch takes to import.
+    """
+    tests = Path(__file__).parent
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_ports(1)[0])}
+    common |= {"PYTHONPATH": str(tests), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", tests / "rank.py"],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+    def train(task: object, stop_at: int = 0) -> None:
+        line = json.dumps({"task": encoded(task), "stop_at": stop_at})
+        for rank in pair:
+            print(line, file=rank.stdin, flush=True)
+        assert [rank.stdout.readline() for rank in pair] == ["done\n", "done\n"], "see their traceback"
+
+    yield train
+    for rank in pair:
+        rank.stdin.close()
+    for rank in pair:
+        rank.wait(60)
+        rank.stdout.close()

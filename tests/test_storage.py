@@ -157,7 +157,7 @@ def test_a_local_root_that_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_missing_bucket_wrong_keys_and_no_server(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
-    with pytest.raises(ClusterError, match=r"s3://not-there/x.*\n?.*Expected a bucket that exists"):
+    with pytest.raises(ClusterError, match=r"s3://not-there/x cannot be written .*\n?.*Expected a bucket that exists"):
         Storage("s3://not-there/x").check()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(ClusterError, match="signature"):
@@ -165,4 +165,6 @@ def test_missing_bucket_wrong_keys_and_no_server(s3: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(ClusterError, match=r"endpoint: http://127.0.0.1:1.*connect"):
         Storage(s3).check()
+    with pytest.raises(ClusterError, match=r"cannot be read \(endpoint: http://127.0.0.1:1\)"):
+        Storage(s3).check(write=False)
     assert time.monotonic() - started < 5

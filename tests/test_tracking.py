@@ -108,7 +108,9 @@ def test_a_reused_step_is_linked_to_the_run_that_made_it(store, client, tmp_path
     original = runs_of(client, "made")["plain"].info
     tags = runs_of(client, "reused")["again"].data.tags
     assert tags["mvray.made_by"] == original.run_id
-    assert tags["mvray.made_by_url"] == f"#/experiments/{original.experiment_id}/runs/{original.run_id}"
+    page = f"#/experiments/{original.experiment_id}/runs/{original.run_id}?workflowType=machine_learning"
+    assert tags["mvray.made_by_url"] == page
+    assert page in tags["mlflow.note.content"]
     assert "mvray.made_by" not in runs_of(client, "reused")["unknown"].data.tags
 
 

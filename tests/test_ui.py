@@ -27,7 +27,10 @@ def test_a_store_without_runs_is_refused(tmp_path):
 
 def test_a_server_needs_no_second_one(capsys):
     assert ui("http://me:secret@mlflow:5000") == 0
-    assert capsys.readouterr().out == "The runs are kept by a server: open http://mlflow:5000\n"
+    assert (
+        capsys.readouterr().out
+        == "The runs are kept by a server: open http://mlflow:5000/#/experiments?workflowType=machine_learning\n"
+    )
 
 
 def test_a_taken_port_is_passed_over():
@@ -78,7 +81,7 @@ def test_the_pages_are_served_and_end(tmp_path):
     code = "import sys; from mvray.ui import ui; sys.exit(ui(sys.argv[1], port=5690))"
     page = subprocess.Popen([sys.executable, "-c", code, store], stdout=subprocess.PIPE, text=True)
     assert page.stdout.readline() == "MLflow is starting ...\n"
-    address = page.stdout.readline().split(" are shown at ")[1].split()[0]
+    address = page.stdout.readline().split(" are shown at ")[1].split("/#")[0]
     assert check(address).startswith("MLflow 3")
     with urlopen(address, timeout=10) as answer:  # noqa: S310  our own server
         assert b"<title>MLflow</title>" in answer.read()

@@ -54,16 +54,19 @@ class Column:
     def is_map(self) -> bool:
         return len(self.shape) == 2
 
-    def lookup(self, keys: pa.ChunkedArray | pa.Array) -> np.ndarray:
-        """Positions (int64) of ``keys``. Raises DataError where some have no value."""
+    def lookup(self, keys: pa.ChunkedArray | pa.Array, max_missing: float = 0.0) -> np.ndarray:
+        """Positions (int64) of ``keys``, -1 where there is no value.
+
+        Raises DataError where more than the share ``max_missing`` has none.
+        """
         found = pc.index_in(keys, value_set=self._keys)
-        if found.null_count:
+        if found.null_count > max_missing * len(keys):
             missing = pc.filter(keys, pc.is_null(found))
             raise DataError(
                 f"Found no {self.name!r} for {len(missing)} of {len(keys)} samples, first {missing[0].as_py()!r}; "
                 "expected one for each. Let the Generate step run over the splits that are trained on."
             )
-        return np.asarray(found.to_numpy(), np.int64)
+        return np.asarray(pc.fill_null(found, -1).to_numpy(), np.int64)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -39,6 +39,7 @@ class Folder(PictureSource):
     """
 
     def index(self) -> Index:
+        self.storage.check(write=False)
         files = [entry for entry in self.storage.list(recursive=True) if not _hidden(entry.path)]
         pictures = [entry for entry in files if PurePosixPath(entry.path).suffix.lower() in PICTURE_SUFFIXES]
         given = self._given_splits(pictures)

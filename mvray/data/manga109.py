@@ -88,6 +88,7 @@ class Manga109(PictureSource):
         return self.page_height, self.page_width
 
     def index(self) -> Index:
+        self.storage.check(write=False)
         top = self._top()
         spreads = self._chosen(self._spreads(top, ""), top)
         if self.shifted:

@@ -83,7 +83,9 @@ class PictureDataset:
 
     A sample that cannot be decoded is replaced by the next row that can; ``bad`` (int64) is then the
     row that was asked for, else -1, and ``failures`` has that row's reason. Evaluation must leave such
-    samples out; training may use them. Raises DataError where no row can be decoded.
+    samples out; training may use them. A sample without a value in a column (what made the column
+    could not decode it either) is treated the same. Raises DataError where no row can be decoded, or
+    more than ``max_bad_fraction`` have no value.
     """
 
     def __init__(
@@ -95,14 +97,20 @@ class PictureDataset:
         *,
         seed: int = 0,
         train: bool = False,
+        max_bad_fraction: float = 0.01,
     ) -> None:
         self._source, self._pictures, self._seed, self._train = source, pictures, seed, train
         self._locations, self._parts = rows["location"].to_pylist(), rows["part"].to_pylist()
         self._labels = rows["label"].to_numpy()
+        keys = rows["key"].combine_chunks()
         self._columns = {
-            name: (column, column.lookup(rows["key"].combine_chunks())) for name, column in (columns or {}).items()
+            name: (column, column.lookup(keys, max_bad_fraction)) for name, column in (columns or {}).items()
         }
-        self.failures: dict[int, str] = {}
+        self.failures: dict[int, str] = {
+            int(row): f"has no {name!r}"
+            for name, (_, found) in self._columns.items()
+            for row in (found < 0).nonzero()[0]
+        }
 
     def __len__(self) -> int:
         return len(self._locations)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_MEGAPIXELS = 100
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow knows others, some of which start programs
 _HEAD_BYTES = 16 << 10
 _TAIL_BYTES = 16
 _THREADS = 16
@@ -50,7 +51,7 @@ class Note(BadRecord):
 def open_picture(data: bytes) -> Image.Image:
     """The picture in ``data``, its pixels not yet decoded. Raises Unreadable."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
         raise Unreadable(_not_a_picture(data) or f"broken header ({error})") from error
     width, height = image.size

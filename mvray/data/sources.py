@@ -102,10 +102,13 @@ def picture(data: bytes, height: int, width: int, grey: bool) -> Image.Image:
     """
     image = open_picture(data)
     try:
+        exif = "exif" in image.info or image.format == "TIFF"
         if image.format == "JPEG":
-            turned = image.getexif().get(_ORIENTATION, 1) > 4
+            turned = exif and image.getexif().get(_ORIENTATION, 1) > 4
             image.draft("L" if grey else None, (height, width) if turned else (width, height))
-        ImageOps.exif_transpose(decoded(image), in_place=True)
+        decoded(image)
+        if exif:
+            ImageOps.exif_transpose(image, in_place=True)
         return _plain(image, grey)
     except Unreadable:
         raise

@@ -63,14 +63,15 @@ def alexnet_small(classes: int) -> torch.nn.Module:
     """AlexNet's layout (Krizhevsky et al. 2012) at a fraction of its width, for pages of 104 x 146 to 207 x 293.
 
     Five convolutions, three max-pools, three fully connected layers, dropout. Each convolution is
-    followed by group normalisation (Wu, He 2018), so that it trains from scratch in minutes; batch
-    normalisation would make the result depend on how a batch is split over workers.
+    followed by batch normalisation (Ioffe, Szegedy 2015), without which 400 pages are not learnt in
+    minutes (group normalisation was tried: it stays at chance). Its statistics are those of each
+    worker's share of the batch.
     """
     nn = torch.nn
 
     def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[torch.nn.Module]:
         layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        return [layer, nn.GroupNorm(outputs // 8, outputs), nn.ReLU(inplace=True)]
+        return [layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
     features = nn.Sequential(
         *convolution(3, 16, 7, 2),
@@ -93,7 +94,13 @@ def alexnet_small(classes: int) -> torch.nn.Module:
         nn.Linear(256, classes),
     )
     parts = (("features", features), ("avgpool", nn.AdaptiveAvgPool2d((6, 4))), ("classifier", classifier))
-    return nn.Sequential(OrderedDict(parts))
+    made = nn.Sequential(OrderedDict(parts))
+    for layer in made.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # He et al. 2015, for rectified layers
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return made
 
 
 def last_convolution(module: torch.nn.Module) -> str:

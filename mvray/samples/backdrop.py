@@ -114,7 +114,7 @@ def _indoors(scene: Scene) -> None:
 
 def _window(scene: Scene, x: float, floor: int) -> None:
     """A window with a cross and something in the sky."""
-    w, h = scene.rng.uniform(70, 120), scene.rng.uniform(0.35, 0.55) * floor
+    w, h = scene.rng.uniform(70, 120), min(220, scene.rng.uniform(0.35, 0.55) * floor)
     box = (round(x - w / 2), round(0.12 * floor), round(x + w / 2), round(0.12 * floor + h))
     draw = ImageDraw.Draw(scene.image)
     draw.rectangle(box, fill=252, outline=INK, width=4)

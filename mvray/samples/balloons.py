@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from mvray.samples.annotations import Rect
 from mvray.samples.habits import Habits
-from mvray.samples.ink import INK
+from mvray.samples.ink import INK, grown
 
 Point = tuple[float, float]
 
@@ -73,15 +73,17 @@ def draw_balloons(
     points = np.array([point for shape in bodies + tails for point in shape])
     pad = habits.balloon_px + 3
     x0, y0 = (int(v) - pad for v in points.min(axis=0))
-    width, height = (int(v) + pad for v in points.max(axis=0) - (x0, y0))
-    ink, inside = Image.new("L", (2 * width, 2 * height)), Image.new("L", (2 * width, 2 * height))
+    size = tuple(2 * (int(v) + pad) for v in points.max(axis=0) - (x0, y0))
+    inside, strokes = Image.new("L", (size[0], size[1])), Image.new("L", (size[0], size[1]))
     for shape in tails + bodies:
         double = [(2 * (x - x0), 2 * (y - y0)) for x, y in shape]
-        ImageDraw.Draw(ink).line([*double, double[0], double[1]], 255, 4 * habits.balloon_px, joint="curve")
         if len(shape) > 2:
             ImageDraw.Draw(inside).polygon(double, 255)
-    canvas.paste(INK, (x0, y0), ink.reduce(2))
-    canvas.paste(habits.balloon_grey, (x0, y0), inside.reduce(2))
+        else:
+            ImageDraw.Draw(strokes).line(double, 255, 4 * habits.balloon_px)
+    inside = inside.reduce(2)
+    canvas.paste(INK, (x0, y0), ImageChops.lighter(grown(inside, habits.balloon_px)[0], strokes.reduce(2)))
+    canvas.paste(habits.balloon_grey, (x0, y0), inside)
     return [draw_text(canvas, middle_of(box), text, habits, INK) for text, box, _ in said]
 
 
@@ -138,7 +140,7 @@ def _tail(kind: str, box: Rect, target: Point) -> list[list[Point]]:
     if kind == "line":
         return [[middle, target]]
     if kind == "bubbles":
-        reach = _edge(middle, box, way)
+        reach = _edge(box, way)
         return [
             _circle(np.array(middle) + way * (reach + (1 - reach) * t), r) for t, r in ((0.2, 9), (0.55, 6), (0.9, 4))
         ]
@@ -155,12 +157,10 @@ def _tail(kind: str, box: Rect, target: Point) -> list[list[Point]]:
     return [[(float(x), float(y)) for x, y in np.concatenate([sides[0], sides[1][::-1]])]]
 
 
-def _edge(middle: Point, box: Rect, way: np.ndarray) -> float:
-    """How far along ``way`` the balloon's box ends, 0 to 1."""
-    reaches = [
-        half / abs(step) for half, step in zip((box[2] - middle[0], box[3] - middle[1]), way, strict=True) if step
-    ]
-    return min([0.9, *reaches])
+def _edge(box: Rect, way: np.ndarray) -> float:
+    """How far along ``way`` from its middle the balloon's box ends, 0 to 1."""
+    halves = ((box[2] - box[0]) / 2, (box[3] - box[1]) / 2)
+    return min([0.9, *(float(half / abs(step)) for half, step in zip(halves, way, strict=True) if step)])
 
 
 def _circle(middle: np.ndarray, radius: float) -> list[Point]:

@@ -35,6 +35,7 @@ from mvray.samples.script import Title, script_of
 VERSION = 1
 """Grows when the same settings give other pages."""
 SPREADS_PER_TASK = 4
+MOST_PROCESSES = 8
 QUALITY = 86
 RECORD = "sample.json"
 ABOUT = """Sample comics, composed by mvray out of real drawings (licences: NOTICE.md, which stays with them).
@@ -69,28 +70,35 @@ def compose(
 ) -> None:
     """Compose ``titles`` comics of ``pages`` pages (two to a spread) under ``out``, in Manga109's layout.
 
-    The same settings give the same bytes, with any number of ``processes`` (None: one per core).
+    The same settings give the same bytes, with any number of ``processes`` (None: one per core, up to 8).
     ``progress`` is told spreads done and spreads in all. Everything is written to a folder beside
     ``out``, which then takes its name: what is at ``out`` is always whole. A whole sample with the
     same settings is left as it is. Raises SettingError for numbers that do not fit and DataError
     where ``out`` holds something else.
     """
-    if pages < 2 or pages % 2:
-        raise SettingError(f"pages is {pages}; expected an even number from 2, since a spread has two pages.")
-    if titles < 2:
-        raise SettingError(
-            f"titles is {titles}; expected 2 or more, since shifted pages borrow another title's habits."
-        )
-    if processes is not None and processes < 1:
-        raise SettingError(f"processes is {processes}; expected 1 or more.")
+    _check(titles, pages, seed, processes)
+    out = out.resolve()
     settings = {"sample": "comics", "version": VERSION, "titles": titles, "pages": pages, "seed": seed}
     if _is_whole(out, settings):
         return
     works = _works(titles, pages, seed)
     with _replacing(out) as part:
-        _compose(part, works, processes or len(os.sched_getaffinity(0)), progress)
+        _compose(part, works, processes or min(os.cpu_count() or 1, MOST_PROCESSES), progress)
         files = {str(path.relative_to(part)): _checksum(path) for path in sorted(part.rglob("*")) if path.is_file()}
         (part / RECORD).write_text(json.dumps(settings | {"files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def _check(titles: int, pages: int, seed: int, processes: int | None) -> None:
+    if not 2 <= pages <= 2000 or pages % 2:
+        raise SettingError(f"pages is {pages}; expected an even number from 2 to 2000, since a spread has two pages.")
+    if titles < 2:
+        raise SettingError(
+            f"titles is {titles}; expected 2 or more, since shifted pages borrow another title's habits."
+        )
+    if seed < 0:
+        raise SettingError(f"seed is {seed}; expected 0 or more.")
+    if processes is not None and processes < 1:
+        raise SettingError(f"processes is {processes}; expected 1 or more.")
 
 
 def titles_of(titles: int, seed: int) -> list[Title]:
@@ -210,9 +218,13 @@ def _replacing(out: Path) -> Iterator[Path]:
     _check_free(out)
     part = out.with_name(f".{out.name}.mvray-part")
     old = out.with_name(f".{out.name}.mvray-old")
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        for left in (part, old):
+            if left.exists():
+                shutil.rmtree(left)
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error}. Name a place where you may write.") from error
     try:
         yield part
         if out.exists():

@@ -88,21 +88,24 @@ def sprite(
         mask = mask.rotate(angle_deg, Image.Resampling.BILINEAR, expand=True)
     mask = mask.point(_curve(128 + max(1.0, side / drawings.SIDE) * (GREYS - 128)))
     grey = grey.point(_curve(_faded(255 * (GREYS / 255) ** tone, fade)))
-    body = grown(mask, line_px)
+    body, edge = grown(mask, line_px, line_px + halo_px)
     image = Image.composite(grey, Image.new("L", grey.size, round(_faded(INK, fade))), mask)
     if halo_px:
         image = Image.composite(image, Image.new("L", grey.size, 255), body)
     centre = (image.width / 2, image.height / 2)
-    edge = grown(body, halo_px) if halo_px else body
     return Sprite(image, edge, body, centre, side / drawings.SIDE, angle_deg, mirror)
 
 
-def grown(mask: Image.Image, by_px: float) -> Image.Image:
-    """The mask with ``by_px`` more all around."""
-    # A box blur of radius r makes a ramp of 2 r; 0.7 r outside of the edge it has 15 % of its height.
-    radius = by_px / 0.7
+def grown(mask: Image.Image, *by_px: float) -> list[Image.Image]:
+    """The mask with so much more all around, or less where it is negative; once for each of ``by_px``."""
+    # A box blur of radius r makes of an edge a ramp 2 r wide. The largest growth reads it at 15 %.
+    radius = max(abs(by) for by in by_px) / 0.7
     ramp = mask.filter(ImageFilter.BoxBlur(radius))
-    return ImageChops.lighter(ramp.point(_curve((GREYS - 0.15 * 255) * 2 * radius + 128)), mask)
+    made = []
+    for by in by_px:
+        level = ramp.point(_curve((GREYS / 255 - 0.5 + by / (2 * radius)) * 2 * radius * 255 + 128))
+        made.append(ImageChops.lighter(level, mask) if by > 0 else ImageChops.darker(level, mask))
+    return made
 
 
 def rounded(mask: Image.Image, radius_px: float) -> Image.Image:

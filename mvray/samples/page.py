@@ -12,6 +12,7 @@ from mvray.samples import drawings, lettering
 from mvray.samples.annotations import HEIGHT, WIDTH, Rect, Region, inside
 from mvray.samples.backdrop import backdrop
 from mvray.samples.casting import face_of
+from mvray.samples.habits import Habits
 from mvray.samples.ink import INK, Sprite, grown, rounded, sprite
 from mvray.samples.panels import Polygon, bounds
 from mvray.samples.script import Panel, Script, Shot, Title
@@ -47,12 +48,17 @@ def draw_spread(title: Title, script: Script, rng: np.random.Generator) -> tuple
     actors = [_draw_panel(canvas, title, panel, rng) for panel in script.panels]
     for actor in (actor for panel in actors for actor in panel if actor.shot.out):
         canvas.paste(actor.made.image, actor.corner, actor.seen)
+    seen = [_regions(title, cast) for cast in actors]
+    for panel, own in zip(script.panels, seen, strict=True):
+        lettering.draw_effects(canvas, title, panel, own, rng)
+    faces = [region.box for own in seen for region in own if region.kind == "face"]
     regions: list[Region] = []
-    for panel, cast in zip(script.panels, actors, strict=True):
-        found = [Region("frame", inside(bounds(panel.polygon))), *_regions(title, cast)]
-        regions += [*found, *lettering.draw_words(canvas, title, panel, found, rng)]
+    taken: list[Rect] = []
+    for panel, own in zip(script.panels, seen, strict=True):
+        texts = lettering.draw_words(canvas, title.habits, panel, own, faces, taken, rng)
+        regions += [Region("frame", inside(bounds(panel.polygon))), *own, *texts]
     for right, number in zip((True, False), script.numbers, strict=True):
-        lettering.draw_number(canvas, number, right, title.habits)
+        lettering.draw_number(canvas, number, right, title.habits, script.panels)
     return canvas, regions
 
 
@@ -68,8 +74,7 @@ def _draw_panel(canvas: Image.Image, title: Title, panel: Panel, rng: np.random.
     for actor in actors:
         if not actor.shot.out:
             canvas.paste(actor.made.image, actor.corner, actor.seen)
-    for outer, inner in _rings(habits.border, habits.border_px):
-        ring = ImageChops.subtract(_shrunk(stage.mask, outer), _shrunk(stage.mask, inner))
+    for ring in _rings(stage.mask, habits):
         canvas.paste(INK if habits.gutter_grey > 100 else 240, stage.corner, ring)
     return actors
 
@@ -96,16 +101,13 @@ def _shaken(polygon: Polygon, rng: np.random.Generator) -> list[tuple[float, flo
     return points
 
 
-def _rings(border: str, px: int) -> list[tuple[float, float]]:
-    """How far inside the panel's edge each line of the border begins and ends."""
-    if border == "double":
-        thin = max(2.0, px / 2.5)
-        return [(0, thin), (2.5 * thin, 3.5 * thin)]
-    return [(0, float(px))]
-
-
-def _shrunk(mask: Image.Image, by_px: float) -> Image.Image:
-    return ImageChops.invert(grown(ImageChops.invert(mask), by_px)) if by_px else mask
+def _rings(mask: Image.Image, habits: Habits) -> list[Image.Image]:
+    """The lines of the border, from the panel's edge inwards."""
+    if habits.border == "double":
+        thin = max(2.0, habits.border_px / 2.5)
+        first, second, third = grown(mask, -thin, -2.5 * thin, -3.5 * thin)
+        return [ImageChops.subtract(mask, first), ImageChops.subtract(second, third)]
+    return [ImageChops.subtract(mask, grown(mask, -habits.border_px)[0])]
 
 
 def _actor(title: Title, panel: Panel, shot: Shot, stage: Stage) -> Actor:

@@ -131,7 +131,7 @@ def _panel(title: Title, polygon: Polygon, here: Sequence[int], most_px: float, 
     habits, troupe = title.habits, title.troupe
     weights = np.array(habits.backdrops) * [1 if here else kind in ("outdoors", "indoors") for kind in BACKDROPS]
     backdrop = str(rng.choice(BACKDROPS, p=weights / weights.sum()))
-    shots = _shots(troupe, polygon, here, most_px, backdrop, rng)
+    shots = _shots(troupe, polygon, here, most_px, rng)
     speakers = [i for i in range(len(shots)) if rng.random() < 0.75]
     speech = [str(text) for text in rng.choice(words.spoken(words.SPEECH), len(speakers), replace=False)]
     if len(speakers) == 1 and rng.random() < 0.25:
@@ -148,40 +148,43 @@ def _panel(title: Title, polygon: Polygon, here: Sequence[int], most_px: float, 
 
 
 def _shots(
-    troupe: Troupe, polygon: Polygon, here: Sequence[int], most_px: float, backdrop: str, rng: np.random.Generator
+    troupe: Troupe, polygon: Polygon, here: Sequence[int], most_px: float, rng: np.random.Generator
 ) -> tuple[Shot, ...]:
-    """Characters side by side; alone, one is seen close, at half length or from afar."""
+    """Characters side by side, from back to front; in a tall panel every second one stands behind, higher up."""
     x0, y0, x1, y1 = bounds(polygon)
     width, height, many = x1 - x0, y1 - y0, len(here)
-    shots: list[Shot] = []
-    behind = many > 2 and height > 1.3 * width  # a tall panel: every second one stands behind, higher up
+    tall = many > 2 and height > 1.3 * width
+    shots = []
     for place, who in enumerate(here):
-        share = rng.choice([1.15, 0.8, 0.55], p=[0.35, 0.4, 0.25]) if many == 1 else 0.68
-        widest = 1.25 * width if many == 1 else (1.9 if behind else 1.2) * width / many
-        size = max(LEAST_PX, min(most_px, widest, share * rng.uniform(0.85, 1.15) * height))
         out = bool(many == 1 and rng.random() < 0.2 and 1.08 * height < min(most_px, 0.95 * width))
-        size = 1.08 * height if out else size
-        drawing = str(rng.choice(troupe.cast[who].drawings))
-        x = x0 + width * (place + 0.5 + rng.uniform(-0.12, 0.12)) / max(many, 1)
-        angle = float(np.clip(rng.normal(0, 8), -24, 24))
-        if face_of(troupe.artist, drawing) is None or rng.random() < 0.4:
-            angle /= 3
+        size = 1.08 * height if out else _size(width, height, many, tall, most_px, rng)
         # Feet, or the lower edge of a bust, at the panel's foot; what is higher than the panel is cropped.
         sink = rng.uniform(-0.02, 0.08) if out or size < 0.9 * height else rng.uniform(0.06, 0.2)
-        if behind and place % 2 == 0:
+        if tall and place % 2 == 0:
             sink -= rng.uniform(0.6, 0.8)
+        drawing = str(rng.choice(troupe.cast[who].drawings))
+        angle = float(np.clip(rng.normal(0, 8), -24, 24))
+        if face_of(troupe.artist, drawing) is None or rng.random() < 0.4:
+            angle = 0.0 if abs(angle) < 4 else angle / 3
         shots.append(
             Shot(
                 who,
                 drawing,
-                float(size),
-                float(x),
-                float(y1 + (sink - 0.5) * size),
-                angle,
-                bool(rng.random() < 0.5),
+                size,
+                x=float(x0 + width * (place + 0.5 + rng.uniform(-0.12, 0.12)) / many),
+                y=float(y1 + (sink - 0.5) * size),
+                angle_deg=angle,
+                mirror=bool(rng.random() < 0.5),
                 tone=float(rng.uniform(0.5, 0.95)),
                 fade=0.4 if rng.random() < 0.06 else 0.0,
                 out=out,
             )
         )
-    return tuple(sorted(shots, key=lambda shot: shot.y + shot.size_px / 2)) if behind else tuple(shots)
+    return tuple(sorted(shots, key=lambda shot: shot.y + shot.size_px / 2)) if tall else tuple(shots)
+
+
+def _size(width: int, height: int, many: int, tall: bool, most_px: float, rng: np.random.Generator) -> float:
+    """Alone, a character is seen close, at half length or from afar; together they share the width."""
+    share = float(rng.choice([1.15, 0.8, 0.55], p=[0.35, 0.4, 0.25])) if many == 1 else 0.68
+    widest = 1.25 * width if many == 1 else (1.9 if tall else 1.2) * width / many
+    return max(LEAST_PX, min(most_px, widest, share * float(rng.uniform(0.85, 1.15)) * height))

@@ -7,7 +7,7 @@ SPEECH = """Wait for me!|Where did it go?|I knew it.|Not again...|Did you hear t
 |Yes!|What do you mean?|Tell me everything.|It is too quiet.|I will not give up.|You promised!|That was close.
 |One more time.|Is anybody home?|My lunch!|Oh no, oh no.|Sorry, my fault.|We did it!|How long has it been?|Shh!
 |There is something in the box.|Let me think.|Give it back!|I am fine. Really.|Tomorrow, then.|You again?
-|Nobody told me that.|It smells delicious.|The train leaves at noon.|Hold on tight!|Ha ha ha!|...|Be careful.
+|Nobody told me that.|It smells delicious.|The train leaves at noon.|Hold on tight!|Ha ha ha!|Be careful.
 |Did you bring the map?|I was waiting for you.|This time we win.|Why me?|Ask the neighbours.|It can't be helped."""
 CAPTIONS = """The next morning...|Meanwhile, in town|Three days later|That night|At the same time|Some time ago
 |Nobody knew yet.|The road was long.|It began to rain.|Back home|And so it began.|A quiet afternoon"""

@@ -92,6 +92,7 @@ def test_missing_keys_are_counted(tmp_path: Path) -> None:
     column = Columns.open(step(tmp_path), tmp_path / "cache")["map"]
     with pytest.raises(DataError, match=r"Found no 'map' for 2 of 3 samples, first 'page/99'"):
         column.lookup(pa.chunked_array([["page/1", "page/99"], ["page/100"]]))
+    assert column.lookup(pa.array(["page/1", "page/99"]), max_missing=0.5).tolist() == [1, -1]
 
 
 def test_a_step_without_columns_and_a_payload_that_cannot_be_joined(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from mvray.data.manga109 import Manga109
 from mvray.data.quarantine import Note, check
 from mvray.data.sources import ROWS
-from mvray.errors import DataError, SettingError
+from mvray.errors import ClusterError, DataError, SettingError
 from mvray.job import BadRecord
 from mvray.storage import Storage
 
@@ -282,6 +282,18 @@ def test_the_same_from_s3(comics: Comics, s3: str) -> None:
     assert len(remote.index().bad) == 1
     location = "images/A/000.jpg"
     assert np.array_equal(remote.read(location, "left"), local.read(location, "left"))
+
+
+@pytest.mark.slow
+def test_a_bucket_or_prefix_that_is_not_there(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.monotonic()
+    for root in (s3, "s3://not-there/comics"):
+        with pytest.raises(DataError, match=f"Found no folder {root}"):
+            Manga109(root=root).index()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"cannot be read \(endpoint: http://127.0.0.1:1\)"):
+        Manga109(root=s3).index()
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.slow

@@ -172,10 +172,16 @@ def test_other_columns_stay_as_they_are(source: Folder) -> None:
     assert batch["cluster"].tolist() == [4, 2]
 
 
-def test_a_missing_column_value_is_told_at_once(source: Folder) -> None:
+def test_samples_without_a_column_value(source: Folder) -> None:
     rows = source.index().rows
+    column = maps(rows["key"].to_pylist()[2:])
     with pytest.raises(DataError, match=r"Found no 'map' for 2 of 12 samples"):
-        PictureDataset(source, rows, Pictures(60, 45, 3), {"map": maps(rows["key"].to_pylist()[2:])})
+        PictureDataset(source, rows, Pictures(60, 45, 3), {"map": column})
+    dataset = PictureDataset(source, rows, Pictures(60, 45, 3), {"map": column}, max_bad_fraction=0.2)
+    assert dataset.failures == {0: "has no 'map'", 1: "has no 'map'"}
+    sample = dataset[0, 0]
+    assert (sample["index"], sample["bad"]) == (2, 0)
+    assert np.array_equal(sample["map"], dataset[2, 0]["map"])
 
 
 def broken(source: Folder, rows: pa.Table, *which: int) -> None:

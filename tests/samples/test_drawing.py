@@ -1,0 +1,120 @@
+"""The pieces that pages are made of: subjects, faces, ink, screens, panels."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mvray.samples import drawings, subjects
+from mvray.samples.casting import casts, face_of
+from mvray.samples.habits import GRIDS, SCREENS, habits_of
+from mvray.samples.ink import grown, screened, sprite
+from mvray.samples.panels import Polygon, panels_of
+
+PAGE = (40.0, 50.0, 780.0, 1100.0)
+
+
+def test_every_subject_was_drawn() -> None:
+    drawn = frozenset().union(*(drawings.names(artist) for artist in drawings.artists()))
+    lists = [value for value in vars(subjects).values() if isinstance(value, tuple)]
+    assert {name for names in lists for name in names if name not in subjects.BUSTS} <= drawn
+    assert {name for family in subjects.FAMILIES.values() for name in family} <= drawn
+    for artist, names in subjects.HEADS_OF.items():
+        assert set(names) <= drawings.names(artist)
+
+
+def test_every_artist_has_two_casts() -> None:
+    assert len(drawings.artists()) == 7
+    assert min(casts(artist) for artist in drawings.artists()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("artist", "name", "chin"),
+    [("noto", "man-cook", 0.72), ("twemoji", "woman-judge", 0.72), ("fluent-emoji-flat", "man-pilot", 0.55)],
+)
+def test_the_face_of_a_bust_ends_at_the_chin(artist: str, name: str, chin: float) -> None:
+    """Chins were measured by eye, as a share of the drawing's 128 px."""
+    face = face_of(artist, name)
+    assert face is not None
+    assert face[3] / drawings.SIDE == pytest.approx(chin, abs=0.05)
+    assert 0.2 < (face[2] - face[0]) / drawings.SIDE < 0.6
+
+
+def test_heads_are_all_face_and_figures_have_none() -> None:
+    assert face_of("noto", "fox") == drawings.extent("noto", "fox")
+    assert face_of("noto", "woman-running") is None
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("angle_deg", [0.0, -20.0, 65.0])
+def test_boxes_follow_a_sprite(angle_deg: float, mirror: bool) -> None:
+    """A disk that fills its drawing, and one dark eye of an alien, left of the middle."""
+    disk = sprite("twemoji", "full-moon", 256, angle_deg, mirror)
+    found = disk.body.point(lambda v: 255 * (v >= 128)).getbbox()
+    assert found is not None
+    whole = disk.follow(drawings.extent("twemoji", "full-moon"))
+    assert np.abs(np.subtract(found, whole)).max() <= 3 + 2  # the outline, and rounding
+    image = drawings.drawing("noto", "alien").image
+    dark = np.asarray(image.convert("L")) < 70
+    ys, xs = np.nonzero((dark & (np.asarray(image.getchannel("A")) > 200))[:, :60])
+    made = sprite("noto", "alien", 256, angle_deg, mirror)
+    x0, y0, x1, y1 = made.follow((xs.min(), ys.min(), xs.max(), ys.max()))
+    x, y = round((x0 + x1) / 2), round((y0 + y1) / 2)
+    around = np.asarray(made.image)[y - 8 : y + 8, x - 8 : x + 8]
+    assert around.mean() < 80, "not the eye"
+    assert np.asarray(made.image)[np.asarray(made.body) > 128].mean() > 110, "the alien is dark all over"
+
+
+def test_a_mask_grows_by_as_much_as_asked() -> None:
+    mask = Image.new("L", (200, 200))
+    ImageDraw.Draw(mask).rectangle((60, 60, 139, 139), 255)
+    for by_px, made in zip((2, 5, 9, -4), grown(mask, 2, 5, 9, -4), strict=True):
+        box = made.point(lambda v: 255 * (v >= 128)).getbbox()
+        assert box == pytest.approx((60 - by_px, 60 - by_px, 140 + by_px, 140 + by_px), abs=1)
+
+
+@pytest.mark.parametrize("screen", [screen for screen in SCREENS if screen[0] != "flat"])
+@pytest.mark.parametrize("grey", [80, 150, 220])
+def test_a_screen_prints_as_dark_as_the_grey_it_replaces(screen: tuple[str, int, int], grey: int) -> None:
+    printed = np.asarray(screened(Image.new("L", (240, 240), grey), screen, (17, 5)))
+    assert printed.mean() == pytest.approx(grey, abs=16)
+    assert printed.std() > 20
+
+
+def test_screens_fit_together_across_panels() -> None:
+    whole = screened(Image.new("L", (300, 200), 150), SCREENS[0], (0, 0))
+    part = screened(Image.new("L", (100, 100), 150), SCREENS[0], (130, 70))
+    assert np.array_equal(np.asarray(whole.crop((130, 70, 230, 170))), np.asarray(part))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_panels_fill_the_page_without_touching(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    habits = habits_of(10, rng)
+    assert {habit.grid for habit in habits} == set(GRIDS)
+    for habit in habits:
+        for count in range(1, 9):
+            panels = panels_of(habit, PAGE, count, rng)
+            assert len(panels) == count
+            masks = [_mask(panel) for panel in panels]
+            assert all(mask.sum() > 60 * 60 for mask in masks)
+            assert not any((a & b).any() for a, b in combinations(masks, 2))
+            assert sum(mask.sum() for mask in masks) > 0.6 * (PAGE[2] - PAGE[0]) * (PAGE[3] - PAGE[1])
+            assert not any(mask[:50].any() or mask[1101:].any() or mask[:, 781:].any() for mask in masks)
+
+
+def test_manga_is_read_from_the_right() -> None:
+    habit = next(habit for habit in habits_of(10, np.random.default_rng(0)) if habit.grid == "tiers")
+    panels = panels_of(habit, PAGE, 4, np.random.default_rng(0))
+    middles = [np.mean(panel, axis=0) for panel in panels]
+    assert middles[0][0] > middles[1][0]
+    assert middles[1][1] < middles[2][1]
+
+
+def _mask(panel: Polygon) -> np.ndarray:
+    image = Image.new("1", (827, 1170))
+    ImageDraw.Draw(image).polygon(panel, 1)
+    return np.asarray(image)

@@ -1,0 +1,241 @@
+"""Small methods and what is needed to train them in a test.
+
+They stay in a module of their own because the processes of `two_ranks` (conftest.py) import them too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from mvray import plan
+from mvray.checkpoint import weights_from_bytes
+from mvray.data.folder import Folder
+from mvray.data.tables import write_table
+from mvray.environment import Local
+from mvray.job import Data, Job, MethodConfig, Optim, Pictures, Scale, Train
+from mvray.method import Batch, EpochWork, Facts, Method
+from mvray.storage import Storage
+from mvray.task import Task
+from mvray.train import task_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TINY = Pictures(height=6, width=4, channels=1)
+
+
+@dataclass(frozen=True)
+class Linear(MethodConfig):
+    """Softmax regression on the pixels; the validation accuracy is ``script[epoch]`` where that is given."""
+
+    dropout: float = 0.0
+    nan_at: int = 0
+    script: tuple[float, ...] = ()
+
+    def build(self, facts: Facts) -> Method:
+        return LinearMethod(self, facts)
+
+
+class LinearMethod(Method):
+    """``nan_at`` counts calls of forward, from 1."""
+
+    def __init__(self, config: Linear, facts: Facts) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = torch.nn.Linear(facts.height * facts.width * facts.channels, len(facts.classes))
+        self.calls = self.scored = 0
+
+    def scores(self, batch: Batch) -> Tensor:
+        pixels = batch["image"].flatten(1).float() / 255
+        return self.layer(torch.nn.functional.dropout(pixels, self.config.dropout, self.training))
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        self.calls += 1
+        loss = torch.nn.functional.cross_entropy(self.scores(batch), batch["label"])
+        return {"cross_entropy": loss * float("nan") if self.calls == self.config.nan_at else loss}
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        return {"predicted": self.scores(batch).argmax(1)}
+
+    def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+        self.scored += 1
+        if self.config.script:
+            return {"accuracy": self.config.script[self.scored - 1]}
+        return {"accuracy": float((columns["predicted"] == columns["label"]).mean())}
+
+
+@dataclass(frozen=True)
+class TwoPhases(MethodConfig):
+    """Two layers, each trained in a phase of its own, although each phase's loss depends on both."""
+
+    def build(self, facts: Facts) -> Method:
+        return TwoPhasesMethod(facts)
+
+
+class TwoPhasesMethod(Method):
+    phases: ClassVar[tuple[str, ...]] = ("left", "right")
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        pixels = facts.height * facts.width * facts.channels
+        self.left, self.right = (torch.nn.Linear(pixels, len(facts.classes)) for _ in range(2))
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        pixels, label = batch["image"].flatten(1).float() / 255, batch["label"]
+        near, far = (self.left, self.right) if phase == "left" else (self.right, self.left)
+        loss = torch.nn.functional.cross_entropy(near(pixels) + 0.5 * far(pixels), label)
+        return {f"{phase}_loss": loss, f"{phase}_size": 0.1 * near.weight.square().mean()}
+
+    def trained_in(self, phase: str) -> Iterable[torch.nn.Parameter]:
+        return getattr(self, phase).parameters()
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        return {"predicted": self.left(batch["image"].flatten(1).float() / 255).argmax(1)}
+
+    def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {"accuracy": float((columns["predicted"] == columns["label"]).mean())}
+
+
+@dataclass(frozen=True)
+class Relabelled(MethodConfig):
+    """Before each epoch, new labels by what the whole training set looks like; odd rows are never drawn.
+
+    ``random`` draws the labels from torch's generator instead.
+    """
+
+    random: bool = False
+
+    def build(self, facts: Facts) -> Method:
+        return RelabelledMethod(self, facts)
+
+
+class RelabelledMethod(Method):
+    def __init__(self, config: Relabelled, facts: Facts) -> None:
+        super().__init__()
+        self.config, self.classes = config, len(facts.classes)
+        self.layer = torch.nn.Linear(facts.height * facts.width * facts.channels, self.classes)
+        self.asked: list[int] = []
+        self.seen: list[tuple[list[int], list[int]]] = []
+
+    def before_epoch(self, work: EpochWork) -> Mapping[str, Tensor]:
+        self.asked.append(work.epoch)
+        sums = torch.zeros(work.samples, dtype=torch.float64)
+        for index_B, made in work.predictions():
+            sums[index_B] += made["brightness"].double()
+        label = work.sum(sums).argsort().argsort() * self.classes // work.samples
+        if self.config.random:
+            label = torch.randint(0, self.classes, (work.samples,))
+        return {"label": (label + work.epoch) % self.classes, "weight": 1.0 - torch.arange(work.samples) % 2}
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        self.seen.append((batch["index"].tolist(), batch["label"].tolist()))
+        scores = self.layer(batch["image"].flatten(1).float() / 255)
+        return {"cross_entropy": torch.nn.functional.cross_entropy(scores, batch["label"])}
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        return {"brightness": batch["image"].flatten(1).float().mean(1)}
+
+    def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {"accuracy": float(columns["brightness"].mean())}
+
+
+@dataclass(frozen=True)
+class Kept(MethodConfig):
+    """``of``'s method; each one that is built is kept in `BUILT`, and ``then`` is called before every forward."""
+
+    of: MethodConfig
+    then: Callable[[int], None] = field(default=lambda call: None)
+
+    def build(self, facts: Facts) -> Method:
+        method = self.of.build(facts)
+        calls: list[int] = []
+
+        def called(*_: object) -> None:
+            calls.append(1)
+            self.then(len(calls))
+
+        method.register_forward_pre_hook(called)
+        BUILT.append(method)
+        return method
+
+
+BUILT: list[Method] = []
+
+
+@dataclass(frozen=True)
+class Shared(MethodConfig):
+    """``of``'s method without what by its nature depends on how a batch is shared out over ranks.
+
+    Dropout drops nothing, and batch normalisation keeps the statistics that it has.
+    """
+
+    of: MethodConfig
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.of.needs
+
+    def build(self, facts: Facts) -> Method:
+        method = self.of.build(facts)
+        for layer in method.modules():
+            if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
+                layer.p = 0.0
+            elif isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                layer.eval().train = lambda mode, layer=layer: layer
+        return method
+
+
+class Here(Local):
+    """`Local` on the CPU, where results repeat to the last bit; asked to stop after ``stop_after`` steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__(threading.Event())
+        self.device = torch.device("cpu")
+        self.left = stop_after
+        self.reported: list[dict[str, float]] = []
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        self.reported.append(dict(metrics))
+
+    def stopping(self) -> bool:
+        self.left = None if self.left is None else self.left - 1
+        return self.left == 0
+
+
+def step_of(root: Path, method: MethodConfig, name: str = "toy", pictures: Pictures = TINY, **settings: object) -> Train:
+    """A Train step on a folder per class. Settings are those of Optim, and of Train and Scale by their names."""
+    step, scale = {}, {"loader_workers": 0, "workers": 1}
+    for key in list(settings):
+        if key in Train.__dataclass_fields__:
+            step[key] = settings.pop(key)
+        elif key in Scale.__dataclass_fields__:
+            scale[key] = settings.pop(key)
+    optim = Optim(**{"epochs": 2, "batch_size": 8, "momentum": 0.5, **settings})
+    return Train(name, method, Data(Folder(root=str(root)), pictures), optim, scale=Scale(**scale), **step)
+
+
+def task(step: Train, place: Path, seed: int = 0) -> Task:
+    """The step's task, its folder below ``place`` made ready."""
+    planned = plan.make(Job("toys", (step,), seeds=(seed,)), Storage(str(place))).of(step, seed)
+    write_table(planned.folder, "index.parquet", planned.rows())
+    made = task_of(planned, 0)
+    planned.folder.write("attempt", made.attempt.encode())
+    return made
+
+
+def weights(task: Task) -> dict[str, Tensor]:
+    """The selected weights."""
+    return weights_from_bytes(Storage(task.folder).read("weights.safetensors"))
+
+
+def initial(task: Task) -> dict[str, Tensor]:
+    """The weights that training begins with."""
+    torch.manual_seed(task.seed)
+    return {name: value.clone() for name, value in task.step.method.build(task.facts).state_dict().items()}
