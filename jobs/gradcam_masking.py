@@ -29,6 +29,7 @@ from mvray.methods import classifier
 
 PAPER = {"plain": 0.852, "erasing": 0.862, "masked": 0.878}
 TITLES = {"plain": "A  AlexNet", "erasing": "B  AlexNet + Random Erasing", "masked": "proposed: Grad-CAM masking"}
+SHORT = {"plain": "A looks at", "erasing": "B looks at", "masked": "proposed looks at"}
 HIDES = {"plain": "nothing", "erasing": "random", "masked": "attention"}
 
 
@@ -84,7 +85,7 @@ def job(tiny: bool = False) -> Job:
         note="Shifted pages carry each title's drawings on another title's page habits.",
     )
     sheets = tuple(
-        Sheet(f"{split} pages", pages.only(split), tuple((TITLES[n], looks[n]) for n in HIDES), trained["masked"])
+        Sheet(f"{split} pages", pages.only(split), tuple((SHORT[n], looks[n]) for n in HIDES), trained["masked"])
         for split in tested.splits
     )
     search = Search(

@@ -7,10 +7,11 @@ which method files name at their top, is put in place as a lazy module: it loads
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
-import json
 import os
 import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +48,28 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
 
 
+class _Later(types.ModuleType):
+    """A module that is imported when something of it is first used.
+
+    importlib's LazyLoader does this too, but on Python 3.11 a second ``import`` statement already
+    loads the module.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        real = importlib.import_module(self.__name__)
+        self.__dict__.update(vars(real))
+        return getattr(real, name)
+
+
 def _lazy(name: str) -> None:
-    spec = importlib.util.find_spec(name) if name not in sys.modules else None
-    if spec is None or spec.loader is None:
-        return
-    loader = importlib.util.LazyLoader(spec.loader)
-    spec.loader = loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loader.exec_module(module)
+    if name not in sys.modules and (spec := importlib.util.find_spec(name)) is not None:
+        later = _Later(name)
+        later.__spec__ = spec
+        sys.modules[name] = later
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,7 +181,7 @@ def _run(given: argparse.Namespace) -> int:
     from mvray.cluster import Cluster
     from mvray.manifest import git_commit, versions
     from mvray.progress import Progress
-    from mvray.results import collect, means, pictures
+    from mvray.results import collect, comparison, means, pictures
     from mvray.run import execute
     from mvray.runlog import RunLog, spool_folder, tracking_uri
     from mvray.tracking import Tracker
@@ -189,7 +203,7 @@ def _run(given: argparse.Namespace) -> int:
         if not plan.missing():
             log.results(means(plan))
             if missing:
-                log.pictures(pictures(plan))
+                log.pictures({**comparison(plan), **pictures(plan)})
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -224,15 +238,15 @@ def _say_bad(plan: Plan, progress: Any) -> None:
 
 def _report(given: argparse.Namespace) -> int:
     from mvray import report
-    from mvray.results import collect, pictures
+    from mvray.results import collect, comparison, pictures
 
     plan, _ = _planned(given)
     found = collect(plan)
     if given.html:
-        given.html.write_text(report.as_html(found, plan.job.table, pictures(plan)))
+        given.html.write_text(report.as_html(found, plan.job.table, {**comparison(plan), **pictures(plan)}))
         print(f"Wrote {given.html}.", file=sys.stderr)
     if given.json:
-        print(json.dumps(found, indent=1))
+        print(report.as_json(found))
     elif not given.html:
         print(report.as_text(found, plan.job.table))
     return 0

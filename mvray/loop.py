@@ -106,14 +106,14 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
             parts.board.show(state.epoch, state.position, samples.batches, rate, state.history)
             stop, late = _agreed(task, state, here, time.monotonic() - saved_at)
             if stop or late:
-                _check_finite(bad_step, state, losses)
+                _check_finite(bad_step, state, losses, here)
                 _add(state.sums, sums)
                 sums = {}
                 save(parts, state, here)
                 saved_at = time.monotonic()
             if stop:
                 return False
-    _check_finite(bad_step, state, losses)
+    _check_finite(bad_step, state, losses, here)
     _add(state.sums, sums)
     state.sums["samples_per_s"] = (state.position - first) * samples.batch_size / (time.monotonic() - started_at)
     return True
@@ -190,11 +190,12 @@ def _add(into: dict[str, float], sums: Mapping[str, Tensor]) -> None:
         into[name] = into.get(name, 0.0) + float(value)
 
 
-def _check_finite(bad_step: Tensor, state: State, losses: Mapping[str, Tensor]) -> None:
-    if (step := int(bad_step)) >= 0:
+def _check_finite(bad_step: Tensor, state: State, losses: Mapping[str, Tensor], here: Environment) -> None:
+    """Raise on every rank where the loss of any was not finite: one that went on would wait for ever."""
+    if steps := [step for step in gathered(int(bad_step), here) if step >= 0]:
         last = ", ".join(f"{name}={float(loss):.4g}" for name, loss in losses.items())
         raise NonFiniteLoss(
-            f"The loss became NaN or infinite at step {step} (epoch {state.epoch}; last: {last}). "
+            f"The loss became NaN or infinite at step {min(steps)} (epoch {state.epoch}; last: {last}). "
             "Lower optim.lr, set optim.clip_norm, or use optim.precision=float32."
         )
 

@@ -58,3 +58,14 @@ def pictures(plan: Plan) -> dict[str, bytes]:
         for seed in plan.job.seeds
         if (content := sheets.draw(plan, sheet, seed)) is not None
     }
+
+
+def comparison(plan: Plan) -> dict[str, bytes]:
+    """The table's first column as a picture, with intervals and the paper's figures; empty until it is measured."""
+    from mvray import figures
+
+    rows = collect(plan)["table"]["rows"]
+    if plan.job.table is None or any(row["mean"][plan.job.table.columns[0].metric] is None for row in rows):
+        return {}
+    column = plan.job.table.columns[0]
+    return {"comparison.png": figures.comparison(rows, column.metric, column.title, column.factor, column.digits)}

@@ -30,7 +30,7 @@ def draw(plan: Plan, sheet: Sheet, seed: int) -> bytes | None:
     columns = [columns_of(planned.folder) for _, planned in shown]
     titles = ["page", *(title for title, _ in shown)]
     if sheet.masked is not None:
-        titles.insert(2, "hidden where A looks")
+        titles.insert(2, "hidden there")
     lines: list[list[np.ndarray]] = []
     names: list[str] = []
     for row in rows:

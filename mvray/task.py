@@ -72,9 +72,11 @@ class Board:
             return
         self._shown_at = time.monotonic()
         left_s = ((self._epochs - epoch) * batches - done) / rate if rate else 0.0
-        text = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}, {rate:.1f} steps/s"
         if epoch < self._epochs:
-            text += f", at most {duration(left_s)} left"
+            at = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}"
+            text = f"{at}, {rate:.1f} steps/s, at most {duration(left_s)} left"
+        else:
+            text = f"epoch {epoch}/{self._epochs}, done, {rate:.1f} steps/s"
         self._folder.write("progress.json", json.dumps({"text": text, "history": history}).encode())
 
 
@@ -110,6 +112,7 @@ class Samples:
                 needed if split == "train" else {},
                 seed=task.seed,
                 train=split == "train",
+                max_bad_fraction=step.data.max_bad_fraction,
             )
             for split in ("train", "validation")
         }
@@ -133,7 +136,7 @@ class Samples:
             seed=self._task.seed,
             epoch=epoch,
             position=position,
-            weights=None if weights is None else weights.double().numpy(),
+            weights=None if weights is None else weights.double().cpu().numpy(),
         )
         for batch in self._loaded(self._sets["train"], order, epoch):
             yield batch | {name: value.to(self._here.device)[batch["index"]] for name, value in values.items()}
@@ -145,7 +148,8 @@ class Samples:
             for name, values in {**made, "label": batch["label"]}.items():
                 mine.setdefault(name, []).append(values.cpu().numpy())
         parts = gathered({name: np.concatenate(values) for name, values in mine.items()}, self._here)
-        return {name: np.concatenate([part[name] for part in parts if part]) for name in parts[0]}
+        parts = [part for part in parts if part]  # a rank has none where there are fewer samples than ranks
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def train_predictions(self, method: Method) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
         """(index_B, columns) over this rank's share of the training samples, in order."""

@@ -1,9 +1,10 @@
-"""One rank of a pair that stays for a whole test run: one task a line comes in, "done" goes out."""
+"""One rank of a pair that stays for a whole test run: one task a line comes in, "done" or the error goes out."""
 
 import json
 import sys
 
 from mvray.environment import Torchrun
+from mvray.errors import MvrayError
 from mvray.loop import train
 from mvray.settings import decoded
 
@@ -22,5 +23,8 @@ here = Rank()
 for line in sys.stdin:
     given = json.loads(line)
     here.stop_at = given["stop_at"]
-    train(decoded(given["task"]), here)
-    print("done", flush=True)
+    try:
+        train(decoded(given["task"]), here)
+        print("done", flush=True)
+    except MvrayError as error:
+        print(error, flush=True)

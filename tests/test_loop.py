@@ -22,7 +22,8 @@ from mvray.methods import classifier
 from mvray.storage import Storage
 from mvray.task import Samples, Task
 
-Ranks = Callable[..., None]
+Ranks = Callable[..., list[str]]
+DONE = ["done", "done"]
 PAGE = Pictures(48, 32, 1, flip=True, crop_scale=(0.7, 1.0))
 
 
@@ -275,7 +276,7 @@ def test_two_ranks_equal_one(drawings, tmp_path, two_ranks: Ranks, method, setti
     step = step_of(drawings, method, **settings)
     one, two = task(step, tmp_path / "one"), task(step, tmp_path / "two")
     train(one, Here())
-    two_ranks(two)
+    assert two_ranks(two) == DONE
     same(one, two, atol=1e-5)
 
 
@@ -284,15 +285,22 @@ def test_two_ranks_equal_one_with_a_convolutional_network(drawings: Path, tmp_pa
     step = step_of(drawings, method, pictures=PAGE, lr=0.02, epochs=1)
     one, two = task(step, tmp_path / "one"), task(step, tmp_path / "two")
     train(one, Here())
-    two_ranks(two)
+    assert two_ranks(two) == DONE
     same(one, two, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_both(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
+    batches = [rows.tolist() for rows in sampler.order(42, 8)]
+    given = task(step_of(drawings, Linear(nan_row=batches[4][3]), epochs=1), tmp_path)
+    said = two_ranks(given)
+    assert all(line.startswith("The loss became NaN or infinite at step 5 (epoch 0; ") for line in said)
 
 
 def test_two_ranks_validate_the_weights_that_are_kept(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
     """Batch normalisation's running sums differ between ranks until the epoch's end makes them one."""
     method = classifier.Config(network="alexnet-small")
     given = task(step_of(drawings, method, pictures=PAGE, lr=0.005, epochs=1), tmp_path)
-    two_ranks(given)
+    assert two_ranks(given) == DONE
     kept = method.build(given.facts)
     kept.load_state_dict(weights(given))
     scores = kept.score(Samples(given, Here()).predictions(kept.eval(), "validation"))
@@ -305,5 +313,5 @@ def test_one_validation_sample_is_enough_for_two_ranks(drawings: Path, tmp_path:
     one, two = task(step, tmp_path / "one"), task(step, tmp_path / "two")
     assert read_table(Storage(one.folder), "index.parquet")["split"].to_pylist().count("validation") == 1
     train(one, Here())
-    two_ranks(two)
+    assert two_ranks(two) == DONE
     same(one, two, atol=1e-5)

@@ -37,6 +37,7 @@ class Linear(MethodConfig):
 
     dropout: float = 0.0
     nan_at: int = 0
+    nan_row: int = -1
     script: tuple[float, ...] = ()
 
     def build(self, facts: Facts) -> Method:
@@ -44,7 +45,7 @@ class Linear(MethodConfig):
 
 
 class LinearMethod(Method):
-    """``nan_at`` counts calls of forward, from 1."""
+    """The loss is NaN in the ``nan_at``-th forward (from 1), and for a batch with the row ``nan_row``."""
 
     def __init__(self, config: Linear, facts: Facts) -> None:
         super().__init__()
@@ -59,7 +60,9 @@ class LinearMethod(Method):
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         self.calls += 1
         loss = torch.nn.functional.cross_entropy(self.scores(batch), batch["label"])
-        return {"cross_entropy": loss * float("nan") if self.calls == self.config.nan_at else loss}
+        if self.calls == self.config.nan_at or self.config.nan_row in batch["index"]:
+            loss = loss * float("nan")
+        return {"cross_entropy": loss}
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         return {"predicted": self.scores(batch).argmax(1)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from mvray.errors import DataError
 from mvray.job import BadRecord
@@ -48,7 +49,7 @@ class Note(BadRecord):
     """Something beside the pictures that could not be used: listed, but no sample is left out for it."""
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_picture(data: bytes) -> ImageFile:
     """The picture in ``data``, its pixels not yet decoded. Raises Unreadable."""
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -57,6 +58,7 @@ def open_picture(data: bytes) -> Image.Image:
     width, height = image.size
     if width * height > MAX_MEGAPIXELS * 1_000_000:
         raise Unreadable(f"{width} x {height} pixels, more than {MAX_MEGAPIXELS} megapixels")
+    image.decodermaxblock = len(data)  # decode in one call, so that threads pass the interpreter lock on once
     return image
 
 
