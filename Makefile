@@ -6,6 +6,7 @@ JOB := jobs/gradcam_masking.py
 
 .PHONY: help demo test test-fast check format bench clean
 
+.DEFAULT_GOAL := help
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 

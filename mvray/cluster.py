@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from mvray.crew import Crews
 from mvray.errors import ClusterError
 from mvray.job import Job, Step, Train
 from mvray.storage import Storage
@@ -27,6 +28,8 @@ class Cluster:
     def __init__(self, storage: Storage, workers: int | None = None, say: Callable[[str], None] = print) -> None:
         self.workers = workers
         self.say = say
+        self.is_local = not os.environ.get("RAY_ADDRESS")
+        self.crews = Crews(self)
         self._storage = storage
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None

@@ -24,6 +24,7 @@ from mvray.method import Facts
 from mvray.plan import Planned
 from mvray.progress import duration
 from mvray.storage import Storage
+from mvray.train import facts_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,17 +44,16 @@ class Work:
     seed: int
     folder: str
     weights: str | None
-    facts: Facts
+    facts: Facts | None
+    """What the method was trained for."""
 
 
 def work_of(planned: Planned) -> Work:
     """The work of a Generate step, whose index.parquet must be in its folder."""
     step = planned.step
     assert isinstance(step, Generate)
-    weights = planned.inputs[step.of.name].folder.uri if step.of else None
-    pictures = step.data.pictures if step.of is None else step.of.data.pictures
-    facts = Facts(planned.index.classes, pictures.height, pictures.width, pictures.channels, len(planned.rows()))
-    return Work(step, planned.seed, planned.folder.uri, weights, facts)
+    of = planned.inputs[step.of.name] if step.of else None
+    return Work(step, planned.seed, planned.folder.uri, of.folder.uri if of else None, facts_of(of) if of else None)
 
 
 def load_method(step: Train, facts: Facts, folder: Storage) -> Any:
@@ -77,7 +77,7 @@ class Maker:
         self._folder = Storage(work.folder)
         self._rows = read_table(self._folder, "index.parquet")
         of = work.step.of
-        method = load_method(of, work.facts, Storage(work.weights)) if of and work.weights else None
+        method = load_method(of, work.facts, Storage(work.weights)) if of and work.weights and work.facts else None
         self._generator = work.step.generator.build(method)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
@@ -102,6 +102,9 @@ class Maker:
                 given = {name: values[kept].to(device) for name, values in batch.items()}
                 keys = rows["key"].take(pa.array(given["index"].cpu().numpy()))
                 tables.append(self._generator(given).append_column("key", keys))
+        if dataset.failures:
+            found = {dataset.location(row): reason for row, reason in dataset.failures.items()}
+            self._folder.write(f"unreadable/{shard:05d}.json", json.dumps(found).encode())
         if not tables:
             raise DataError(f"None of the {len(rows)} samples of shard {shard} can be decoded.")
         table = pa.concat_tables(tables)

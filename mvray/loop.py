@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
-from mvray.errors import NonFiniteLoss, SettingError
+from mvray.errors import DataError, NonFiniteLoss, SettingError
 from mvray.optim import lr_factor, optimiser, precision
 from mvray.state import Parts, State, resume, save
 from mvray.storage import Storage
@@ -176,9 +176,24 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
     state.finished = state.epoch >= task.epochs or (patience is not None and state.epochs_without_better >= patience)
     state.sums = {}
     save(parts, state, here)
+    _check_readable(task, parts, here)
     here.report(metrics)
     rate = metrics["samples_per_s"] / parts.samples.batch_size
     parts.board.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
+
+
+def _check_readable(task: Task, parts: Parts, here: Environment) -> None:
+    """List what could not be decoded; end where it is more than the data's ``max_bad_fraction``."""
+    found = {where: why for each in gathered(parts.samples.failures(), here) for where, why in each.items()}
+    if found and here.rank == 0:
+        Storage(task.folder).write("unreadable/training.json", json.dumps(found).encode())
+    most = task.step.data.max_bad_fraction
+    if len(found) > most * parts.samples.total:
+        where, why = next(iter(found.items()))
+        raise DataError(
+            f"{len(found)} of {parts.samples.total} samples cannot be decoded, first {where}: {why}. "
+            f"At most {most:.1%} may be bad. They are listed in {task.folder}/unreadable; mend or remove them."
+        )
 
 
 def _last_factor(task: Task, parts: Parts, state: State) -> float:

@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from mvray import generate, measure, train
 from mvray.cluster import Cluster, needs
 from mvray.data.quarantine import as_table
+from mvray.data.tables import write_table
 from mvray.errors import SettingError
-from mvray.job import Generate, Measure, Train
+from mvray.job import BadRecord, Generate, Measure, Train
 from mvray.manifest import MANIFEST, manifest_of
 from mvray.plan import Plan, Planned
 from mvray.progress import Progress, duration
@@ -109,6 +107,8 @@ def _do(planned: Planned, cluster: Cluster, log: RunLog, progress: Progress) -> 
             metrics = WORK[type(planned.step)](planned, cluster)
         seconds = time.monotonic() - started
         planned.folder.write("metrics.json", json.dumps(metrics).encode())
+        for record in _quarantine(planned)[len(planned.index.bad) :]:
+            progress.say(f"{_title(planned)}: left out: {record.location}: {record.reason}")
         manifest = manifest_of(planned, seconds, run)
         log.finished(run, planned, metrics)
         planned.folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -129,13 +129,18 @@ def _brief(planned: Planned, metrics: dict[str, float]) -> str:
 
 def _write_inputs(planned: Planned) -> None:
     """The rows that the step works on, and what was left out of them with its reason."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(planned.rows(), buffer)
-    planned.folder.write("index.parquet", buffer.getvalue().to_pybytes())
-    if planned.index.bad:
-        buffer = pa.BufferOutputStream()
-        pq.write_table(as_table(planned.index.bad), buffer)
-        planned.folder.write("quarantine.parquet", buffer.getvalue().to_pybytes())
+    write_table(planned.folder, "index.parquet", planned.rows())
+    _quarantine(planned)
+
+
+def _quarantine(planned: Planned) -> list[BadRecord]:
+    """Everything that was left out so far, while indexing and while decoding; also as quarantine.parquet."""
+    bad = list(planned.index.bad)
+    for entry in planned.folder.list("unreadable"):
+        bad += [BadRecord(*item) for item in json.loads(planned.folder.read(entry.path)).items()]
+    if bad:
+        write_table(planned.folder, "quarantine.parquet", as_table(bad))
+    return bad
 
 
 @contextlib.contextmanager

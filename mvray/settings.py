@@ -10,7 +10,9 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import inspect
 import json
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -93,7 +95,10 @@ def decoded(value: Any) -> Any:
         cls = _imported(value["class"])
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             raise SettingError(f"{value['class']} is no settings class; this step.json was not written by mvray.")
-        return cls(**{name: decoded(item) for name, item in value["fields"].items()})
+        try:
+            return cls(**{name: decoded(item) for name, item in value["fields"].items()})
+        except TypeError as error:
+            raise SettingError(f"These settings are of another version of mvray: {error}.") from None
     return value
 
 
@@ -157,6 +162,9 @@ def _replaced_one(job: Job, name: str, value: Any) -> Job:
         if path:
             return _rebuilt(job, lambda part: _set(part, path, value, name) if isinstance(part, kind) else part)
         return _rebuilt(job, lambda part: _set(part, [head], value, name) if isinstance(part, Data) else part)
+    if head in steps:
+        names = [f.name for f in dataclasses.fields(steps[head])]
+        raise SettingError(f"--set {name}: {head} is a step; name one of its settings: {', '.join(names)}.")
     raise SettingError(
         f"--set {name}: nothing in the job {job.name!r} is named {head!r}{_nearest(head, [*steps, *JOB_WIDE])}. "
         f"Expected STEP.SETTING with a step of {', '.join(steps)}, or one of {', '.join(JOB_WIDE)}, seeds."
@@ -210,26 +218,27 @@ def _with(part: T, name: str, value: Any) -> T:
 
 
 def _from_catalogue(name: str, base: type, package: str, current: Any, whole: str) -> Any:
-    """The settings class of the file ``name`` in ``package``, keeping what both have (the root)."""
-    try:
-        module = importlib.import_module(f"{package}.{name}")
-    except ImportError:
-        module = None
-    found = (
-        [
-            item
-            for item in vars(module).values()
-            if isinstance(item, type) and issubclass(item, base) and item.__module__ == f"{package}.{name}"
-        ]
-        if module
-        else []
-    )
-    if not found:
-        raise SettingError(f"--set {whole}: there is no {name!r} in {package}.")
-    if isinstance(current, found[0]):
+    """The settings class of the file ``name`` in ``package``, keeping the root and the step that is looked through."""
+    names = [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    found = _class_in(f"{package}.{name}", base) if name in names else None
+    if found is None:
+        known = [other for other in names if _class_in(f"{package}.{other}", base)]
+        raise SettingError(
+            f"--set {whole}={name}: there is no such {base.__name__} in {package}{_nearest(name, known)}. "
+            f"It has: {', '.join(known)}."
+        )
+    if isinstance(current, found):
         return current
-    shared = {"root": current.root} if isinstance(current, Source) else {}
-    return found[0](**shared)
+    own = {f.name for f in dataclasses.fields(found)}
+    return found(**{name: getattr(current, name) for name in ("root", "of") if name in own and hasattr(current, name)})
+
+
+def _class_in(module: str, base: type) -> Any:
+    """The class that ``module`` adds to the catalogue of ``base``; None where it adds none."""
+    for item in vars(importlib.import_module(module)).values():
+        if isinstance(item, type) and issubclass(item, base) and item.__module__ == module:
+            return None if inspect.isabstract(item) else item
+    return None
 
 
 def _coerced(value: Any, hint: Any, name: str) -> Any:
@@ -241,12 +250,17 @@ def _coerced(value: Any, hint: Any, name: str) -> Any:
         return _coerced(value, next(a for a in arguments if a is not type(None)), name)
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [v for v in str(value).strip("()[]").split(",") if v]
-        return tuple(_coerced(item, arguments[0], name) for item in items)
+        hints = [arguments[0]] * len(items) if arguments[-1] is ... else arguments
+        if len(items) != len(hints):
+            raise SettingError(f"--set {name}={value}: expected {len(hints)} values, with commas between them.")
+        return tuple(_coerced(item, each, name) for item, each in zip(items, hints, strict=True))
     if hint is bool and str(value).lower() in ("true", "false", "1", "0", "yes", "no"):
         return str(value).lower() in ("true", "1", "yes")
     if hint in (int, float, str):
         try:
-            return hint(value.strip() if isinstance(value, str) else value)
+            made = hint(value.strip() if isinstance(value, str) else value)
+            if isinstance(value, str) or made == value:
+                return made
         except (TypeError, ValueError):
             pass
     wanted = getattr(hint, "__name__", str(hint))

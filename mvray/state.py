@@ -83,3 +83,5 @@ def resume(parts: Parts, state: State, here: Environment) -> None:
         if mine["cuda"] is not None and here.device.type == "cuda":
             torch.cuda.set_rng_state(mine["cuda"], here.device)
         state.sums = mine["sums"]
+    else:
+        state.sums = {name: sum(each["sums"][name] for each in ranks) / len(ranks) for name in state.sums}

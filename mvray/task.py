@@ -113,13 +113,14 @@ class Samples:
                 seed=task.seed,
                 train=split == "train",
                 max_bad_fraction=step.data.max_bad_fraction,
+                max_bad_fraction=step.data.max_bad_fraction,
             )
             for split in ("train", "validation")
         }
         # Training samples as evaluation sees them: unaugmented, without columns.
         train = rows.filter(pc.equal(rows["split"], "train"))
         self._plain = PictureDataset(step.data.source, train, step.data.pictures, seed=task.seed)
-        self.samples = len(train)
+        self.samples, self.total = len(train), len(rows)
         self.batch_size = min(step.optim.batch_size, self.samples)
         """Samples of one step over all ranks; an incomplete last batch of an epoch is left out."""
         self.batches = sampler.batches(self.samples, self.batch_size)

@@ -37,22 +37,32 @@ class OnRay:
         self.rank: int = context.get_world_rank()
         self.world: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        self._report = ray.train.report
         self._stop = threading.Event()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        self._report(dict(metrics))
+        """Nothing: ray.train.report would wait for the controller's next look, up to 2 s an epoch."""
+
+    def release(self) -> None:
+        """Free what a finished task leaves in memory, on the GPU too, before the next one."""
+        import gc
+
+        import torch
+
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def stopping(self) -> bool:
         return self._stop.is_set()
 
 
-def _on_worker(config: dict[str, Any]) -> dict[str, float]:
-    from mvray.loop import train
-
-    return train(config["task"], OnRay())
+def facts_of(planned: Planned) -> Facts:
+    """What the method of a Train step is built for."""
+    pictures = planned.data.pictures
+    samples = sum(split == "train" for split in planned.rows()["split"].to_pylist())
+    return Facts(planned.index.classes, pictures.height, pictures.width, pictures.channels, samples)
 
 
 def task_of(planned: Planned, epochs_before: int) -> Task:
@@ -61,15 +71,12 @@ def task_of(planned: Planned, epochs_before: int) -> Task:
 
     step = planned.step
     assert isinstance(step, Train)
-    rows, pictures = planned.rows(), step.data.pictures
-    samples = sum(split == "train" for split in rows["split"].to_pylist())
-    facts = Facts(planned.index.classes, pictures.height, pictures.width, pictures.channels, samples)
     start = planned.inputs[step.start_from.name] if step.start_from else None
     return Task(
         step=step,
         seed=planned.seed,
         folder=planned.folder.uri,
-        facts=facts,
+        facts=facts_of(planned),
         epochs=max(1, step.optim.epochs - epochs_before),
         attempt=uuid.uuid4().hex,
         columns=tuple(planned.inputs[made.name].folder.uri for made in step.data.columns),
@@ -139,24 +146,10 @@ def _raise_our_own(error: BaseException) -> None:
 
 
 def _fit(task: Task, cluster: Cluster) -> None:
-    import ray.train
-    import ray.train.torch
-
-    scale = task.step.scale
-    gpus = cluster.gpus()
-    if 0 < gpus < scale.workers:
-        raise ClusterError(
-            f"Step {task.step.name!r} asks for {scale.workers} workers, but there are {gpus} GPUs. "
-            f"Use --workers {gpus}."
-        )
-    trainer = ray.train.torch.TorchTrainer(
-        _on_worker,  # type: ignore[arg-type]
-        train_loop_config={"task": task},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=scale.workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if gpus else {})},
-        ),
-        run_config=ray.train.RunConfig(name=f"{task.step.name}-{task.attempt}", storage_path=cluster.scratch()),
-    )
-    trainer.fit()
+    """Train on a crew that waits, or on a new one."""
+    scale, gpus = task.step.scale, cluster.gpus()
+    while True:
+        crew = cluster.crews.take(scale, gpus)
+        if crew.train(task):
+            break
+    cluster.crews.give_back(crew)

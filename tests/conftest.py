@@ -131,6 +131,17 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: with little work in each call, threads mostly wait for one another."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def two_ranks() -> Iterator[Callable[..., list[str]]]:
     """Train a Task on two processes with gloo, as torchrun starts them: ``two_ranks(task, stop_at=0)``.

@@ -22,6 +22,7 @@ from mvray.methods import classifier
 from mvray.storage import Storage
 from mvray.task import Samples, Task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Ranks = Callable[..., list[str]]
 DONE = ["done", "done"]
 PAGE = Pictures(48, 32, 1, flip=True, crop_scale=(0.7, 1.0))
@@ -208,7 +209,7 @@ def test_data_smaller_than_a_batch_is_one_batch(drawings: Path, tmp_path: Path) 
     method = Kept(Linear())
     given = task(step_of(drawings, method, batch_size=1000, epochs=2), tmp_path)
     train(given, Here())
-    assert BUILT[-1].calls == 2
+    assert BUILT[-1].forwards == 2
 
 
 # -- what goes in --------------------------------------------------------------------------------
@@ -251,10 +252,10 @@ def test_progress_says_how_far_training_is(drawings: Path, tmp_path: Path) -> No
 def test_finished_training_is_left_as_it_is(drawings: Path, tmp_path: Path) -> None:
     given = task(step_of(drawings, Kept(Linear())), tmp_path)
     train(given, Here())
-    before, calls = weights(given), BUILT[-1].calls
+    before, forwards = weights(given), BUILT[-1].forwards
     Storage(given.folder).delete("metrics.json")  # killed between the last checkpoint and the result
     train(given, Here())
-    assert (calls, BUILT[-1].calls) == (10, 0)
+    assert (forwards, BUILT[-1].forwards) == (10, 0)
     assert metrics(given)["epochs"] == 2
     assert all(torch.equal(value, weights(given)[name]) for name, value in before.items())
 

@@ -6,8 +6,8 @@ They stay in a module of their own because the processes of `two_ranks` (conftes
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -149,20 +149,25 @@ class RelabelledMethod(Method):
         return {"accuracy": float(columns["brightness"].mean())}
 
 
+class Killed(BaseException):
+    """As sudden as kill -9: nothing in mvray is ready for it."""
+
+
 @dataclass(frozen=True)
 class Kept(MethodConfig):
-    """``of``'s method; each one that is built is kept in `BUILT`, and ``then`` is called before every forward."""
+    """``of``'s method; each one that is built is kept in `BUILT`, and is killed in its forward number ``kill_at``."""
 
     of: MethodConfig
-    then: Callable[[int], None] = field(default=lambda call: None)
+    kill_at: int = 0
 
     def build(self, facts: Facts) -> Method:
         method = self.of.build(facts)
-        calls: list[int] = []
+        method.forwards = 0
 
         def called(*_: object) -> None:
-            calls.append(1)
-            self.then(len(calls))
+            method.forwards += 1
+            if method.forwards == self.kill_at:
+                raise Killed
 
         method.register_forward_pre_hook(called)
         BUILT.append(method)

@@ -201,7 +201,7 @@ def loader(
 
     Threads, not processes: Pillow releases the interpreter lock while it works, so threads decode as
     fast as torch's DataLoader with as many processes (tests/benchmarks/bench_loader.py), start at
-    once, and share the memory of the columns. About 0.3 ms of a sample's work hold the lock, which
+    once, and share the memory of the columns. An estimated 0.3 ms of a sample hold the lock, which
     bounds one process to some 3,000 samples per second. With 0 workers the caller's thread decodes.
     Closing the generator ends the threads.
     """

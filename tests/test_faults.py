@@ -1,0 +1,148 @@
+"""What happens when processes are killed, with real ones: the command as a user types it, on real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mvray.samples.comics import compose
+
+ROOT = Path(__file__).parent.parent
+MVRAY = Path(sys.executable).parent / "mvray"
+EPOCHS, CHECKPOINT_STEPS, BATCH = 6, 3, 8
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    out = tmp_path_factory.mktemp("faults") / "comics"
+    compose(out, titles=3, pages=40, seed=3)
+    return out
+
+
+def _command(pages, storage, *more):
+    settings = {
+        "phase1.optim.epochs": EPOCHS,
+        "phase1.optim.patience": "none",
+        "phase1.optim.batch_size": BATCH,
+        "scale.checkpoint_steps": CHECKPOINT_STEPS,
+        "pictures.height": 97,
+        "pictures.width": 69,
+    }
+    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    job = str(ROOT / "jobs/gradcam_masking.py")
+    return [
+        str(MVRAY),
+        "run",
+        job,
+        "--tiny",
+        "--data",
+        str(pages),
+        "--storage",
+        str(storage),
+        "--only",
+        "phase1",
+        *given,
+        *more,
+    ]
+
+
+def _start(command, log):
+    with log.open("ab") as out:
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def _folder(storage):
+    found = [path for path in Path(storage).glob("phase1-*") if path.is_dir()]
+    return found[0] if found else None
+
+
+def _newest_checkpoint(storage):
+    folder = _folder(storage)
+    done = sorted(folder.glob("checkpoints/*/complete.json")) if folder else []
+    return int(done[-1].parent.name) if done else -1
+
+
+def _wait_for_checkpoint(storage, step, process, log, timeout_s=180):
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if _newest_checkpoint(storage) >= step:
+            return
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint at step {step}: {log.read_text()}")
+
+
+def _finish(process, log):
+    assert process.wait(timeout=300) == 0, log.read_text()
+
+
+def _weights(storage):
+    return (_folder(storage) / "weights.safetensors").read_bytes()
+
+
+def _history(storage):
+    rows = json.loads((_folder(storage) / "history.json").read_text())
+    return [{k: v for k, v in row.items() if not k.endswith("_per_s")} for row in rows]
+
+
+def _train_workers(process):
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pages, tmp_path_factory):
+    storage = tmp_path_factory.mktemp("whole") / "runs"
+    log = storage.parent / "log"
+    _finish(_start(_command(pages, storage), log), log)
+    return storage
+
+
+def test_a_killed_worker_changes_nothing(pages, uninterrupted, tmp_path):
+    storage, log = tmp_path / "runs", tmp_path / "log"
+    process = _start(_command(pages, storage), log)
+    _wait_for_checkpoint(storage, 2 * CHECKPOINT_STEPS, process, log)
+    workers = _train_workers(process)
+    assert len(workers) == 2, [w.cmdline() for w in workers]
+    workers[1].kill()
+    _finish(process, log)
+    assert "workers were lost" in log.read_text()
+    assert _weights(storage) == _weights(uninterrupted)
+    assert _history(storage) == _history(uninterrupted)
+
+
+def test_a_killed_command_goes_on_where_it_stopped(pages, uninterrupted, tmp_path):
+    storage, log = tmp_path / "runs", tmp_path / "log"
+    process = _start(_command(pages, storage), log)
+    _wait_for_checkpoint(storage, 4 * CHECKPOINT_STEPS, process, log)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (_folder(storage) / "step.json").exists()
+    before = _newest_checkpoint(storage)
+    again = _start(_command(pages, storage), log)
+    _finish(again, log)
+    assert before >= 4 * CHECKPOINT_STEPS
+    assert _weights(storage) == _weights(uninterrupted)
+    assert _history(storage) == _history(uninterrupted)
+    assert (_folder(storage) / "step.json").exists()
+
+
+def test_interrupting_says_how_to_go_on(pages, tmp_path):
+    storage, log = tmp_path / "runs", tmp_path / "log"
+    process = _start(_command(pages, storage), log)
+    _wait_for_checkpoint(storage, CHECKPOINT_STEPS, process, log)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    said = log.read_text()
+    assert "goes on where it stopped" in said
+    assert "Traceback" not in said
