@@ -141,12 +141,16 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
     if spec is None or spec.loader is None:
         raise SettingError(f"{path} is not a Python file. Expected a job file as jobs/gradcam_masking.py.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise SettingError(f"{path}, line {error.lineno}: {error.msg}. Mend the job file.") from None
     make: Any = getattr(module, "job", None)
     if make is None:
         raise SettingError(f"{path} has no function job(tiny=False) -> Job. See jobs/gradcam_masking.py for one.")
     job = make(tiny=tiny)
-    assert isinstance(job, Job)
+    if not isinstance(job, Job):
+        raise SettingError(f"job() of {path} returned {type(job).__name__}; expected a Job (mvray/job.py).")
     changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -182,17 +186,16 @@ def _run(given: argparse.Namespace) -> int:
     from mvray.manifest import git_commit, versions
     from mvray.progress import Progress
     from mvray.results import collect, comparison, means, pictures
-    from mvray.run import execute
+    from mvray.run import chosen, execute
     from mvray.runlog import RunLog, spool_folder, tracking_uri
     from mvray.tracking import Tracker
 
     plan, storage = _planned(given)
+    steps = chosen(plan, given.only)
     storage.check()
     progress = Progress()
-    missing = len(plan.missing())
-    progress.say(
-        f"{plan.job.name}: {len(plan.steps)} steps, {len(plan.steps) - missing} finished before, {missing} to do."
-    )
+    missing = sum(not planned.finished for planned in steps)
+    progress.say(f"{plan.job.name}: {len(steps)} steps, {len(steps) - missing} finished before, {missing} to do.")
     _say_bad(plan, progress)
     tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0 if missing else 0.0)
     log = RunLog(tracker, plan, {**versions(), "git_commit": git_commit() or ""}, given.job)

@@ -90,7 +90,9 @@ class Maker:
         """Write one shard; returns how many rows it has and how many samples could not be read."""
         import torch
 
-        rows = self._rows.slice(shard * SHARD_ROWS, SHARD_ROWS)
+        samples, shards = len(self._rows), shards_of(len(self._rows))
+        first, end = shard * samples // shards, (shard + 1) * samples // shards
+        rows = self._rows.slice(first, end - first)
         data, scale = self._work.step.data, self._work.step.scale
         dataset = PictureDataset(data.source, rows, data.pictures, seed=self._work.seed)
         size = getattr(self._work.step.generator, "batch_size", BATCH_SIZE)
@@ -112,6 +114,11 @@ class Maker:
         return len(table), len(rows) - len(table)
 
 
+def shards_of(samples: int) -> int:
+    """How many shards there are. They differ by one sample at most: a last one of few could be all unreadable."""
+    return -(-samples // SHARD_ROWS)
+
+
 def shard_path(shard: int) -> str:
     return f"columns/{shard:05d}.parquet"
 
@@ -119,7 +126,7 @@ def shard_path(shard: int) -> str:
 def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     """Make what is missing; returns numbers of rows, unreadable samples and shards."""
     work = work_of(planned)
-    shards = -(-len(planned.rows()) // SHARD_ROWS)
+    shards = shards_of(len(planned.rows()))
     missing = [shard for shard in range(shards) if not planned.folder.exists(shard_path(shard))]
     started = time.monotonic()
     rows = bad = 0

@@ -351,6 +351,8 @@ class Job:
     search: Search | None = None
 
     def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise SettingError(f"seeds is {self.seeds}; expected one or more different numbers from 0 on.")
         names: dict[str, Step] = {}
         for step in self.walk():
             if names.setdefault(step.name, step) is not step and names[step.name] != step:

@@ -90,7 +90,7 @@ def _read(path: Path, facts: Facts) -> np.ndarray:
     image = pixels(picture(path.read_bytes(), facts.height, facts.width, grey=facts.channels == 1))
     view = seen(image[..., 0] if image.shape[2] == 1 else image, facts.height, facts.width, View())
     planes = view[None] if view.ndim == 2 else view.transpose(2, 0, 1)
-    return np.ascontiguousarray(np.broadcast_to(planes, (facts.channels, facts.height, facts.width)))
+    return np.array(np.broadcast_to(planes, (facts.channels, facts.height, facts.width)))
 
 
 def _looked(generator: Generator, image_CHW: np.ndarray) -> tuple[np.ndarray, int, float]:

@@ -34,8 +34,8 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
     A step that fails ends the run with StepFailed once the steps beside it have ended; what was
     finished stays.
     """
-    todo = _todo(plan, only)
-    waiting = {planned.id: planned for planned in todo if not planned.finished}
+    todo = chosen(plan, only)
+    waiting = {planned.path: planned for planned in todo if not planned.finished}
     for planned in todo:
         if planned.finished:
             log.reused(planned)
@@ -46,7 +46,7 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="step") as pool:
         while waiting or running:
             for planned in _startable(waiting, list(running.values()), cluster):
-                del waiting[planned.id]
+                del waiting[planned.path]
                 running[pool.submit(_do, planned, cluster, log, progress)] = planned
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -58,7 +58,8 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
                     future.result()
 
 
-def _todo(plan: Plan, only: str | None) -> list[Planned]:
+def chosen(plan: Plan, only: str | None) -> list[Planned]:
+    """Every step, or those named ``only`` and what they read. Raises SettingError where there is none."""
     if only is None:
         return list(plan.steps)
     names = sorted({planned.name for planned in plan.steps})

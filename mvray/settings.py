@@ -24,7 +24,7 @@ from mvray.job import Data, GeneratorConfig, Job, MethodConfig, Pictures, Scale,
 
 T = TypeVar("T")
 
-JOB_WIDE = {"source": Source, "pictures": Pictures, "scale": Scale}
+JOB_WIDE = {"source": Source, "pictures": Pictures, "data": Data, "scale": Scale}
 """Settings that every part of a job shares: `--set pictures.height=224` changes them everywhere."""
 
 CATALOGUE = {Source: "mvray.data", MethodConfig: "mvray.methods", GeneratorConfig: "mvray.generators"}

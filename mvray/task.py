@@ -113,7 +113,6 @@ class Samples:
                 seed=task.seed,
                 train=split == "train",
                 max_bad_fraction=step.data.max_bad_fraction,
-                max_bad_fraction=step.data.max_bad_fraction,
             )
             for split in ("train", "validation")
         }

@@ -199,7 +199,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(drawings: Path, tmp_path: 
     here.world = 4
     with pytest.raises(SettingError, match=r"a batch of 3 samples cannot be shared by 4 workers x 1 accumulations"):
         train(task(step_of(drawings, Linear(), batch_size=3), tmp_path), here)
-    with pytest.raises(SettingError, match="by 4 workers x 3 accumulations. Use fewer workers"):
+    with pytest.raises(SettingError, match=r"by 4 workers x 3 accumulations. Use fewer workers"):
         train(task(step_of(drawings, Linear(), batch_size=8, accumulate=3), tmp_path), here)
     with pytest.raises(SettingError, match="a batch of 42 samples"):
         train(task(step_of(drawings, Linear(), batch_size=1000, accumulate=11), tmp_path), here)

@@ -217,7 +217,9 @@ class Here(Local):
         return self.left == 0
 
 
-def step_of(root: Path, method: MethodConfig, name: str = "toy", pictures: Pictures = TINY, **settings: object) -> Train:
+def step_of(
+    root: Path, method: MethodConfig, name: str = "toy", pictures: Pictures = TINY, **settings: object
+) -> Train:
     """A Train step on a folder per class. Settings are those of Optim, and of Train and Scale by their names."""
     step, scale = {}, {"loader_workers": 0, "workers": 1}
     for key in list(settings):

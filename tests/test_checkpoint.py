@@ -1,0 +1,184 @@
+"""Checkpoints on a real disk: what counts, what stays, and what happens when writing fails."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
+from mvray.errors import StepFailed
+from mvray.storage import Storage
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {"layer.weight": torch.full((2, 3), value), "steps": torch.tensor(int(value))}
+
+
+def state(value: float) -> dict[str, Any]:
+    optimisers = {
+        "train": {"state": {0: {"momentum": torch.full((2,), value)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    }
+    return {
+        "state": {"epoch": 3, "best": None, "history": [{"a": 0.1}]},
+        "optimisers": optimisers,
+        "rng": torch.get_rng_state(),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+@pytest.fixture
+def checkpoints(folder: Storage) -> Checkpoints:
+    return Checkpoints(folder)
+
+
+def save(checkpoints: Checkpoints, step: int, keep: str | None = None) -> str:
+    name = checkpoints.save(step, weights(step), state(step), keep)
+    checkpoints.wait()
+    return name
+
+
+def test_what_is_saved_comes_back(checkpoints: Checkpoints) -> None:
+    assert checkpoints.names() == []
+    given = state(7)
+    checkpoints.save(7, weights(7), given, None)
+    checkpoints.wait()
+    assert checkpoints.names() == ["000000007"]
+    found, rest = checkpoints.load("000000007")
+    assert all(torch.equal(found[name], value) for name, value in weights(7).items())
+    assert rest["state"] == given["state"]
+    assert torch.equal(rest["rng"], given["rng"])
+    assert torch.equal(rest["optimisers"]["train"]["state"][0]["momentum"], torch.full((2,), 7.0))
+    assert rest["optimisers"]["train"]["param_groups"] == given["optimisers"]["train"]["param_groups"]
+
+
+def test_training_may_go_on_while_it_is_written(checkpoints: Checkpoints) -> None:
+    given = {"w": torch.zeros(500_000)}
+    rest = {"momentum": torch.zeros(500_000), "list": [1]}
+    checkpoints.save(1, given, rest, None)
+    for tensor in (given["w"], rest["momentum"]):
+        tensor.fill_(9)
+    rest["list"].append(2)
+    checkpoints.wait()
+    found, read = checkpoints.load("000000001")
+    assert found["w"].abs().max() == 0
+    assert read["momentum"].abs().max() == 0
+    assert read["list"] == [1]
+
+
+def test_the_newest_and_the_best_stay(checkpoints: Checkpoints, folder: Storage) -> None:
+    first = save(checkpoints, 5)
+    assert checkpoints.names() == [first]
+    best = save(checkpoints, 10, keep="000000010")
+    assert checkpoints.names() == [best]
+    third = save(checkpoints, 15, keep=best)
+    assert checkpoints.names() == [best, third]
+    fourth = save(checkpoints, 1_000_000, keep=best)
+    assert checkpoints.names() == [best, fourth]
+    assert [entry.path for entry in folder.list("checkpoints")] == [f"checkpoints/{best}", f"checkpoints/{fourth}"]
+
+
+def test_half_a_checkpoint_does_not_count(checkpoints: Checkpoints, folder: Storage) -> None:
+    """Files appear whole, in order, complete.json last: without it the folder may lack any of them."""
+    good = save(checkpoints, 5, keep="000000005")
+    save(checkpoints, 10, keep=good)
+    place = folder.local("checkpoints/000000010")
+    (place / "complete.json").unlink()
+    assert checkpoints.names() == [good]
+    (place / "state.pt").unlink()
+    assert Checkpoints(folder).names() == [good]
+    save(checkpoints, 12, keep=good)
+    assert not place.exists()  # the next one clears up
+    assert checkpoints.names() == [good, "000000012"]
+
+
+def test_a_removal_that_was_cut_short_leaves_nothing_that_counts(
+    checkpoints: Checkpoints, folder: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(checkpoints, 5)
+    delete, removed = Storage.delete, []
+
+    def dying(self: Storage, path: str) -> None:
+        removed.append(path)
+        if len(removed) == 2:
+            raise KeyboardInterrupt
+        delete(self, path)
+
+    monkeypatch.setattr(Storage, "delete", dying)
+    checkpoints.save(10, weights(10), state(10), None)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.wait()
+    assert removed == ["checkpoints/000000005/complete.json", "checkpoints/000000005"]
+    assert folder.exists("checkpoints/000000005/model.safetensors")
+    assert checkpoints.names() == ["000000010"]
+
+
+def test_an_error_of_the_writer_is_raised_at_the_next_save(folder: Storage, checkpoints: Checkpoints) -> None:
+    save(checkpoints, 5)
+    blocked = folder.local("checkpoints/000000010")
+    blocked.write_text("a file where a folder should be")
+    checkpoints.save(10, weights(10), state(10), None)
+    with pytest.raises(OSError, match="000000010"):
+        checkpoints.save(15, weights(15), state(15), None)
+    assert Checkpoints(folder).names() == ["000000005"]
+    blocked.unlink()
+    save(checkpoints, 20)  # told once
+    assert checkpoints.names() == ["000000020"]
+
+
+def test_an_error_of_the_last_write_is_raised_at_the_end(folder: Storage, checkpoints: Checkpoints) -> None:
+    (folder.local("") / "checkpoints").write_text("a file where a folder should be")
+    checkpoints.save(10, weights(10), state(10), None)
+    with pytest.raises(OSError, match="checkpoints"):
+        checkpoints.wait()
+
+
+def test_only_the_newest_driver_writes(folder: Storage) -> None:
+    folder.write("attempt", b"first")
+    first = Checkpoints(folder, "first")
+    save(first, 5)
+    folder.write("attempt", b"second")
+    first.save(10, weights(10), state(10), None)
+    with pytest.raises(StepFailed, match="Another mvray run has taken over"):
+        first.wait()
+    second = Checkpoints(folder, "second")
+    assert second.names() == ["000000005"]
+    save(second, 8)
+    assert second.names() == ["000000008"]
+
+
+def test_weights_as_bytes() -> None:
+    """Layout in memory and shared memory do not show in the file."""
+    shared = torch.rand(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    given = {
+        "conv": shared,
+        "tied": shared,
+        "half": torch.rand(3).bfloat16().requires_grad_(),
+        "count": torch.tensor(3),
+    }
+    found = weights_from_bytes(weights_to_bytes(given))
+    assert set(found) == set(given)
+    for name, value in given.items():
+        assert torch.equal(found[name], value)
+        assert found[name].dtype == value.dtype
+    plain = {**given, "conv": shared.contiguous()}
+    assert weights_to_bytes(plain) == weights_to_bytes(given)
+
+
+def test_state_is_read_without_running_code(folder: Storage, checkpoints: Checkpoints) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (json.dumps, ({},))
+
+    save(checkpoints, 5)
+    torch.save({"state": Trap()}, folder.local("checkpoints/000000005/state.pt"))
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        checkpoints.load("000000005")

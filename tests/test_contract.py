@@ -1,0 +1,248 @@
+"""What every method keeps, for each Train step of every job in its tiny form.
+
+A new job is found by itself. Pictures are small and the columns that a method needs are random maps:
+this is about the contract (mvray/method.py), not about what is learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from toys import Here, Shared, task, weights
+
+from mvray.checkpoint import weights_from_bytes, weights_to_bytes
+from mvray.cli import load_job
+from mvray.data.columns import map_field
+from mvray.data.folder import Folder
+from mvray.data.tables import read_table, write_table
+from mvray.job import Data, Optim, Pictures, Scale, Train
+from mvray.loop import train
+from mvray.method import Batch, Facts, Method
+from mvray.settings import encoded
+from mvray.storage import Storage
+
+SAMPLES, CLASSES = 8, ("ada", "ben", "cleo")
+SIZES = ((48, 32), (96, 64), (224, 224))
+"""Heights and widths in pixels: the first that the network can take."""
+
+
+def _train_steps() -> dict[str, Train]:
+    """Train steps whose method differs, by "job-step"."""
+    found: dict[str, Train] = {}
+    methods: list[Any] = []
+    for file in sorted((Path(__file__).parent.parent / "jobs").glob("*.py")):
+        for step in load_job(file, True, None, []).walk():
+            if isinstance(step, Train) and encoded(step.method) not in methods:
+                methods.append(encoded(step.method))
+                found[f"{file.stem}-{step.name}"] = step
+    return found
+
+
+STEPS = _train_steps()
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module", params=STEPS.values(), ids=STEPS.keys())
+def step(request: pytest.FixtureRequest) -> Train:
+    """The step on pictures as small as its network takes."""
+    given: Train = request.param
+    for height, width in SIZES:
+        small = replace(
+            given, data=replace(given.data, pictures=replace(given.data.pictures, height=height, width=width))
+        )
+        try:
+            built(small).eval().predict(batch_of(small))
+        except RuntimeError:  # torch: the output of a layer would be empty
+            continue
+        return small
+    return given
+
+
+def facts_of(step: Train) -> Facts:
+    pictures = step.data.pictures
+    return Facts(CLASSES, pictures.height, pictures.width, pictures.channels, SAMPLES)
+
+
+def built(step: Train, seed: int = 0) -> Method:
+    torch.manual_seed(seed)
+    return step.method.build(facts_of(step))
+
+
+def batch_of(step: Train, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random pictures, each class with a brightness of its own so that there is something to learn."""
+    rand, pictures = torch.Generator().manual_seed(seed), step.data.pictures
+    size = (SAMPLES, pictures.channels, pictures.height, pictures.width)
+    label = torch.arange(SAMPLES) % len(CLASSES)
+    noise = torch.randint(0, 128, size, generator=rand) + 60 * label[:, None, None, None]
+    maps = {name: torch.rand(SAMPLES, pictures.height, pictures.width, generator=rand) for name in step.method.needs}
+    key = torch.randint(-(2**60), 2**60, (SAMPLES,), generator=rand)
+    return {"image": noise.to(torch.uint8), "label": label, "index": torch.arange(SAMPLES), "draw": key, **maps}
+
+
+def losses(method: Method, batch: Batch, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The losses of all phases, as "phase/name"."""
+    torch.manual_seed(seed)  # for dropout
+    return {f"{phase}/{name}": loss for phase in method.phases for name, loss in method(batch, phase).items()}
+
+
+def predicted(method: Method, batch: Batch) -> dict[str, torch.Tensor]:
+    method.eval()
+    with torch.no_grad():
+        return method.predict(batch)
+
+
+def trained(method: Method, batch: Batch, steps: int) -> None:
+    method.train()
+    optimisers = {phase: torch.optim.Adam(list(method.trained_in(phase)), 1e-3) for phase in method.phases}
+    for _ in range(steps):
+        for phase, optimiser in optimisers.items():
+            optimiser.zero_grad()
+            sum(method(batch, phase).values()).backward()
+            optimiser.step()
+
+
+def test_there_is_something_to_hold_to_the_contract() -> None:
+    assert {step.method.__module__ for step in STEPS.values()} >= {"mvray.methods.classifier"}
+
+
+def test_losses_are_named_finite_scalars(step: Train) -> None:
+    method = built(step)
+    for mode in (True, False):
+        found = losses(method.train(mode), batch_of(step))
+        assert found
+        for name, loss in found.items():
+            assert loss.shape == (), name
+            assert loss.isfinite(), name
+
+
+def test_every_parameter_is_trained_in_some_phase(step: Train) -> None:
+    method, batch = built(step), batch_of(step)
+    method.train()
+    wanted = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+    reached: set[str] = set()
+    for phase in method.phases:
+        mine = {id(parameter) for parameter in method.trained_in(phase)}
+        method.zero_grad()
+        sum(method(batch, phase).values()).backward()
+        for name, parameter in method.named_parameters():
+            if id(parameter) in mine and parameter.grad is not None:
+                assert parameter.grad.isfinite().all(), name
+                reached.add(name)
+    assert reached == wanted
+
+
+def test_one_batch_can_be_overfitted(step: Train) -> None:
+    method, batch = built(step), batch_of(step)
+    before = sum(float(loss.detach()) for loss in losses(method.eval(), batch).values())
+    trained(method, batch, steps=40)
+    after = sum(float(loss.detach()) for loss in losses(method.eval(), batch).values())
+    assert after < 0.25 * before
+
+
+def test_the_same_seed_gives_the_same_loss(step: Train) -> None:
+    batch = batch_of(step)
+    first, again, other = (losses(built(step, seed).train(), batch) for seed in (0, 0, 1))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_state_goes_out_and_in_again(step: Train) -> None:
+    """Everything that predictions depend on is in the weights file, running statistics too."""
+    method, batch = built(step), batch_of(step)
+    trained(method, batch, steps=3)
+    other = built(step, seed=9)
+    assert any(not torch.equal(a, b) for a, b in both(predicted(method, batch), predicted(other, batch)))
+    other.load_state_dict(weights_from_bytes(weights_to_bytes(method.state_dict())))
+    assert all(torch.equal(a, b) for a, b in both(predicted(method, batch), predicted(other, batch)))
+
+
+def both(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    assert one.keys() == other.keys()
+    return [(one[name], other[name]) for name in one]
+
+
+def test_predictions_are_in_the_order_of_the_batch(step: Train) -> None:
+    method, batch = built(step), batch_of(step)
+    trained(method, batch, steps=3)
+    whole = predicted(method, batch)
+    assert all(len(values) == SAMPLES for values in whole.values())
+    order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(1))
+    turned = predicted(method, {name: values[order] for name, values in batch.items()})
+    for expected, found in both(whole, turned):
+        torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_do_not_depend_on_the_rest_of_the_batch(step: Train) -> None:
+    method, batch = built(step), batch_of(step)
+    trained(method, batch, steps=3)
+    whole = predicted(method, batch)
+    parts = [predicted(method, {n: values[at : at + 3] for n, values in batch.items()}) for at in range(0, SAMPLES, 3)]
+    for name, expected in whole.items():
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_need_no_generated_columns(step: Train) -> None:
+    """Validation and Generate give none."""
+    batch = {name: values for name, values in batch_of(step).items() if name not in step.method.needs}
+    assert predicted(built(step), batch)
+
+
+def test_scores_are_finite_and_have_what_the_step_selects_by(step: Train) -> None:
+    method, batch = built(step), batch_of(step)
+    columns = {name: values.numpy() for name, values in predicted(method, batch).items()}
+    found = method.score({**columns, "label": batch["label"].numpy()})
+    assert step.select in found
+    assert all(np.isfinite(value) for value in found.values())
+
+
+def test_what_is_random_in_a_sample_belongs_to_it(step: Train) -> None:
+    """The loss of a batch is the mean over its samples, each treated alike in any batch."""
+    method, batch = Shared(step.method).build(facts_of(step)).train(), batch_of(step)
+    whole = losses(method, batch)
+    halves = [losses(method, {n: values[rank::2] for n, values in batch.items()}) for rank in range(2)]
+    for name, loss in whole.items():
+        torch.testing.assert_close(torch.stack([half[name] for half in halves]).mean(), loss, rtol=1e-4, atol=1e-5)
+
+
+# -- in the loop ---------------------------------------------------------------------------------
+
+
+def small(step: Train, root: Path) -> Train:
+    """The step in a few batches, without what depends by its nature on how a batch is shared out."""
+    pictures: Pictures = step.data.pictures
+    data = Data(Folder(root=str(root)), replace(pictures, flip=True, crop_scale=(0.8, 1.0)))
+    optim = Optim(lr=0.005, batch_size=7, epochs=1)
+    return Train("step", Shared(step.method), data, optim, select=step.select, scale=Scale(loader_workers=0))
+
+
+def with_columns(step: Train, given: Any) -> Any:
+    """The task with random maps for the columns that its method needs."""
+    keys = read_table(Storage(given.folder), "index.parquet")["key"]
+    rand = np.random.default_rng(0)
+    fields = [map_field(name, 6, 4) for name in step.method.needs]
+    maps = [pa.array(list(rand.random((len(keys), 24)).astype(np.float16)), field.type) for field in fields]
+    table = pa.table([keys, *maps], schema=pa.schema([pa.field("key", pa.string()), *fields]))
+    place = f"{given.folder}/made"
+    write_table(Storage(place), "columns/00000.parquet", table)
+    return replace(given, columns=(place,))
+
+
+def test_two_ranks_equal_one(step: Train, drawings: Path, tmp_path: Path, two_ranks: Callable[..., list[str]]) -> None:
+    short = small(step, drawings)
+    one, two = (with_columns(step, task(short, tmp_path / name)) for name in ("one", "two"))
+    train(one, Here())
+    assert two_ranks(two) == ["done", "done"]
+    first, second = weights(one), weights(two)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
+    torch.manual_seed(0)
+    start = short.method.build(one.facts).state_dict()
+    assert any(float((first[name] - start[name]).abs().max()) > 1e-3 for name in first)

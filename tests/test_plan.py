@@ -1,0 +1,107 @@
+"""What a job means here and now: ids, folders, states, and data that will not do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toys import Linear
+
+from mvray import plan
+from mvray.data.folder import Folder
+from mvray.errors import DataError
+from mvray.generators import gradcam
+from mvray.job import Data, Generate, Job, Measure, Train
+from mvray.storage import Storage
+
+
+def job(root: Path, **source: float) -> Job:
+    data = Data(Folder(root=str(root), **source))
+    first = Train("first", Linear(), data)
+    look = Generate("look", gradcam.Config(of=first), data.test)
+    return Job("job", (Measure("score", data.test.with_columns(look), ()),), seeds=(0, 1))
+
+
+@pytest.fixture
+def copied(drawings: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(drawings, tmp_path / "copied"))
+
+
+def ids(made: plan.Plan) -> dict[tuple[str, int], str]:
+    return {(planned.name, planned.seed): planned.id for planned in made.steps}
+
+
+def test_every_step_is_planned_for_every_seed(drawings: Path, tmp_path: Path) -> None:
+    made = plan.make(job(drawings), Storage(str(tmp_path)))
+    assert [(p.name, p.seed) for p in made.steps] == [
+        (name, seed) for seed in (0, 1) for name in ("first", "look", "score")
+    ]
+    assert len({planned.id for planned in made.steps}) == 6
+    look = made.of(made.job.steps[0].data.columns[0], 1)
+    assert (look.name, look.seed, look.inputs["first"].seed) == ("look", 1, 1)
+    assert look.path == f"look-{look.id}"
+    assert look.folder.uri == f"{tmp_path}/look-{look.id}"
+    assert len(list(made.indexes())) == 1
+    assert list(tmp_path.iterdir()) == []  # planning changes nothing
+
+
+def test_training_never_sees_the_test_pictures(drawings: Path, tmp_path: Path) -> None:
+    first, look, score = plan.make(job(drawings), Storage(str(tmp_path))).steps[:3]
+    assert set(first.rows()["split"].to_pylist()) == {"train", "validation"}
+    assert set(look.rows()["split"].to_pylist()) == {"test"}
+    assert (len(first.rows()), len(look.rows()), len(score.rows())) == (48, 12, 12)
+    keys = set(first.rows()["key"].to_pylist())
+    assert not keys & set(look.rows()["key"].to_pylist())
+
+
+def test_a_step_goes_from_missing_to_finished(drawings: Path, tmp_path: Path) -> None:
+    made = plan.make(job(drawings), Storage(str(tmp_path)))
+    first = made.steps[0]
+    assert (first.state, first.finished, first.metrics()) == ("missing", False, {})
+    first.folder.write("metrics.json", b'{"accuracy": 0.5}')
+    assert (first.state, first.finished, first.metrics()) == ("partial", False, {})
+    first.folder.write("step.json", b'{"name": "first"}')
+    assert (first.state, first.finished, first.metrics()) == ("finished", True, {"accuracy": 0.5})
+    assert first.manifest() == {"name": "first"}
+    assert [p.name for p in made.missing()] == ["look", "score", "first", "look", "score"]
+    again = plan.make(job(drawings), Storage(str(tmp_path)))
+    assert again.steps[0].finished
+
+
+def test_ids_are_of_the_data_not_of_its_place(drawings: Path, copied: Path, tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "runs"))
+    before = ids(plan.make(job(drawings), storage))
+    made = plan.make(job(copied), storage)
+    assert ids(made) == before
+
+    rows = made.steps[0].index.rows.to_pylist()
+    tested = next(row["location"] for row in rows if row["split"] == "test")
+    with (copied / tested).open("ab") as file:
+        file.write(b" ")
+    after = ids(plan.make(job(copied), storage))
+    assert {name for name in after if after[name] != before[name]} == {
+        (n, s) for n in ("look", "score") for s in (0, 1)
+    }
+
+
+def test_splits_that_training_needs(drawings: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there are no validation samples for step 'first' \(42 samples in all\)"):
+        plan.make(job(drawings, validation=0), Storage(str(tmp_path)))
+    with pytest.raises(DataError, match="there are no train samples for step 'first'"):
+        plan.make(job(drawings, train=0), Storage(str(tmp_path)))
+
+
+def test_too_much_bad_data_is_refused_before_anything_starts(copied: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (copied / "ada" / f"{number:02d}.png").write_text("not a picture")
+    with pytest.raises(DataError, match=r"Found 3 of 60 files unreadable \(5.0%\); expected at most 1.0%"):
+        plan.make(job(copied), Storage(str(tmp_path / "runs")))
+    given = job(copied)
+    first = given.steps[0].data.columns[0].generator.of
+    patient = replace(first, data=replace(first.data, max_bad_fraction=0.06))
+    made = plan.make(Job("job", (patient,)), Storage(str(tmp_path / "runs")))
+    assert sorted(record.location for record in made.steps[0].index.bad) == [f"ada/0{i}.png" for i in range(3)]
+    assert json.dumps(made.steps[0].index.classes) == '["ada", "ben", "cleo"]'

@@ -1,0 +1,253 @@
+"""Jobs as text: `--set`, ids, and what step.json holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvray.cli import load_job
+from mvray.data.folder import Folder
+from mvray.data.manga109 import Manga109
+from mvray.errors import SettingError
+from mvray.job import Data, Job, Step, Train
+from mvray.methods import classifier
+from mvray.settings import decoded, encoded, flat, identify, replaced
+
+FILE = Path(__file__).parent.parent / "jobs" / "gradcam_masking.py"
+JOB = load_job(FILE, True, None, [])
+STEPS = {step.name: step for step in JOB.walk()}
+ALL = set(STEPS)
+
+
+def ids(job: Job, seed: int = 0, fingerprint: str = "f") -> dict[str, str]:
+    known: dict[str, str] = {}
+    for step in job.walk():
+        known[step.name] = identify(step, seed, fingerprint, lambda other: known[other.name])
+    return known
+
+
+def changed(name: str, value: Any) -> set[str]:
+    """The steps that a setting gives another id."""
+    before, after = ids(JOB), ids(replaced(JOB, {name: value}))
+    assert set(before) == set(after)
+    return {step for step in before if before[step] != after[step]}
+
+
+def step_of(job: Job, name: str) -> Any:
+    return next(step for step in job.walk() if step.name == name)
+
+
+# -- ids -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("masked.method.probability", "0.3", {"masked", "look-masked", "score-masked"}),
+        ("masked.optim.lr", "0.5", {"masked", "look-masked", "score-masked"}),
+        ("erasing.method.area", "0.1,0.2", {"erasing", "look-erasing", "score-erasing"}),
+        ("look-plain.generator.layer", "network.features.4", {"look-plain", "score-plain"}),
+        ("cams.generator.target", "predicted", {"cams", "masked", "look-masked", "score-masked"}),
+        ("score-plain.data.splits", "test", {"score-plain"}),
+        ("phase1.method.label_smoothing", "0.1", ALL),
+        ("phase1.optim.patience", "none", ALL),
+        ("pictures.height", "99", ALL),
+        ("source.split_seed", "3", ALL),
+        ("source", "folder", ALL),
+    ],
+)
+def test_a_setting_changes_its_step_and_what_depends_on_it(name: str, value: str, expected: set[str]) -> None:
+    assert changed(name, value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("source.root", "/elsewhere"),
+        ("scale.workers", "7"),
+        ("scale.loader_workers", "5"),
+        ("phase1.scale.checkpoint_steps", "1"),
+        ("masked.data.max_bad_fraction", "0.5"),
+        ("cams.generator.batch_size", "3"),
+        ("masked.method.probability", "0.5"),  # as it was
+        ("seeds", "4,5"),
+    ],
+)
+def test_how_a_step_is_executed_does_not_change_it(name: str, value: str) -> None:
+    assert changed(name, value) == set()
+
+
+def test_seed_data_and_version_are_in_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ids(JOB)
+    assert not set(before.values()) & set(ids(JOB, seed=1).values())
+    assert not set(before.values()) & set(ids(JOB, fingerprint="other").values())
+    assert len(set(before.values())) == len(ALL)
+    assert all(len(each) == 12 and int(each, 16) >= 0 for each in before.values())
+    monkeypatch.setattr(classifier.Config, "version", 2)
+    assert not set(before.values()) & set(ids(JOB).values())
+
+
+def test_the_id_is_of_the_content_not_of_the_name() -> None:
+    first = STEPS["phase1"]
+    names = [identify(replace(first, name=name), 0, "f", lambda step: step.name) for name in ("phase1", "another")]
+    assert names[0] == names[1]
+
+
+# -- changes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("phase1.optim.epochs", " 3 ", 3),
+        ("phase1.optim.lr", "1e-3", 0.001),
+        ("phase1.optim.lr", 1, 1.0),
+        ("phase1.optim.patience", "4", 4),
+        ("phase1.optim.patience", "None", None),
+        ("phase1.optim.clip_norm", 2, 2.0),
+        ("phase1.optim.milestones", "(3, 5,7)", (3, 5, 7)),
+        ("phase1.optim.milestones", "", ()),
+        ("phase1.optim.milestones", [1, 2], (1, 2)),
+        ("phase1.scale.channels_last", "False", False),
+        ("phase1.scale.compile", "yes", True),
+        ("phase1.scale.checkpoint_steps", "none", None),
+        ("phase1.data.pictures.crop_scale", "0.5,1", (0.5, 1.0)),
+        ("phase1.data.splits", "train,test", ("train", "test")),
+        ("phase1.data.source.works", "A,B", ("A", "B")),
+        ("phase1.select", "loss", "loss"),
+    ],
+)
+def test_text_becomes_the_type_of_the_setting(name: str, value: Any, expected: Any) -> None:
+    found: Any = step_of(replaced(JOB, {name: value}), "phase1")
+    for part in name.split(".")[1:]:
+        found = getattr(found, part)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_a_change_reaches_every_place_of_a_step() -> None:
+    """phase1 is trained, looked through and started from: it is one step wherever it is pointed at."""
+    job = replaced(JOB, {"phase1.optim.epochs": "1"})
+    first = step_of(job, "phase1")
+    assert step_of(job, "cams").generator.of is first
+    assert all(step_of(job, name).start_from is first for name in ("plain", "erasing", "masked"))
+    assert step_of(job, "masked").data.columns[0] is step_of(job, "cams")
+    assert [row.measure for row in job.table.rows] == list(job.steps)
+    assert job.sheets[0].masked is step_of(job, "masked")
+    assert step_of(JOB, "phase1").optim.epochs != 1
+
+
+def test_job_wide_settings_reach_every_part() -> None:
+    job = replaced(JOB, {"source.root": "/data", "pictures.width": "64", "scale.workers": 5, "seeds": "3, 4"})
+    for step in job.walk():
+        assert (step.data.source.root, step.data.pictures.width) == ("/data", 64)
+        assert not hasattr(step, "scale") or step.scale.workers == 5
+    assert job.seeds == (3, 4)
+    assert all(sheet.data.source.root == "/data" for sheet in job.sheets)
+
+
+def test_another_source_of_the_catalogue_keeps_the_root() -> None:
+    job = replaced(JOB, {"source.root": "/data", "source": "folder", "source.test": "0.1"})
+    for step in job.walk():
+        assert step.data.source == Folder(root="/data", test=0.1)
+    assert replaced(JOB, {"source": "manga109"}) == JOB
+    one = replaced(JOB, {"phase1.data.source": "folder"})
+    assert isinstance(step_of(one, "phase1").data.source, Folder)
+    assert isinstance(step_of(one, "cams").data.source, Manga109)
+    assert replaced(JOB, {"masked.method": "classifier", "cams.generator": "gradcam"}) == JOB
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "maskd.method.probability",
+            1,
+            r"nothing in the job 'gradcam_masking' is named 'maskd' \(did you mean 'masked'",
+        ),
+        (
+            "nothing",
+            1,
+            "Expected STEP.SETTING with a step of phase1, plain, .*, or one of source, pictures, scale, seeds",
+        ),
+        ("masked", 1, "masked is a step; name one of its settings: name, method, data, optim"),
+        (
+            "masked.methd.probability",
+            1,
+            r"Train has no setting 'methd' \(did you mean 'method'\?\). It has: name, method",
+        ),
+        (
+            "masked.method.probabilty",
+            1,
+            r"Config has no setting 'probabilty' \(did you mean 'probability'\?\). It has:",
+        ),
+        ("masked.method.probability.x", 1, "'probability' is 0.5 and has no settings of its own"),
+        ("pictures.hight", 1, "Pictures has no setting 'hight'.* It has: height, width, channels"),
+        ("seeds.first", 1, "nothing in the job"),
+        ("source", "foldr", r"no such Source in mvray.data \(did you mean 'folder'\?\). It has: .*folder.*manga109"),
+        ("source", "sources", "no such Source in mvray.data"),  # abstract
+        ("source", "tables", "no such Source in mvray.data"),
+        ("masked.method", "gan", "no such MethodConfig in mvray.methods. It has: classifier"),
+        ("masked.optim.lr", "fast", "--set masked.optim.lr=fast: expected a value of type float"),
+        ("masked.optim.epochs", "2.5", "masked.optim.epochs=2.5: expected a value of type int"),
+        ("masked.optim.epochs", 2.5, "masked.optim.epochs=2.5: expected a value of type int"),
+        ("masked.optim.epochs", "none", "expected a value of type int"),
+        ("masked.optim.milestones", "1,b", "expected a value of type int"),
+        ("scale.channels_last", "perhaps", "expected a value of type bool"),
+        ("pictures.crop_scale", "0.5", "pictures.crop_scale=0.5: expected 2 values"),
+        ("masked.optim", "adam", "expected a value of type Optim"),
+        ("seeds", "a", "--set seeds=a: expected a value of type int"),
+        ("seeds", "", r"seeds is \(\); expected one or more different numbers"),
+        ("masked.method.probability", "2", "method.probability is 2.0; expected 0 to 1"),
+        ("masked.optim.schedule", "linear", "optim.schedule is 'linear'; expected one of constant, cosine, step"),
+        ("source.labels", "artist", "source.labels is 'artist'; expected one of title, series, author"),
+    ],
+)
+def test_a_mistake_is_told_with_what_exists(name: str, value: Any, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        replaced(JOB, {name: value})
+
+
+# -- step.json -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tiny", [True, False])
+def test_a_whole_job_comes_back_from_its_text(tiny: bool) -> None:
+    job = load_job(FILE, tiny, "/data", ["phase1.optim.milestones=1,2"])
+    again = decoded(json.loads(json.dumps(encoded(job))))
+    assert again == job
+    assert ids(again) == ids(job)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"class": "subprocess:Popen", "fields": {"args": ["true"]}}, "subprocess:Popen is no settings class"),
+        ({"class": "pathlib:Path", "fields": {}}, "is no settings class"),
+        ({"class": "mvray.job:Nothing", "fields": {}}, "cannot be imported"),
+        ({"class": "mvray.nowhere:Thing", "fields": {}}, "cannot be imported"),
+        ({"function": "mvray.metrics:nothing"}, "cannot be imported"),
+        ({"class": "mvray.job:Pictures", "fields": {"depth": 3}}, "another version of mvray: .*'depth'"),
+    ],
+)
+def test_only_settings_are_built_from_text(text: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        decoded(text)
+
+
+def test_settings_by_dotted_name() -> None:
+    found = flat(STEPS["masked"])
+    assert found["method"] == "classifier"
+    assert found["method.probability"] == 0.5
+    assert found["data.source"] == "manga109"
+    assert found["data.columns"] == "cams"
+    assert found["data.pictures.crop_scale"] == "1.0, 1.0"
+    assert found["start_from"] == "phase1"
+    assert found["optim.patience"] is None
+    assert flat(STEPS["cams"])["generator.of"] == "phase1"
+    assert flat(STEPS["score-plain"])["metrics"] == "accuracy, attention_entropy, attention_inside"
+    assert not [name for name, value in found.items() if isinstance(value, Step | Data | Train)]
