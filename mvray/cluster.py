@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from mvray import one_machine
 from mvray.crew import Crews
 from mvray.errors import ClusterError
 from mvray.job import Job, Step, Train
@@ -19,7 +20,8 @@ from mvray.storage import Storage
 
 OBJECT_STORE_BYTES = 1 << 30
 HEADROOM_CPUS = 2
-"""Logical CPUs beyond the machine's on a local cluster: Ray Data's own tasks deadlock without them."""
+"""Logical CPUs beyond the machine's on a local cluster: Ray Data's own tasks deadlock without them.
+A crew that waits for work holds its CPUs too, so Ray is told of as many more as one crew has."""
 
 
 class Cluster:
@@ -30,7 +32,11 @@ class Cluster:
         self.say = say
         self.is_local = not os.environ.get("RAY_ADDRESS")
         self.crews = Crews(self)
+        self.aborted = threading.Event()
+        """Steps that run look at it and end."""
         self._storage = storage
+        self._node: Any = None
+        self._cpus = 0
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._started, self._stopped = threading.Event(), threading.Event()
@@ -49,18 +55,15 @@ class Cluster:
             import ray
 
             address = os.environ.get("RAY_ADDRESS")
-            options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-            if address:
-                ray.init(address=address, **options)
-            else:
-                cpus = max(os.cpu_count() or 1, workers) + HEADROOM_CPUS
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    **options,
-                )
+            if not address:
+                self._cpus = max(os.cpu_count() or 1, workers) + HEADROOM_CPUS
+                self._node = one_machine.start(self._cpus + workers, OBJECT_STORE_BYTES)
+                address = self._node.gcs_address
+            # From here on for this process alone: notices about Ray's own actors.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            import ray.train  # here, where it is not imported in two threads at once
+
             _quiet()
         except BaseException as error:
             self._error = error
@@ -69,7 +72,10 @@ class Cluster:
         self._stopped.wait()
 
     def ready(self) -> None:
-        """Wait until Ray answers; nobody may import ray before. Raises ClusterError where it could not be started or joined."""
+        """Wait until Ray answers; nobody may import ray before.
+
+        Raises ClusterError where it could not be started or joined.
+        """
         if self._thread is not None:
             self._started.wait()
         if self._error is not None:
@@ -87,10 +93,16 @@ class Cluster:
 
         self.ready()
         found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return found.get("CPU", 0.0), found.get("GPU", 0.0)
+        return self._cpus or found.get("CPU", 0.0), found.get("GPU", 0.0)
 
     def gpus(self) -> int:
         return int(self.room()[1])
+
+    def make_room(self, step: Step) -> None:
+        """Send crews home that wait for work and hold what ``step`` needs."""
+        self.ready()
+        cpus, gpus = needs(step, self.gpus())
+        self.crews.make_room(cpus + HEADROOM_CPUS, gpus)
 
     def scratch(self) -> str:
         """Where Ray Train keeps its own small files; results are never there."""
@@ -104,13 +116,18 @@ class Cluster:
         import ray
 
         ray.shutdown()
+        if self._node is not None:
+            one_machine.stop(self._node)
         self._stopped.set()
 
 
 def _quiet() -> None:
     """Ray's own progress and notices stay in its log files; errors still show."""
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+    for name in ("ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def needs(step: Step, gpus: float) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import uuid
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from mvray.errors import ClusterError
+from mvray.errors import ClusterError, StepFailed
 
 if TYPE_CHECKING:
     from mvray.cluster import Cluster
@@ -35,13 +35,13 @@ class Desk:
 
     def __init__(self, workers: int, idle_s: float) -> None:
         self._workers, self._idle_s = workers, idle_s
-        self._tasks: list[Any] = []
+        self._tasks: list[bytes] = []
         self._done: dict[int, int] = {}
         self._closed = False
         self._held: Any = None
         self._changed = asyncio.Condition()
 
-    async def give(self, task: Any) -> int | None:
+    async def give(self, task: bytes) -> int | None:
         """A new task for the crew; its number, or None when the crew is about to end."""
         async with self._changed:
             if self._closed:
@@ -50,7 +50,7 @@ class Desk:
             self._changed.notify_all()
             return len(self._tasks) - 1
 
-    async def next(self, number: int) -> Any:
+    async def next(self, number: int) -> bytes | None:
         """Task ``number``, as soon as there is one."""
         async with self._changed:
             with contextlib.suppress(TimeoutError):
@@ -93,6 +93,7 @@ def _on_worker(config: dict[str, Any]) -> None:
     """What each worker of a crew does."""
     import ray
     import ray.util
+    from ray import cloudpickle
 
     from mvray.loop import train
     from mvray.train import OnRay
@@ -101,8 +102,7 @@ def _on_worker(config: dict[str, Any]) -> None:
     if here.rank == 0:
         ray.get(desk.hold.remote(ray.util.get_current_placement_group()))
     while not here.stopping() and (task := ray.get(desk.next.remote(number))) is not None:
-        train(task, here)
-        del task
+        train(cloudpickle.loads(task), here)
         here.release()
         ray.get(desk.done.remote(number))
         number += 1
@@ -117,6 +117,7 @@ class Crew:
         self.shape = shape_of(scale)
         desk: Any = ray.remote(num_cpus=0)(Desk)
         self._desk = desk.remote(scale.workers, IDLE_S)
+        self._aborted = cluster.aborted
         self._fit: Future[None] = Future()
         self._trainer = _trainer(cluster, scale, gpus, {"desk": self._desk})
         threading.Thread(target=self._run, name="crew", daemon=True).start()
@@ -139,14 +140,17 @@ class Crew:
         RayActorError where Ray Train's controller was lost.
         """
         import ray
-        import ray.exceptions
+        from ray import cloudpickle
 
         try:
-            number = ray.get(self._desk.give.remote(task))
+            # Pickled, so that the desk need not import torch.
+            number = ray.get(self._desk.give.remote(cloudpickle.dumps(task)))  # type: ignore[no-untyped-call]
             if number is None:
                 return False
             finished = self._desk.finished.remote(number)
             while not ray.wait([finished], timeout=POLL_S)[0]:
+                if self._aborted.is_set():
+                    raise StepFailed("The run was interrupted.")
                 if not self.alive:
                     self._fit.result()
                     return True  # it was asked to stop (SIGTERM) and has written a checkpoint
@@ -213,8 +217,8 @@ def shape_of(scale: Scale) -> Shape:
 def _is_free(cpus: float, gpus: float) -> bool:
     import ray
 
-    free = ray.available_resources()
-    return bool(free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus)
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus
 
 
 def _trainer(cluster: Cluster, scale: Scale, gpus: int, config: dict[str, Any]) -> Any:
@@ -222,9 +226,7 @@ def _trainer(cluster: Cluster, scale: Scale, gpus: int, config: dict[str, Any]) 
     import ray.train
 
     if 0 < gpus < scale.workers:
-        raise ClusterError(
-            f"A step asks for {scale.workers} workers, but there are {gpus} GPUs. Use --workers {gpus}."
-        )
+        raise ClusterError(f"A step asks for {scale.workers} workers, but there are {gpus} GPUs. Use --workers {gpus}.")
     settings: dict[str, Any] = {
         "train_loop_config": config,
         "scaling_config": ray.train.ScalingConfig(

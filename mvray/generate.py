@@ -150,7 +150,7 @@ def _made(work: Work, missing: list[int], cluster: Cluster) -> Any:
         maker = Maker(work, missing)
         yield from (maker.make(shard) for shard in missing)
         return
-    cluster.ready()
+    cluster.make_room(work.step)
     import ray.data
 
     scale, gpus = work.step.scale, cluster.gpus()

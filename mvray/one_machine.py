@@ -1,19 +1,22 @@
-"""Ray Train on a Ray of our own on this machine, without what only clusters of many machines need.
+"""Ray on this machine alone, without what only clusters of many machines need.
 
-Everything here leans on Ray's internals and nothing else in mvray does; test_one_machine.py fails when
-a new Ray has changed them. Written for Ray 2.60, where one TorchTrainer starts on two slow cores:
+Everything here leans on Ray's internals, and nothing else in mvray does; test_one_machine.py fails when
+a new Ray has changed them. On a cluster that is joined (RAY_ADDRESS) nothing of this is used. Written for
+Ray 2.60, where the parts of `ray.init()` and of one `TorchTrainer.fit()` cost, in CPU seconds:
 
     process                 CPU s   here
-    controller               4.3    without torch (our backend), and taken from Ray's waiting processes
-    each worker              6.2    taken from Ray's waiting processes, which have imported Ray
-    synchronisation          2.3    the same
+    dashboard server         1.1    left out, also where include_dashboard=False would start it
+    autoscaler's monitor     0.8    left out: there is one machine
+    log monitor              0.9    left out: workers' output is not shown on the terminal
+    controller               4.3    2.0: without torch (our backend), in a process that Ray started ahead
+    synchronisation          2.3    1.7: in a process that Ray started ahead
     placement group cleaner  2.5    left out: it asks the dashboard, which is off; crew.py frees its own
     dataset manager          1.9    left out: mvray reads its data itself
     autoscaling coordinator  1.9    left out: there is one machine
     preemption watcher       1.9    left out: there is one machine
 
-Ray's waiting processes fit only actors without a runtime environment, and Ray Train gives its
-controller one (a variable that silences a warning), which everything below it inherits.
+Ray's processes that wait for work fit only actors without a runtime environment. Ray Train gives its
+controller one (a variable that silences a warning), and everything below the controller inherits it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,41 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 PROCESS_GROUP_TIMEOUT_S = 1800
 
 
+def start(cpus: int, object_store_bytes: int) -> Any:
+    """Start Ray here; returns Ray's node, with ``gcs_address`` to join it. Ends with the calling thread.
+
+    As ray.init(address="local", include_dashboard=False) does it, with its token authentication, but
+    without the processes that are named above.
+    """
+    from ray._private.authentication import authentication_token_setup as tokens
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    class NodeWithoutServer(Node):
+        def start_api_server(self, **_: Any) -> None:
+            pass
+
+    tokens.enable_token_auth_by_default()
+    tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
+    settings = RayParams(
+        num_cpus=cpus,
+        object_store_memory=object_store_bytes,
+        min_worker_port=0,
+        max_worker_port=0,
+        include_dashboard=False,
+        include_log_monitor=False,  # type: ignore[arg-type]
+        no_monitor=True,
+        # Ray starts as many processes ahead as there are CPUs in its books, but only this many at once.
+        _system_config={"worker_maximum_startup_concurrency": cpus},  # type: ignore[dict-item]
+    )
+    return NodeWithoutServer(settings, head=True, shutdown_at_exit=False, spawn_reaper=True)
+
+
+def stop(node: Any) -> None:
+    """End the Ray of `start`."""
+    node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+
+
 def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any:
     """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, for one machine."""
     import ray
@@ -35,28 +73,28 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    class NoDatasets(DatasetsCallback):  # type: ignore[misc]
-        def before_init_train_context(self, workers: list[Any]) -> dict[str, list[None]]:
+    class NoDatasets(DatasetsCallback):
+        def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
             return {"dataset_shard_provider": [None] * len(workers)}
 
         def after_worker_group_start(self, worker_group: Any) -> None:
             pass
 
-    class NoAutoscaling(FixedScalingPolicy):  # type: ignore[misc]
+    class NoAutoscaling(FixedScalingPolicy):
         def after_controller_start(self, train_run_context: Any) -> None:
             pass
 
         def _maybe_send_resource_request(self) -> None:
             pass
 
-    class Controller(TrainController):  # type: ignore[misc]
+    class Controller(TrainController):
         def __init__(self, **given: Any) -> None:
             # Ray Train would hand the variable on to the workers, as a runtime environment.
             os.environ[PREEMPTION_WATCHER] = "0"
             super().__init__(**given)
             del os.environ[PREEMPTION_WATCHER]
 
-    class Trainer(DataParallelTrainer):  # type: ignore[misc]
+    class Trainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             kept = [
                 callback
@@ -66,8 +104,9 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
             return [*kept, NoDatasets(self.train_run_context, {})]
 
         def _initialize_and_run_controller(self, **given: Any) -> Any:
-            given["scaling_policy"] = NoAutoscaling(self.scaling_config)
-            controller = ray.remote(num_cpus=0)(Controller).remote(**given)
+            scaling: Any = self.scaling_config
+            actor: Any = ray.remote(num_cpus=0)(Controller)
+            controller = actor.remote(**{**given, "scaling_policy": NoAutoscaling(scaling)})
             ray.get(controller.run.remote())
             return ray.get(controller.get_result.remote())
 
@@ -79,7 +118,7 @@ def backend() -> Any:
     from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
 
-    class TorchBackend(Backend):  # type: ignore[misc]
+    class TorchBackend(Backend):
         share_cuda_visible_devices = True
 
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
@@ -97,7 +136,7 @@ def backend() -> Any:
         def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
             pass  # a crew's processes end with it
 
-    class TorchConfig(BackendConfig):  # type: ignore[misc]
+    class TorchConfig(BackendConfig):
         @property
         def backend_cls(self) -> type:
             return TorchBackend
@@ -109,5 +148,5 @@ def _join(address: str, port: int, kind: str, rank: int, world: int) -> None:
     from ray.train.torch import config
 
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-    config._set_torch_distributed_env_vars()
+    config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
     config._setup_torch_process_group(kind, rank, world, "env://", PROCESS_GROUP_TIMEOUT_S)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
 from mvray.data import sampler
 from mvray.data.columns import Columns
@@ -24,12 +23,14 @@ from mvray.progress import duration
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mvray.environment import Environment
     from mvray.job import Train
     from mvray.method import Facts, Method
 
 T = TypeVar("T")
-Batches = Generator[dict[str, Tensor], None, None]
+Batches = Generator[dict[str, "Tensor"], None, None]
 """Batches on the device. Closing it ends the threads that decode ahead."""
 
 SHOW_EVERY_S = 1.0

@@ -8,9 +8,9 @@ import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mvray.errors import ClusterError, MvrayError, StepFailed
+from mvray.errors import MvrayError, StepFailed
 from mvray.job import Train
 from mvray.method import Facts
 from mvray.plan import Planned

@@ -15,7 +15,6 @@ Run: python tests/benchmarks/bench_startup.py [--rounds 3]
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -45,8 +44,10 @@ def job(tiny: bool = False) -> Job:
     return Job("startup", tuple(steps))
 
 
-def rank(data: str, storage: str) -> None:
+def rank(job_file: Path, data: str, storage: str, settings: list[str]) -> None:
     """One rank under torchrun: plan the job as `mvray run` does and train its first step."""
+    import torch
+
     from mvray.cli import load_job
     from mvray.environment import Torchrun
     from mvray.loop import train
@@ -55,14 +56,12 @@ def rank(data: str, storage: str) -> None:
     from mvray.storage import Storage
     from mvray.train import task_of
 
-    planned = make(load_job(Path(__file__), False, data, []), Storage(storage)).steps[0]
+    planned = make(load_job(job_file, False, data, settings), Storage(storage)).steps[0]
     here = Torchrun()
     task = task_of(planned, 0)
     if here.rank == 0:
         _write_inputs(planned)
         planned.folder.write("attempt", task.attempt.encode())
-    import torch
-
     torch.distributed.barrier()
     train(task, here)
 
@@ -114,7 +113,7 @@ def main() -> None:
     parser.add_argument("--rank", nargs=2, metavar=("DATA", "STORAGE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.rank:
-        rank(*given.rank)
+        rank(Path(__file__), *given.rank, [])
         return
     from mvray.samples.comics import compose
 
@@ -140,7 +139,6 @@ def main() -> None:
             begun = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
             again.append(time.perf_counter() - begun)
-            print(json.dumps({"round": number, "mvray": measured["mvray run"][-1], "torchrun": measured["torchrun"][-1], "further": further[-2:], "again": again[-1]}), file=sys.stderr)
     medians = {who: [statistics.median(column) for column in zip(*all_, strict=True)] for who, all_ in measured.items()}
     print(f"{'command to first training step':34} {'s':>6} {'CPU s':>6}")
     for who, (seconds, cpu) in medians.items():

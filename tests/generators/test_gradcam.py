@@ -52,7 +52,7 @@ def test_columns(method: Method, batch: dict[str, torch.Tensor]) -> None:
     assert np.array_equal(table["peak"].to_numpy(), maps_BHW.amax((1, 2)).numpy())
     assert table["predicted"].to_pylist() == scores_BK.argmax(1).tolist()
     scores = np.array(table["scores"].to_pylist())
-    np.testing.assert_allclose(scores, scores_BK.softmax(1).numpy(), rtol=1e-3)
+    np.testing.assert_allclose(scores, scores_BK.softmax(1).numpy(), rtol=1e-3, atol=1e-6)
 
 
 def test_labels_or_predictions_are_explained(method: Method, batch: dict[str, torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ from mvray.method import Facts
 from mvray.methods import classifier
 from mvray.nn import cam, draws
 
-FACTS = Facts(classes=("ada", "ben", "cleo"), height=146, width=104, channels=1, samples=8)
+FACTS = Facts(classes=("ada", "ben", "cleo"), height=73, width=52, channels=1, samples=8)
 SMALL = "alexnet-small"
 
 
@@ -78,11 +78,11 @@ def test_nothing_is_hidden_outside_training(hide: str) -> None:
 
 def test_attention_hides_the_map_from_the_threshold_on() -> None:
     method, batch = method_of(hide="attention", threshold=0.7, fill="constant", constant=9, probability=0.5), batch_of()
-    large = torch.nn.functional.interpolate(batch["map"][:, None], (146, 104), mode="bilinear")
+    large = torch.nn.functional.interpolate(batch["map"][:, None], (73, 52), mode="bilinear")
     expected = torch.where(large >= 0.7, 9, batch["image"].int())
     assert torch.equal(method.hidden(batch).int(), expected)
     assert torch.equal(method.hidden({**batch, "label": 2 - batch["label"]}), method.hidden(batch))
-    whole = torch.nn.functional.interpolate(batch["map"][:, None], (146, 104), mode="bilinear")[:, 0]
+    whole = torch.nn.functional.interpolate(batch["map"][:, None], (73, 52), mode="bilinear")[:, 0]
     assert torch.equal(method.hidden({**batch, "map": whole}), method.hidden(batch))
 
 
@@ -123,18 +123,18 @@ def test_same_seed_same_loss() -> None:
 
 @pytest.mark.parametrize("hide", ["nothing", "random", "attention"])
 def test_overfits_one_batch(hide: str) -> None:
-    method, batch = method_of(hide=hide), batch_of()
+    method, batch = method_of(hide=hide, probability=1, dropout=0.0), batch_of()
     optimizer = torch.optim.Adam(method.parameters(), 1e-3)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = method(batch, "train")["cross_entropy"]
         loss.backward()
         assert all(each.grad is not None and each.grad.isfinite().all() for each in method.parameters())
         optimizer.step()
-    method.eval()
+    assert loss < 0.1
+    seen = {**batch, "image": method.hidden(batch)}  # the draws stay the same here, and so do the hidden parts
     with torch.no_grad():
-        assert torch.equal(method.predict(batch)["predicted"], batch["label"])
-        assert method(batch, "train")["cross_entropy"] < 0.1
+        assert torch.equal(method.eval().predict(seen)["predicted"], batch["label"])
 
 
 def test_predictions_are_probabilities_in_the_batchs_order() -> None:
@@ -161,7 +161,7 @@ def test_grad_cam_finds_its_layer() -> None:
     method, batch = method_of().eval(), batch_of()
     assert method.attention_layer == "network.features.16"
     maps_BHW, scores_BK = cam.grad_cam(method.class_scores, method, method.attention_layer, batch["image"])
-    assert maps_BHW.shape == (8, 17, 12)
+    assert maps_BHW.shape == (8, 8, 5)
     assert scores_BK.shape == (8, 3)
 
 

@@ -1,0 +1,382 @@
+"""The command line: a whole job in this process, and what a user's mistake looks like."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mvray.cli import main
+
+FILE = Path(__file__).parent.parent / "jobs" / "gradcam_masking.py"
+HALF = f"""
+'''The comparison of {FILE.name} with two of its three variants and one small sheet.'''
+import runpy
+from dataclasses import replace
+
+
+def job(tiny=False):
+    made = runpy.run_path({str(FILE)!r})["job"](tiny=tiny)
+    plain, _, masked = made.steps
+    rows = tuple(row for row in made.table.rows if row.measure in (plain, masked))
+    sheet = replace(made.sheets[0], maps=made.sheets[0].maps[::2], samples=2)
+    return replace(made, steps=(plain, masked), table=replace(made.table, rows=rows), sheets=(sheet,))
+"""
+TOYS = """
+from toys import Linear, step_of
+from mvray import metrics
+from mvray.job import Job
+
+
+def job(tiny=False):
+    names = ("one", "two")
+    return Job("toys", tuple(step_of("", Linear(dropout=0.2), name=name, epochs=1) for name in names))
+"""
+
+# MLflow 3.17 makes its SQLite store with a version of sqlalchemy's loaders that is going away.
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+def mvray(*arguments: object) -> Said:
+    """A command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as ended:  # argparse
+            code = int(ended.code or 0)
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A job file, its options, and the outputs of commands that ran one after the other."""
+
+    options: tuple[object, ...]
+    runs: Path
+    said: dict[str, Said]
+
+    def report(self, name: str) -> dict[str, Any]:
+        return json.loads(self.said[name].out)
+
+    def states(self, name: str) -> dict[str, str]:
+        return {step["name"]: step["state"] for step in self.report(name)["steps"]}
+
+
+@pytest.fixture(scope="module")
+def experiment(sample_comics: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]:
+    place = tmp_path_factory.mktemp("cli")
+    (place / "half.py").write_text(HALF)
+    small = ("pictures.height=48", "pictures.width=32", "phase1.optim.epochs=1")
+    small += ("plain.optim.epochs=3", "masked.optim.epochs=3")
+    sets = [option for setting in small for option in ("--set", setting)]
+    options = (place / "half.py", "--tiny", "--data", sample_comics, "--storage", place / "runs", *sets)
+    again = ("--set", "masked.method.probability=0.3")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patched.chdir(place)
+        said = {
+            "nothing": mvray("report", *options, "--json"),
+            "cams": mvray("run", *options, "--workers", 0, "--only", "cams"),
+            "after cams": mvray("report", *options, "--json"),
+            "all": mvray("run", *options, "--workers", 0),
+            "after all": mvray("report", *options, "--json"),
+            "all again": mvray("run", *options, "--workers", 0),
+            "after all again": mvray("report", *options, "--json"),
+            "before other": mvray("report", *options, *again, "--json"),
+            "other": mvray("run", *options, *again, "--workers", 0),
+            "after other": mvray("report", *options, *again, "--json"),
+        }
+        yield Experiment(options, place / "runs", said)
+
+
+STEPS = ["phase1", "plain", "look-plain", "score-plain", "cams", "masked", "look-masked", "score-masked"]
+DEPENDENT = {"masked", "look-masked", "score-masked"}
+
+
+def test_every_command_of_the_experiment_went_well(experiment: Experiment) -> None:
+    for name, said in experiment.said.items():
+        assert said.code == 0, f"{name}: {said.err}"
+        assert "Traceback" not in said.err
+
+
+def test_the_report_has_the_form_that_is_promised(experiment: Experiment) -> None:
+    report = experiment.report("after all")
+    assert list(report) == ["job", "steps", "table"]
+    assert report["job"] == "gradcam_masking"
+    assert [step["name"] for step in report["steps"]] == STEPS
+    for step in report["steps"]:
+        assert list(step) == ["name", "seed", "id", "path", "state", "seconds", "metrics"]
+        assert (step["seed"], step["state"]) == (0, "finished")
+        assert step["path"] == f"{experiment.runs}/{step['name']}-{step['id']}"
+        assert json.loads((Path(step["path"]) / "step.json").read_text())["seconds"] == step["seconds"] > 0
+        assert json.loads((Path(step["path"]) / "metrics.json").read_text()) == step["metrics"]
+    assert list(report["table"]) == ["rows"]
+    assert [row["name"] for row in report["table"]["rows"]] == ["A  AlexNet", "proposed: Grad-CAM masking"]
+    for row, paper in zip(report["table"]["rows"], (0.852, 0.878), strict=True):
+        assert list(row) == ["name", "values", "mean", "interval95", "paper"]
+        assert row["paper"] == {"test/accuracy": paper}
+        assert {len(values) for values in row["values"].values()} == {1}
+        for metric in ("test/accuracy", "shifted/accuracy", "test/attention_in_body", "test/attention_in_face"):
+            assert 0 <= row["values"][metric][0] == row["mean"][metric] <= 1
+            assert row["interval95"][metric] is None  # one seed
+
+
+def test_every_variant_is_trained_for_as_many_epochs(experiment: Experiment) -> None:
+    metrics = {step["name"]: step["metrics"] for step in experiment.report("after all")["steps"]}
+    assert {name: metrics[name]["epochs"] for name in ("phase1", "plain", "masked")} == {
+        "phase1": 1,
+        "plain": 2,
+        "masked": 2,
+    }
+
+
+def test_only_does_a_step_and_what_it_reads(experiment: Experiment) -> None:
+    assert set(experiment.states("nothing").values()) == {"missing"}
+    assert "gradcam_masking: 2 steps, 0 finished before, 2 to do." in experiment.said["cams"].err
+    states = experiment.states("after cams")
+    assert {name for name, state in states.items() if state == "finished"} == {"phase1", "cams"}
+    assert {state for name, state in states.items() if name not in ("phase1", "cams")} == {"missing"}
+    values = [row["values"]["test/accuracy"] for row in experiment.report("after cams")["table"]["rows"]]
+    assert values == [[None], [None]]
+
+
+def test_what_is_finished_is_not_done_again(experiment: Experiment) -> None:
+    assert "8 steps, 2 finished before, 6 to do." in experiment.said["all"].err
+    again = experiment.said["all again"]
+    assert again.err == "gradcam_masking: 8 steps, 8 finished before, 0 to do.\n"
+    assert again.out == experiment.said["all"].out
+    assert experiment.said["after all again"].out == experiment.said["after all"].out
+
+
+def test_a_changed_setting_reruns_what_depends_on_it(experiment: Experiment) -> None:
+    before, after = experiment.states("before other"), experiment.states("after other")
+    assert {name for name, state in before.items() if state == "missing"} == DEPENDENT
+    assert set(after.values()) == {"finished"}
+    assert "8 steps, 5 finished before, 3 to do." in experiment.said["other"].err
+    ids = [{s["name"]: s["id"] for s in experiment.report(name)["steps"]} for name in ("after all", "after other")]
+    assert {name for name in STEPS if ids[0][name] != ids[1][name]} == DEPENDENT
+    times = [
+        {s["name"]: s["seconds"] for s in experiment.report(name)["steps"]} for name in ("after all", "after other")
+    ]
+    assert all(times[0][name] == times[1][name] for name in set(STEPS) - DEPENDENT)
+
+
+def test_the_end_says_what_to_do_next(experiment: Experiment) -> None:
+    *_, results, pictures, tracked = experiment.said["other"].out.splitlines()
+    assert results == f"Results:  {experiment.runs}"
+    assert pictures.startswith(f"Pictures: mvray report {experiment.options[0]} --tiny --data ")
+    assert pictures.endswith("--set masked.method.probability=0.3 --html report.html")
+    assert tracked == f"MLflow:   mvray ui --storage {experiment.runs}"
+
+
+def test_the_page_stands_alone(experiment: Experiment, tmp_path: Path) -> None:
+    said = mvray("report", *experiment.options, "--html", tmp_path / "report.html")
+    assert (said.code, said.out) == (0, "")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 2  # the comparison and a sheet
+    assert "proposed: Grad-CAM masking" in page
+
+
+def test_look_at_anyones_pictures(experiment: Experiment, drawings: Path, tmp_path: Path) -> None:
+    steps = {step["name"]: step["path"] for step in experiment.report("after all")["steps"]}
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "some").mkdir()
+    for number in range(2):
+        shutil.copy(drawings / "ben" / f"{number:02d}.png", tmp_path / "some")
+    pictures = (drawings / "ada" / "00.png", tmp_path / "broken.png", tmp_path / "some")
+    said = mvray("look", steps["masked"], *pictures, "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    assert "left out" in said.out
+    overlays = sorted(path.name for path in (tmp_path / "out").glob("0*.png"))
+    assert overlays == ["0000-00.png", "0001-00.png", "0002-01.png"]
+    with Image.open(tmp_path / "out" / overlays[0]) as overlay:
+        assert (overlay.size, overlay.mode) == ((32, 48), "RGB")
+    assert (tmp_path / "out" / "sheet.png").stat().st_size > 1000
+    wrong = mvray("look", steps["cams"], drawings, "--out", tmp_path / "out")
+    assert (wrong.code, wrong.err.count("\n")) == (2, 1)
+    assert "is a Generate step; expected a Train step" in wrong.err
+
+
+# -- other jobs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toys(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job of two small steps. MLflow takes seconds to make a store, so it uses the experiment's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{experiment.runs}/mlflow.db")
+    (tmp_path / "toys_job.py").write_text(TOYS)
+    return tmp_path / "toys_job.py"
+
+
+def numbers(said: Said) -> list[tuple[Any, ...]]:
+    """Everything in a report that is not a time or a place."""
+    steps = json.loads(said.out)["steps"]
+    for step in steps:
+        step["metrics"].pop("samples_per_s", None)
+    return [(step["name"], step["seed"], step["id"], step["state"], step["metrics"]) for step in steps]
+
+
+def test_the_same_seeds_give_the_same_numbers(toys: Path, drawings: Path, tmp_path: Path) -> None:
+    """Also two steps that differ in nothing but their names: both are done."""
+    found = []
+    for place, seeds in (("first", "3,4"), ("second", "4")):
+        options = (toys, "--data", drawings, "--storage", tmp_path / place, "--set", f"seeds={seeds}")
+        assert mvray("run", *options, "--workers", 0).code == 0
+        found.append(numbers(mvray("report", *options, "--json")))
+    assert [row[:2] for row in found[0]] == [("one", 3), ("two", 3), ("one", 4), ("two", 4)]
+    assert found[0][2:] == found[1]
+    assert {row[3] for row in found[0]} == {"finished"}
+    assert found[0][0][4] == found[0][1][4] != found[0][2][4]
+
+
+def test_a_step_that_fails_ends_with_its_reason(toys: Path, drawings: Path, tmp_path: Path) -> None:
+    options = (toys, "--data", drawings, "--storage", tmp_path / "runs", "--set", "two.method.nan_at=2")
+    said = mvray("run", *options, "--workers", 0)
+    assert said.code == 1
+    assert said.err.splitlines()[-1].startswith("mvray: The loss became NaN or infinite at step 2 (epoch 0; ")
+    assert "Traceback" not in said.err
+    assert [row[3] for row in numbers(mvray("report", *options, "--json"))] == ["finished", "partial"]
+    mended = mvray("run", *options[:-2], "--workers", 0)
+    assert mended.code == 0
+    assert "2 steps, 1 finished before, 1 to do" in mended.err
+
+
+def test_bad_pictures_are_named_and_left_out(toys: Path, drawings: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(drawings, tmp_path / "some"))
+    (root / "ada" / "20.png").write_text("hello")
+    options = (toys, "--data", root, "--storage", tmp_path / "runs", "--set", "one.data.max_bad_fraction=0.03")
+    said = mvray("run", *options, "--only", "one", "--workers", 0)
+    assert said.code == 0
+    assert "left out: ada/20.png: not a picture: text that starts with 'hello'" in said.err
+
+
+# -- mistakes ------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no job file": (["run", "nowhere.py"], "There is no job file nowhere.py"),
+    "no Python": (["run", "job.txt"], "job.txt is not a Python file"),
+    "no job()": (["run", "empty.py"], "empty.py has no function job(tiny=False) -> Job"),
+    "no Job": (["run", "none.py"], "job() of none.py returned NoneType; expected a Job"),
+    "a typing error": (["run", "syntax.py"], "syntax.py, line 1: "),
+    "unknown step": (["run", "JOB", "--set", "maskd.method.x=1"], "is named 'maskd' (did you mean 'masked'?)"),
+    "unknown setting": (["run", "JOB", "--set", "pictures.hight=3"], "Pictures has no setting 'hight'"),
+    "no value": (["run", "JOB", "--set", "seeds"], "--set seeds: expected NAME=VALUE"),
+    "wrong value": (["run", "JOB", "--set", "plain.optim.lr=fast"], "expected a value of type float"),
+    "no such data": (["run", "JOB", "--data", "nowhere"], "--data nowhere: there is no such folder."),
+    "not Manga109": (
+        ["run", "JOB", "--data", "DRAWINGS"],
+        "is not Manga109: found ada/, ben/, cleo/; expected images/",
+    ),
+    "no data": (["run", "JOB"], "Manga109 has no root"),
+    "no classes": (["run", "JOB", "--data", "DRAWINGS/ada", "--set", "source=folder"], "has no folder per class"),
+    "too bad": (["run", "JOB", "--data", "BAD", "--set", "source=folder"], "Found 3 of 60 files unreadable (5.0%)"),
+    "workers": (["run", "JOB", "--data", "COMICS", "--workers", "-1"], "--workers -1: expected 0 (no Ray) or more"),
+    "only": (
+        ["run", "JOB", "--tiny", "--data", "COMICS", "--only", "mask"],
+        "has no such step; it has cams, erasing, look-",
+    ),
+    "storage": (["run", "JOB", "--tiny", "--data", "COMICS", "--storage", "job.txt/runs"], "cannot be written"),
+    "odd storage": (
+        ["report", "JOB", "--tiny", "--data", "COMICS", "--storage", "ftp://x"],
+        "expected a local folder or s3://",
+    ),
+    "not a step": (["look", "DRAWINGS", "DRAWINGS", "--out", "out"], "is not the folder of a finished step"),
+    "odd pages": (["sample", "comics", "out", "--pages", "3"], "pages is 3; expected an even number from 2 to 2000"),
+}
+AS_PROGRAM = ("no job file", "unknown step", "no such data", "not Manga109", "workers", "no job()")
+
+
+@pytest.fixture
+def place(tmp_path: Path, drawings: Path, sample_comics: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An empty folder to work in, with some job files that are none."""
+    for name, text in {
+        "job.txt": "",
+        "empty.py": "",
+        "none.py": "def job(tiny): ...",
+        "syntax.py": "def job(:",
+    }.items():
+        (tmp_path / name).write_text(text)
+    bad = shutil.copytree(drawings, tmp_path / "bad")
+    for number in range(3):
+        (Path(bad) / "ada" / f"{number:02d}.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return {"JOB": str(FILE), "DRAWINGS": str(drawings), "COMICS": str(sample_comics), "BAD": str(bad)}
+
+
+def command(name: str, place: dict[str, str]) -> list[str]:
+    said = MISTAKES[name][0]
+    for short, whole in place.items():
+        said = [part.replace(short, whole) if part.startswith(short) else part for part in said]
+    return said
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_message_and_exit_code_2(name: str, place: dict[str, str]) -> None:
+    said = mvray(*command(name, place))
+    assert said.code == 2, said.err
+    assert said.err.startswith("mvray: ")
+    assert MISTAKES[name][1] in said.err
+    assert said.err.count("mvray: ") == 1
+    assert said.out == ""
+    assert not Path("runs").exists()  # nothing was started
+
+
+def test_mistakes_of_the_program_itself(place: dict[str, str]) -> None:
+    """Without a traceback, and without anything that this process has imported before."""
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "mvray.cli", *command(name, place)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in AS_PROGRAM
+    }
+    for name, process in started.items():
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 2, err
+        assert err.startswith("mvray: ")
+        assert MISTAKES[name][1] in err
+        assert "Traceback" not in err
+        assert out == ""
+    assert not Path("runs").exists()
+
+
+COMMANDS = (["run"], ["report"], ["look"], ["ui"], ["doctor"], ["sample"], ["sample", "comics"])
+
+
+@pytest.mark.parametrize("words", [[], *COMMANDS], ids=lambda words: " ".join(words) or "mvray")
+def test_help(words: list[str]) -> None:
+    said = mvray(*words, "--help")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(" ".join(["usage: mvray", *words]))
+    if not words:
+        assert all(command[0] in said.out for command in COMMANDS)
+
+
+def test_version_and_unknown_options() -> None:
+    assert mvray("--version").out.startswith("mvray ")
+    assert mvray().code == mvray("train").code == mvray("run").code == mvray("run", FILE, "--gpus", "4").code == 2

@@ -1,0 +1,150 @@
+"""Train steps on real Ray: one Ray for the whole file, a toy method, tiny pictures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from mvray import train
+from mvray.cluster import Cluster
+from mvray.data.folder import Folder
+from mvray.errors import NonFiniteLoss
+from mvray.job import Data, Job, Optim, Pictures, Scale, Train
+from mvray.methods import classifier
+from mvray.plan import make
+from mvray.run import _write_inputs
+from mvray.storage import Storage
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SCALE = Scale(workers=2, loader_workers=0)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("train") / "pictures"
+    draw = np.random.default_rng(0)
+    for number in range(60):
+        folder = root / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (64, 48), dtype=np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = Cluster(Storage(str(tmp_path_factory.mktemp("scratch"))))
+    cluster.start(Job("one", (_step(Path("/nowhere")),)))
+    cluster.ready()
+    yield cluster
+    cluster.stop()
+
+
+def _step(root, name="one", **optim):
+    data = Data(Folder(root=str(root)), Pictures(height=64, width=48, channels=1))
+    config = classifier.Config(network="alexnet-small")
+    return Train(name, config, data, Optim(**{"batch_size": 8, "epochs": 1, **optim}), scale=SCALE)
+
+
+def _planned(step, storage):
+    (planned,) = make(Job("job", (step,)), Storage(str(storage))).steps
+    _write_inputs(planned)
+    return planned
+
+
+def _processes(name):
+    return [p for p in psutil.Process().children(recursive=True) if name in "".join(p.cmdline())]
+
+
+def test_the_next_step_is_taken_by_the_same_workers(cluster, pictures, tmp_path):
+    train.run(_planned(_step(pictures), tmp_path), cluster)
+    before = {process.pid for process in _processes("RayTrainWorker")}
+    started = time.monotonic()
+    metrics = train.run(_planned(_step(pictures, lr=0.02), tmp_path), cluster)
+    assert metrics["epochs"] == 1
+    assert {process.pid for process in _processes("RayTrainWorker")} == before
+    assert len(before) == 2
+    assert time.monotonic() - started < 10
+
+
+def test_the_same_step_comes_out_the_same_on_used_workers(cluster, pictures, tmp_path):
+    weights = []
+    for place in ("first", "second"):
+        planned = _planned(_step(pictures), tmp_path / place)
+        train.run(planned, cluster)
+        weights.append(planned.folder.read("weights.safetensors"))
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("who", ["RayTrainWorker", "Controller", "Desk"])
+def test_a_lost_process_is_made_good(cluster, pictures, tmp_path, who):
+    planned = _planned(_step(pictures), tmp_path)
+    train.run(planned, cluster)  # now a crew waits
+    os.kill(_processes(f"ray::{who}")[0].pid, signal.SIGKILL)
+    again = _planned(_step(pictures, epochs=2), tmp_path)
+    assert train.run(again, cluster)["epochs"] == 2
+
+
+def test_the_methods_own_error_comes_through_at_once(cluster, pictures, tmp_path):
+    with pytest.raises(NonFiniteLoss, match="lr"):
+        train.run(_planned(_step(pictures, lr=1e30, epochs=3), tmp_path), cluster)
+    assert train.run(_planned(_step(pictures), tmp_path), cluster)["epochs"] == 1
+
+
+def test_room_is_made_by_sending_a_waiting_crew_home(cluster, pictures, tmp_path):
+    import ray
+
+    train.run(_planned(_step(pictures), tmp_path), cluster)
+    everything = ray.cluster_resources()["CPU"]
+    assert ray.available_resources()["CPU"] < everything
+    cluster.crews.make_room(everything, 0)
+    assert ray.available_resources()["CPU"] == everything
+
+
+def test_a_killed_command_leaves_no_process(pictures, tmp_path):
+    job = tmp_path / "long.py"
+    job.write_text(
+        "from mvray.data.folder import Folder\n"
+        "from mvray.job import Data, Job, Optim, Pictures, Scale, Train\n"
+        "from mvray.methods import classifier\n"
+        "def job(tiny=False):\n"
+        "    data = Data(Folder(), Pictures(height=64, width=48, channels=1))\n"
+        "    step = Train('long', classifier.Config(network='alexnet-small'), data,\n"
+        "                 Optim(batch_size=8, epochs=100000), scale=Scale(workers=2, loader_workers=0))\n"
+        "    return Job('long', (step,))\n"
+    )
+    mvray = Path(sys.executable).parent / "mvray"
+    command = [mvray, "run", job, "--data", pictures, "--storage", tmp_path / "runs"]
+    for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        trained = len(list(tmp_path.glob("runs/long-*/checkpoints/*/complete.json")))
+        seen = tmp_path / "runs"
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not (
+            any(seen.glob("long-*/progress.json")) and len(_children(process)) > 4 and _is_training(process)
+        ):
+            assert process.poll() is None
+            time.sleep(0.2)
+        children = _children(process)
+        process.send_signal(sent)
+        assert process.wait(timeout=60) == code, trained
+        gone, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive, [child.cmdline() for child in alive]
+        assert len(gone) > 4
+
+
+def _children(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def _is_training(process):
+    return sum("RayTrainWorker" in "".join(child.cmdline()) for child in _children(process)) == 2
