@@ -69,16 +69,14 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
     import ray
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    class NoDatasets(DatasetsCallback):
+    class NoDatasets(WorkerGroupCallback):
         def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
             return {"dataset_shard_provider": [None] * len(workers)}
-
-        def after_worker_group_start(self, worker_group: Any) -> None:
-            pass
 
     class NoAutoscaling(FixedScalingPolicy):
         def after_controller_start(self, train_run_context: Any) -> None:
@@ -101,7 +99,7 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
                 for callback in super()._create_default_callbacks()
                 if not isinstance(callback, DatasetsCallback | PlacementGroupCleanerCallback)
             ]
-            return [*kept, NoDatasets(self.train_run_context, {})]
+            return [*kept, NoDatasets()]
 
         def _initialize_and_run_controller(self, **given: Any) -> Any:
             scaling: Any = self.scaling_config

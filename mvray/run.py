@@ -44,18 +44,22 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
     cluster.start(plan.job)
     running: dict[Future[None], Planned] = {}
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="step") as pool:
-        while waiting or running:
-            for planned in _startable(waiting, list(running.values()), cluster):
-                del waiting[planned.path]
-                running[pool.submit(_do, planned, cluster, log, progress)] = planned
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                planned = running.pop(future)
-                if future.exception() is not None:
-                    waiting.clear()
-                    progress.say(f"{_title(planned)}: stopped")
-                    wait(running)
-                    future.result()
+        try:
+            while waiting or running:
+                for planned in _startable(waiting, list(running.values()), cluster):
+                    del waiting[planned.path]
+                    running[pool.submit(_do, planned, cluster, log, progress)] = planned
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    planned = running.pop(future)
+                    if future.exception() is not None:
+                        waiting.clear()
+                        progress.say(f"{_title(planned)}: stopped")
+                        wait(running)
+                        future.result()
+        except BaseException:
+            cluster.aborted.set()  # Ctrl-C: the steps that run end now, and this does not wait for hours
+            raise
 
 
 def chosen(plan: Plan, only: str | None) -> list[Planned]:

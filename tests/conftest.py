@@ -149,12 +149,11 @@ def two_ranks() -> Iterator[Callable[..., list[str]]]:
     Returns what each says: "done", or the message of its MvrayError.
     The pair stays for the whole test run, because each start costs the seconds that torch takes to import.
     """
-    tests = Path(__file__).parent
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_ports(1)[0])}
-    common |= {"PYTHONPATH": str(tests), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    common |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     pair = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", tests / "rank.py"],
+            [sys.executable, "-W", "error", Path(__file__).with_name("rank.py")],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

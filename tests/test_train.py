@@ -24,7 +24,12 @@ from mvray.plan import make
 from mvray.run import _write_inputs
 from mvray.storage import Storage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    # Ray Data sets its own deprecated setting when Ray Train copies its context.
+    pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning"),
+]
 
 SCALE = Scale(workers=2, loader_workers=0)
 

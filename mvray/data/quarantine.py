@@ -100,7 +100,8 @@ def check(index: Index, max_bad_fraction: float) -> None:
     more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
     raise DataError(
         f"Found {len(bad)} of {files} files unreadable ({len(bad) / files:.1%}); expected at most "
-        f"{max_bad_fraction:.1%}:{listed}{more}\nMend or remove these files, or allow more with --set data.max_bad_fraction=0.1."
+        f"{max_bad_fraction:.1%}:{listed}{more}\n"
+        "Mend or remove these files, or allow more with --set data.max_bad_fraction=0.1."
     )
 
 
