@@ -61,7 +61,7 @@ def start(cpus: int, object_store_bytes: int) -> Any:
 
 def stop(node: Any) -> None:
     """End the Ray of `start`."""
-    node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+    node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
 
 
 def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any:

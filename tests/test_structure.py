@@ -18,14 +18,14 @@ LAYERS = (
     ("methods", "generators"),
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("environment", "task", "optim", "state", "loop"),
-    ("plan", "manifest", "cluster", "report", "doctor"),
-    ("train", "generate", "measure", "tune", "look", "sheets", "results", "runlog"),
+    ("plan", "manifest", "report", "doctor"),
+    ("cluster", "crew", "one_machine", "train", "generate", "measure", "tune", "look", "sheets", "results", "runlog"),
     ("run",),
     ("cli",),
 )
 ONLY = {
     "mlflow": {"tracking", "spool", "ui", "doctor", "courier"},
-    "ray": {"cluster", "train", "generate", "tune", "doctor"},
+    "ray": {"cluster", "crew", "one_machine", "train", "generate", "tune", "doctor"},
 }
 
 

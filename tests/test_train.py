@@ -27,8 +27,8 @@ from mvray.storage import Storage
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    # Ray Data sets its own deprecated setting when Ray Train copies its context.
-    pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning"),
+    # Ray Data sets its own deprecated settings when Ray Train copies its context.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 
 SCALE = Scale(workers=2, loader_workers=0)

@@ -154,7 +154,7 @@ def test_five_of_five_hundred_pass_and_six_do_not() -> None:
     assert str(caught.value) == (
         "Found 6 of 500 files unreadable (1.2%); expected at most 1.0%:\n"
         "  bad0.jpg: reason 0\n  bad1.jpg: reason 1\n  bad2.jpg: reason 2\n  bad3.jpg: reason 3\n  bad4.jpg: reason 4\n"
-        "  and 1 more\nMend or remove these files, allow more with --set data.max_bad_fraction."
+        "  and 1 more\nMend or remove these files, or allow more with --set data.max_bad_fraction=0.1."
     )
 
 
