@@ -34,7 +34,6 @@ def job(tiny=False):
 """
 TOYS = """
 from toys import Linear, step_of
-from mvray import metrics
 from mvray.job import Job
 
 
@@ -43,11 +42,7 @@ def job(tiny=False):
     return Job("toys", tuple(step_of("", Linear(dropout=0.2), name=name, epochs=1) for name in names))
 """
 
-# MLflow 3.17 makes its SQLite store with a version of sqlalchemy's loaders that is going away.
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)
@@ -220,6 +215,19 @@ def test_look_at_anyones_pictures(experiment: Experiment, drawings: Path, tmp_pa
     assert "is a Generate step; expected a Train step" in wrong.err
 
 
+def test_a_folder_per_artist_goes_through_the_same_job(experiment: Experiment, drawings: Path) -> None:
+    """With --data and --set alone. Other data are other steps."""
+    job, tiny, _, _, *rest = experiment.options
+    options = (job, tiny, "--data", drawings, *rest, "--set", "source=folder")
+    said = mvray("run", *options, "--workers", 0, "--only", "score-plain")
+    assert said.code == 0, said.err
+    assert "4 steps, 0 finished before, 4 to do." in said.err
+    plain, masked = json.loads(mvray("report", *options, "--json").out)["table"]["rows"]
+    assert 0 <= plain["values"]["test/accuracy"][0] <= 1
+    assert plain["values"]["shifted/accuracy"] == plain["values"]["test/attention_in_body"] == [None]
+    assert masked["values"]["test/accuracy"] == [None]
+
+
 # -- other jobs ----------------------------------------------------------------------------------
 
 
@@ -240,11 +248,15 @@ def numbers(said: Said) -> list[tuple[Any, ...]]:
 
 
 def test_the_same_seeds_give_the_same_numbers(toys: Path, drawings: Path, tmp_path: Path) -> None:
-    """Also two steps that differ in nothing but their names: both are done."""
-    found = []
-    for place, seeds in (("first", "3,4"), ("second", "4")):
-        options = (toys, "--data", drawings, "--storage", tmp_path / place, "--set", f"seeds={seeds}")
-        assert mvray("run", *options, "--workers", 0).code == 0
+    """Also two steps that differ in nothing but their names: both are done. A bad picture is named, and left out."""
+    root = Path(shutil.copytree(drawings, tmp_path / "some"))
+    (root / "ada" / "20.png").write_text("hello")
+    found, patient = [], ("--set", "data.max_bad_fraction=0.03")
+    for data, seeds in ((drawings, "3,4"), (root, "4")):
+        options = (toys, "--data", data, "--storage", tmp_path / f"runs{seeds}", "--set", f"seeds={seeds}", *patient)
+        said = mvray("run", *options, "--workers", 0)
+        assert said.code == 0, said.err
+        assert ("left out: ada/20.png: not a picture: text that starts with 'hello'" in said.err) == (data == root)
         found.append(numbers(mvray("report", *options, "--json")))
     assert [row[:2] for row in found[0]] == [("one", 3), ("two", 3), ("one", 4), ("two", 4)]
     assert found[0][2:] == found[1]
@@ -262,15 +274,6 @@ def test_a_step_that_fails_ends_with_its_reason(toys: Path, drawings: Path, tmp_
     mended = mvray("run", *options[:-2], "--workers", 0)
     assert mended.code == 0
     assert "2 steps, 1 finished before, 1 to do" in mended.err
-
-
-def test_bad_pictures_are_named_and_left_out(toys: Path, drawings: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(drawings, tmp_path / "some"))
-    (root / "ada" / "20.png").write_text("hello")
-    options = (toys, "--data", root, "--storage", tmp_path / "runs", "--set", "one.data.max_bad_fraction=0.03")
-    said = mvray("run", *options, "--only", "one", "--workers", 0)
-    assert said.code == 0
-    assert "left out: ada/20.png: not a picture: text that starts with 'hello'" in said.err
 
 
 # -- mistakes ------------------------------------------------------------------------------------

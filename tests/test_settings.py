@@ -72,6 +72,7 @@ def test_a_setting_changes_its_step_and_what_depends_on_it(name: str, value: str
         ("scale.loader_workers", "5"),
         ("phase1.scale.checkpoint_steps", "1"),
         ("masked.data.max_bad_fraction", "0.5"),
+        ("data.max_bad_fraction", "0.5"),
         ("cams.generator.batch_size", "3"),
         ("masked.method.probability", "0.5"),  # as it was
         ("seeds", "4,5"),
