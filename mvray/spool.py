@@ -187,6 +187,7 @@ class Courier:
                     pause_s, self.error = FIRST_PAUSE_S, ""
             except Exception as error:  # whatever it is, the events are safe and are delivered later
                 if not self.error:
+                    log.disabled = False  # MLflow's database migrations switch off every logger there is
                     log.warning(
                         "Tracking is away; events wait in %s. %s: %s", spool.folder, type(error).__name__, error
                     )
@@ -212,6 +213,7 @@ class Courier:
         try:
             self._receiver(events, spool.folder / "files")
         except Refused as refusal:
+            log.disabled = False
             log.warning("Tracking refused %s of %s: %s", events[0]["kind"], events[0]["run"], refusal)
             spool.refuse(events, str(refusal))
         spool.mark(group[-1][0], events)
