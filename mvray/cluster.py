@@ -54,13 +54,14 @@ class Cluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             import ray
 
+            logging.getLogger("ray").setLevel(logging.ERROR)  # as _quiet, but for what is said while starting
             address = os.environ.get("RAY_ADDRESS")
             if not address:
                 self._cpus = max(os.cpu_count() or 1, workers) + HEADROOM_CPUS
                 self._node = one_machine.start(self._cpus + workers, OBJECT_STORE_BYTES)
                 address = self._node.gcs_address
             # From here on for this process alone: notices about Ray's own actors.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             import ray.train  # here, where it is not imported in two threads at once
 

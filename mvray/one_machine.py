@@ -43,6 +43,10 @@ def start(cpus: int, object_store_bytes: int) -> Any:
         def start_api_server(self, **_: Any) -> None:
             pass
 
+        def start_ray_processes(self) -> None:
+            super().start_ray_processes()  # type: ignore[no-untyped-call]
+            import ray.train  # noqa: F401  in the seconds in which Ray's own processes start
+
     tokens.enable_token_auth_by_default()
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
     settings = RayParams(

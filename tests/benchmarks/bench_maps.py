@@ -73,7 +73,7 @@ def script(network: torch.nn.Module, root: Path, out: Path) -> None:
     cam = GradCAM(network, [network.get_submodule(last_convolution(network))])
     out.mkdir(exist_ok=True)
     for path in sorted(root.rglob("*.jpg")):
-        map_HW = cam(prepare(Image.open(path).convert("RGB"))[None])[0]
+        map_HW = cam(prepare(Image.open(path).convert("RGB"))[None], None)[0]
         np.save(out / f"{path.stem}.npy", map_HW)
 
 
