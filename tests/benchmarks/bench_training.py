@@ -7,7 +7,7 @@ on reading files. Pictures are stored at the size that the network takes. Rounds
 a run's first is one measurement, and the median counts. "CPU s" are CPU seconds per step of the whole
 process tree, which other work on the machine disturbs less; validation and checkpoints are in ours.
 
-Run: python tests/benchmarks/bench_training.py [--rounds 1] [--epochs 4]
+Run: python tests/benchmarks/bench_training.py [--rounds 1] [--epochs 12]
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def measured(command: list[str | Path], folder: Path, pattern: str, epochs: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--plain", nargs=2, metavar=("ROOT", "PROGRESS"), help=argparse.SUPPRESS)
     parser.add_argument("--in-memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rank", nargs=2, metavar=("DATA", "STORAGE"), help=argparse.SUPPRESS)
