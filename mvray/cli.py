@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,12 +144,22 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        make: Any = getattr(module, "job", None)
+        if make is None:
+            raise SettingError(f"{path} has no function job(tiny=False) -> Job. See jobs/gradcam_masking.py for one.")
+        job = make(tiny=tiny)
     except SyntaxError as error:
         raise SettingError(f"{path}, line {error.lineno}: {error.msg}. Mend the job file.") from None
-    make: Any = getattr(module, "job", None)
-    if make is None:
-        raise SettingError(f"{path} has no function job(tiny=False) -> Job. See jobs/gradcam_masking.py for one.")
-    job = make(tiny=tiny)
+    except UserError:
+        raise
+    except Exception as error:
+        where = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).resolve() == path.resolve()
+        ]
+        line = f", line {where[-1].lineno} ({where[-1].line})" if where else ""
+        raise SettingError(f"{path}{line}: {type(error).__name__}: {error}. Mend the job file.") from error
     if not isinstance(job, Job):
         raise SettingError(f"job() of {path} returned {type(job).__name__}; expected a Job (mvray/job.py).")
     changes: dict[str, Any] = {}

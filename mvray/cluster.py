@@ -6,10 +6,12 @@ at all when nothing is left to do or with ``--workers 0``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mvray import one_machine
@@ -62,7 +64,8 @@ class Cluster:
                 address = self._node.gcs_address
             # From here on for this process alone: notices about Ray's own actors.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with _unheard("Set ray log level from environment variable"):
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             import ray.train  # here, where it is not imported in two threads at once
 
             _quiet()
@@ -120,6 +123,23 @@ class Cluster:
         if self._node is not None:
             one_machine.stop(self._node)
         self._stopped.set()
+
+
+@contextlib.contextmanager
+def _unheard(notice: str) -> Iterator[None]:
+    """Keep lines with ``notice`` off the terminal; Ray's core writes them straight to file descriptor 2."""
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            said.seek(0)
+            for line in said:
+                if notice.encode() not in line:
+                    os.write(2, line)
 
 
 def _quiet() -> None:

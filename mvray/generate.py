@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from mvray.data import sampler
 from mvray.data.pictures import PictureDataset, loader
 from mvray.data.tables import read_table, write_table
-from mvray.errors import DataError
+from mvray.errors import DataError, StepFailed
 from mvray.job import Generate, Train
 from mvray.method import Facts
 from mvray.plan import Planned
 from mvray.progress import duration
+from mvray.settings import without_files
 from mvray.storage import Storage
 from mvray.train import facts_of
 
@@ -62,7 +63,7 @@ def load_method(step: Train, facts: Facts, folder: Storage) -> Any:
 
     from mvray.checkpoint import weights_from_bytes
 
-    method = step.method.build(facts)
+    method = without_files(step.method).build(facts)
     method.load_state_dict(weights_from_bytes(folder.read("weights.safetensors")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -131,6 +132,8 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     started = time.monotonic()
     rows = bad = 0
     for done, (new_rows, new_bad) in enumerate(_made(work, missing, cluster), start=1):
+        if cluster.aborted.is_set():
+            raise StepFailed("The run was interrupted.")
         rows, bad = rows + new_rows, bad + new_bad
         rate = rows / (time.monotonic() - started)
         left_s = (len(missing) - done) * SHARD_ROWS / rate if rate else 0.0
@@ -148,7 +151,8 @@ def _made(work: Work, missing: list[int], cluster: Cluster) -> Any:
         return
     if cluster.workers == 0:
         maker = Maker(work, missing)
-        yield from (maker.make(shard) for shard in missing)
+        for shard in missing:
+            yield maker.make(shard)
         return
     cluster.make_room(work.step)
     import ray.data

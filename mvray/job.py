@@ -4,7 +4,8 @@ A job file (jobs/*.py) holds one function, ``job(tiny=False) -> Job``. Nothing h
 Ray or MLflow, so that a mistake in a job is refused within a second.
 
 Fields marked with ``NOT_IDENTITY`` (where data lies, how many workers) change how a step is
-executed but not what it makes, and stay out of its id (settings.py).
+executed but not what it makes, and stay out of its id (settings.py). A field marked with ``FILE``
+names a file, which counts by its content.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from mvray.method import Facts, Generator, Method
 
 NOT_IDENTITY: Mapping[str, Any] = {"identity": False}
+FILE: Mapping[str, Any] = {"file": True}
+"""The path of a file ("" for none) whose content, not its name, is part of the id."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +133,20 @@ class Data:
 class MethodConfig(ABC):
     """Settings of a training method; the file in mvray/methods/ holds it beside its Method.
 
-    ``version`` grows when the method's results change with equal settings. ``needs`` names the
-    generated columns that training reads from the batch.
+    ``version`` grows when the method's results change with equal settings. ``scores`` names what its
+    ``Method.score`` returns, so what a step can select by. ``needs`` names the generated columns that
+    training reads from the batch.
     """
 
     version: ClassVar[int] = 1
+    scores: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     @property
     def needs(self) -> tuple[str, ...]:
         return ()
+
+    def check(self) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise UserError for what cannot be built. Called before anything is started, so it must be quick."""
 
     @abstractmethod
     def build(self, facts: Facts) -> Method:
@@ -203,7 +211,8 @@ class Scale:
 
     ``workers`` processes, with one GPU each where the cluster has GPUs. ``loader_workers`` decode
     processes per worker. A checkpoint is written at every epoch's end and, inside an epoch, every
-    ``checkpoint_steps`` steps or ``checkpoint_minutes`` minutes, whichever comes first.
+    ``checkpoint_steps`` steps and often enough that no more than ``checkpoint_minutes`` minutes of
+    work are ever done again.
     """
 
     workers: int = 1
@@ -243,6 +252,13 @@ class Train(Step):
     select: str = "accuracy"
     select_max: bool = True
     scale: Scale = field(default=Scale(), metadata=NOT_IDENTITY)
+
+    def __post_init__(self) -> None:
+        if self.select not in self.method.scores:
+            raise SettingError(
+                f"{self.name}.select is {self.select!r}; {type(self.method).__module__} scores "
+                f"{', '.join(self.method.scores)}."
+            )
 
     @property
     def inputs(self) -> tuple[Step, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -161,12 +162,8 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
         metrics[f"train/{name}"] = sum(sums[name] for sums in everyone) / here.world / state.position
     scores = parts.method.score(parts.samples.predictions(parts.method, "validation"))
     metrics |= {f"validation/{name}": value for name, value in scores.items()}
-    if task.step.select not in scores:
-        raise SettingError(
-            f"Step {task.step.name!r} selects by {task.step.select!r}; its method scores {', '.join(scores)}."
-        )
     value = scores[task.step.select]
-    better = state.best is None or (value > state.best if task.step.select_max else value < state.best)
+    better = _is_better(value, state.best, task.step.select_max)
     state.epochs_without_better = 0 if better else state.epochs_without_better + 1
     if better:
         state.best, state.best_epoch, state.best_name = value, state.epoch, f"{state.steps:09d}"
@@ -180,6 +177,13 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
     here.report(metrics)
     rate = metrics["samples_per_s"] / parts.samples.batch_size
     parts.board.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
+
+
+def _is_better(value: float, best: float | None, maximise: bool) -> bool:
+    """Whether ``value`` is the best yet. A NaN is better than nothing only."""
+    if best is None or math.isnan(best):
+        return True
+    return value > best if maximise else value < best
 
 
 def _check_readable(task: Task, parts: Parts, here: Environment) -> None:
@@ -219,11 +223,13 @@ def _agreed(task: Task, state: State, here: Environment, since_save_s: float) ->
     """Whether to stop and whether a checkpoint is due: the same answer on every rank."""
     scale = task.step.scale
     due = scale.checkpoint_steps is not None and state.position % scale.checkpoint_steps == 0
+    # Half the minutes: a checkpoint counts once it is stored, which may take until the next one is due.
+    interval_s = 60 * scale.checkpoint_minutes / 2
     if here.world == 1:
-        return here.stopping(), due or since_save_s > 60 * scale.checkpoint_minutes
+        return here.stopping(), due or since_save_s > interval_s
     if state.position % AGREE_EVERY_STEPS and not due:
         return False, False
-    wishes = gathered((here.stopping(), since_save_s > 60 * scale.checkpoint_minutes), here)
+    wishes = gathered((here.stopping(), since_save_s > interval_s), here)
     return any(stop for stop, _ in wishes), due or wishes[0][1]
 
 

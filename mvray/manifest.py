@@ -7,6 +7,7 @@ import subprocess
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from mvray import __version__
 from mvray.progress import now
 from mvray.settings import encoded, flat
 
@@ -43,8 +44,8 @@ def manifest_of(planned: Planned, seconds: float, run: str | None) -> dict[str, 
 
 def versions() -> dict[str, str]:
     """Versions of what decides results."""
-    names = ("mvray", "torch", "torchvision", "ray", "numpy", "pillow", "pyarrow", "mlflow")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("torch", "torchvision", "ray", "numpy", "pillow", "pyarrow", "mlflow")
+    return {"python": platform.python_version(), "mvray": __version__, **{name: version(name) for name in names}}
 
 
 def git_commit() -> str | None:

@@ -8,13 +8,15 @@ first built.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
+
+from mvray.errors import SettingError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,10 +67,12 @@ class EpochWork(Protocol):
 
 @cache
 def _as_module(cls: type) -> type:
-    return type(cls.__name__, (cls, torch.nn.Module), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    return type(cls)(
+        cls.__name__, (cls, torch.nn.Module), {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    )
 
 
-class Method(_Module):
+class Method(_Module, metaclass=ABCMeta):
     """A training method: losses in ``forward``, columns in ``predict``, numbers in ``score``.
 
     DDP synchronises gradients of what happens inside ``forward`` only, so every loss is computed
@@ -83,25 +87,25 @@ class Method(_Module):
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Any:
         return object.__new__(cls if issubclass(cls, torch.nn.Module) else _as_module(cls))
 
+    @abstractmethod
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Named scalar losses, already weighted; their sum is minimised."""
-        raise NotImplementedError
 
     def trained_in(self, phase: str) -> Iterable[torch.nn.Parameter]:
         """Parameters that ``phase`` updates."""
         return self.parameters()
 
+    @abstractmethod
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample columns, first dimension B in the batch's order. Called in eval mode, without gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Numbers out of ``predict``'s columns and ``label`` over a whole split."""
-        raise NotImplementedError
+        """Numbers out of ``predict``'s columns and ``label`` over a whole split; the config's ``scores`` names them."""
 
     def class_scores(self, images_BCHW: Tensor) -> Tensor:
         """Scores before softmax, B x K, differentiable: what Grad-CAM and saliency explain."""
-        raise NotImplementedError(f"{type(self).__name__} has no class scores, so there is nothing to explain.")
+        raise SettingError(f"{type(self).__name__} has no class scores; look through another step.")
 
     def before_epoch(self, work: EpochWork) -> Mapping[str, Tensor]:
         """Per-sample values for the coming epoch, each with ``work.samples`` rows, equal on all ranks.

@@ -136,6 +136,8 @@ def make(job: Job, storage: Storage) -> Plan:
         splits = splits_of(step)
         if (data.source, splits) not in prints:
             prints[data.source, splits] = fingerprint(indexes[data.source], splits)
+        if isinstance(step, Train):
+            step.method.check()
         _check_splits(step, rows_of(indexes[data.source], splits), data.source)
     for seed in job.seeds:
         known: dict[str, Planned] = {}

@@ -16,10 +16,11 @@ import pkgutil
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import mvray.job
-from mvray.errors import SettingError
+from mvray.errors import DataError, SettingError
 from mvray.job import Data, GeneratorConfig, Job, MethodConfig, Pictures, Scale, Source, Step
 
 T = TypeVar("T")
@@ -44,17 +45,34 @@ def described(value: Any, step_id: Callable[[Step], str]) -> Any:
     if isinstance(value, Step):
         return step_id(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: described(getattr(value, f.name), step_id)
-            for f in dataclasses.fields(value)
-            if f.metadata.get("identity", True)
-        }
+        fields: dict[str, Any] = {}
+        for f in dataclasses.fields(value):
+            if f.metadata.get("identity", True):
+                given = getattr(value, f.name)
+                fields[f.name] = _content(given) if f.metadata.get("file") else described(given, step_id)
         return {"class": name_of(type(value)), "version": getattr(value, "version", 1), **fields}
     if isinstance(value, tuple | list):
         return [described(item, step_id) for item in value]
     if callable(value):
         return name_of(value)
     return value
+
+
+def _content(file: str) -> str:
+    """The hash of a file's content, "" for no file. Raises DataError where it is not there."""
+    if not file:
+        return ""
+    try:
+        with Path(file).open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}); expected the file that a setting names.") from None
+
+
+def without_files(config: T) -> T:
+    """``config`` without what its files give: enough to build what trained weights are loaded into."""
+    files = {f.name: "" for f in dataclasses.fields(config) if f.metadata.get("file")}  # type: ignore[arg-type]
+    return dataclasses.replace(config, **files)  # type: ignore[type-var]
 
 
 def identify(step: Step, seed: int, fingerprint: str, step_id: Callable[[Step], str]) -> str:
@@ -145,8 +163,18 @@ def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
     Raises SettingError that lists what exists where a name is unknown, or where a value has the
     wrong type.
     """
-    for name, value in changes.items():
-        job = _replaced_one(job, name, value)
+    left = dict(changes)
+    while left:
+        refused: dict[str, SettingError] = {}
+        for name, value in left.items():
+            try:
+                job = _replaced_one(job, name, value)
+            except SettingError as error:
+                refused[name] = error
+        # Two values may fit only together (shares that add up to 1): one is refused until the other is set.
+        if len(refused) == len(left):
+            raise next(iter(refused.values()))
+        left = {name: left[name] for name in refused}
     return job
 
 

@@ -78,14 +78,15 @@ def _page(data: Data, row: dict[str, Any], rows: pa.Table) -> np.ndarray | None:
 def _hidden(page_HWC: np.ndarray, map_HW: np.ndarray, sheet: Sheet) -> np.ndarray:
     import torch
 
-    from mvray.nn import hiding
-
     assert sheet.masked is not None
     config: Any = sheet.masked.method
-    images = torch.from_numpy(page_HWC.transpose(2, 0, 1).copy())[None]
-    mask = hiding.attention_mask(torch.from_numpy(map_HW)[None], config.threshold, *page_HWC.shape[:2])
-    hidden = hiding.fill(images, mask, config.fill, torch.zeros(1, dtype=torch.int64), config.constant)
-    return hidden[0].numpy().transpose(1, 2, 0)
+    batch = {
+        "image": torch.from_numpy(page_HWC.transpose(2, 0, 1).copy())[None],
+        "map": torch.from_numpy(map_HW)[None],
+        "draw": torch.zeros(1, dtype=torch.int64),
+    }
+    hidden: np.ndarray = config.hidden(batch)[0].numpy()
+    return hidden.transpose(1, 2, 0)
 
 
 def _caption(row: dict[str, Any], found: list[dict[str, Any] | None], classes: tuple[str, ...]) -> str:

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import torch
 
 from mvray.data import sampler
-from mvray.data.columns import Columns
+from mvray.data.columns import Column, Columns
 from mvray.data.pictures import PictureDataset, loader
 from mvray.data.tables import read_table
+from mvray.errors import SettingError
 from mvray.optim import precision
 from mvray.progress import duration
 from mvray.storage import Storage
@@ -96,14 +97,25 @@ def gathered(thing: T, here: Environment) -> list[T]:
     return things
 
 
+def _joined(task: Task) -> dict[str, Column]:
+    """The generated columns that the method needs. Raises SettingError where there are none or two of a name."""
+    opened = [Columns.open(uri) for uri in task.columns]
+    for name in task.step.method.needs:
+        if (found := sum(name in columns for columns in opened)) != 1:
+            raise SettingError(
+                f"Step {task.step.name!r} needs the column {name!r} of one Generate step; {found} of the "
+                f"{len(opened)} that its data is joined with make it. Mend the job's with_columns()."
+            )
+    return {name: columns[name] for columns in opened for name in columns if name in task.step.method.needs}
+
+
 class Samples:
     """The training and validation samples of a task, as this rank reads them."""
 
     def __init__(self, task: Task, here: Environment) -> None:
         step = task.step
         rows = read_table(Storage(task.folder), "index.parquet")
-        needed = {name: column for uri in task.columns for name, column in Columns.open(uri).items()}
-        needed = {name: column for name, column in needed.items() if name in step.method.needs}
+        needed = _joined(task)
         self._task, self._here = task, here
         self._sets = {
             split: PictureDataset(

@@ -102,7 +102,9 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
             from mvray.environment import Local
             from mvray.loop import train
 
-            train(task, Local())
+            train(task, Local(stop=cluster.aborted))
+            if cluster.aborted.is_set():
+                raise StepFailed("The run was interrupted.")
         else:
             _fit_with_retries(planned, task, cluster)
     metrics: dict[str, float] = json.loads(planned.folder.read("metrics.json"))

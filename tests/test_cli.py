@@ -284,6 +284,22 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no job()": (["run", "empty.py"], "empty.py has no function job(tiny=False) -> Job"),
     "no Job": (["run", "none.py"], "job() of none.py returned NoneType; expected a Job"),
     "a typing error": (["run", "syntax.py"], "syntax.py, line 1: "),
+    "a mistake in a job": (
+        ["run", "broken.py"],
+        "broken.py, line 2 (return Jb()): NameError: name 'Jb' is not defined",
+    ),
+    "no such network": (
+        ["run", "JOB", "--tiny", "--data", "COMICS", "--set", "phase1.method.network=resnet19"],
+        "There is no network 'resnet19'; expected alexnet-small or one of torchvision's, such as resnet1",
+    ),
+    "no such weights": (
+        ["run", "JOB", "--tiny", "--data", "COMICS", "--set", "phase1.method.weights=none.pth"],
+        "none.pth cannot be read (No such file or directory); expected the file that a setting names.",
+    ),
+    "no such score": (
+        ["run", "JOB", "--set", "plain.select=f1"],
+        "plain.select is 'f1'; mvray.methods.classifier scores accuracy, accuracy_per_class_mean, loss.",
+    ),
     "unknown step": (["run", "JOB", "--set", "maskd.method.x=1"], "is named 'maskd' (did you mean 'masked'?)"),
     "unknown setting": (["run", "JOB", "--set", "pictures.hight=3"], "Pictures has no setting 'hight'"),
     "no value": (["run", "JOB", "--set", "seeds"], "--set seeds: expected NAME=VALUE"),
@@ -320,6 +336,7 @@ def place(tmp_path: Path, drawings: Path, sample_comics: Path, monkeypatch: pyte
         "empty.py": "",
         "none.py": "def job(tiny): ...",
         "syntax.py": "def job(:",
+        "broken.py": "def job(tiny):\n    return Jb()\n",
     }.items():
         (tmp_path / name).write_text(text)
     bad = shutil.copytree(drawings, tmp_path / "bad")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from mvray.samples.comics import compose
 
@@ -137,12 +140,88 @@ def test_a_killed_command_goes_on_where_it_stopped(pages, uninterrupted, tmp_pat
     assert (_folder(storage) / "step.json").exists()
 
 
-def test_interrupting_says_how_to_go_on(pages, tmp_path):
+@pytest.mark.parametrize("workers", [2, 0])
+def test_interrupting_says_how_to_go_on(pages, tmp_path, workers):
     storage, log = tmp_path / "runs", tmp_path / "log"
-    process = _start(_command(pages, storage), log)
+    process = _start(_command(pages, storage, "--workers", str(workers)), log)
     _wait_for_checkpoint(storage, CHECKPOINT_STEPS, process, log)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 130
     said = log.read_text()
     assert "goes on where it stopped" in said
     assert "Traceback" not in said
+
+
+# -- Generate ------------------------------------------------------------------------------------
+
+PICTURES = 2600
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Many small pictures, and a storage where the step that is looked through is finished."""
+    place = tmp_path_factory.mktemp("generate")
+    draw = np.random.default_rng(0)
+    for name in ("ada", "ben"):
+        (place / "data" / name).mkdir(parents=True)
+        for number in range(PICTURES // 2):
+            pixels = draw.integers(0, 256, (48, 32)).astype(np.uint8)
+            Image.fromarray(pixels).save(place / "data" / name / f"{number:04d}.png")
+    log = place / "log"
+    _finish(_start(_looking(place / "data", place / "runs", "phase1"), log), log)
+    return place
+
+
+def _looking(data, storage, only):
+    settings = {"source": "folder", "source.train": 0.9, "source.validation": 0.01, "source.test": 0.01}
+    settings |= {"pictures.height": 48, "pictures.width": 32, "phase1.optim.epochs": 1, "cams.scale.loader_workers": 1}
+    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    job = str(ROOT / "jobs/gradcam_masking.py")
+    return [str(MVRAY), "run", job, "--tiny", "--data", str(data), "--storage", str(storage), "--only", only, *given]
+
+
+def _shards(storage):
+    return {path.name: path for path in sorted(Path(storage).glob("cams-*/columns/*.parquet"))}
+
+
+def _wait_for_shards(storage, count, process, log):
+    end = time.monotonic() + 180
+    while len(_shards(storage)) < count and time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+    assert len(_shards(storage)) >= count, log.read_text()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_maps(trained):
+    storage = trained / "whole"
+    shutil.copytree(trained / "runs", storage)
+    _finish(_start(_looking(trained / "data", storage, "cams"), trained / "log"), trained / "log")
+    made = _shards(storage)
+    assert len(made) == -(-PICTURES * 9 // 10 // 256)
+    return {name: path.read_bytes() for name, path in made.items()}
+
+
+@pytest.mark.parametrize("victim", ["actor", "command"])
+def test_maps_that_are_there_are_not_made_again(trained, uninterrupted_maps, tmp_path, victim):
+    storage, log = tmp_path / "runs", tmp_path / "log"
+    shutil.copytree(trained / "runs", storage)
+    process = _start(_looking(trained / "data", storage, "cams"), log)
+    _wait_for_shards(storage, 2, process, log)
+    before = {name: path.stat().st_mtime_ns for name, path in _shards(storage).items()}
+    if victim == "actor":
+        children = psutil.Process(process.pid).children(recursive=True)
+        makers = [child for child in children if "Maker" in " ".join(child.cmdline())]
+        assert makers
+        makers[0].kill()
+    else:
+        process.kill()
+        process.wait()
+        before = {name: path.stat().st_mtime_ns for name, path in _shards(storage).items()}
+        assert not list(storage.glob("cams-*/step.json"))
+        process = _start(_looking(trained / "data", storage, "cams"), log)
+    _finish(process, log)
+    after = _shards(storage)
+    assert 2 <= len(before) < len(after)
+    assert {name: after[name].stat().st_mtime_ns for name in before} == before
+    assert {name: path.read_bytes() for name, path in after.items()} == uninterrupted_maps

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from toys import BUILT, Here, Kept, Linear, Relabelled, Shared, TwoPhases, initial, step_of, task, weights
 
 from mvray.data import sampler
-from mvray.data.tables import read_table
+from mvray.data.tables import read_table, write_table
 from mvray.errors import NonFiniteLoss, SettingError
 from mvray.job import Pictures
 from mvray.loop import train
@@ -173,10 +174,10 @@ def test_patience_ends_training_and_the_best_epoch_is_kept(drawings: Path, tmp_p
     assert not torch.equal(read_last(given)["layer.weight"], weights(given)["layer.weight"])
 
 
-def test_selecting_by_what_is_not_scored_is_refused(drawings: Path, tmp_path: Path) -> None:
-    given = task(step_of(drawings, Linear(), select="f1"), tmp_path)
-    with pytest.raises(SettingError, match="selects by 'f1'; its method scores accuracy"):
-        train(given, Here())
+def test_a_first_score_that_is_not_a_number_does_not_stay_the_best(drawings: Path, tmp_path: Path) -> None:
+    given = task(step_of(drawings, Linear(script=(math.nan, 0.2, math.nan)), epochs=3), tmp_path)
+    train(given, Here())
+    assert metrics(given)["best_epoch"] == 1
 
 
 def test_a_loss_that_is_not_finite_names_its_step(drawings: Path, tmp_path: Path) -> None:
@@ -238,6 +239,17 @@ def test_values_of_before_epoch_reach_the_batches(drawings: Path, tmp_path: Path
     drawn = [row for index, _ in method.seen for row in index]
     assert all(row % 2 == 0 for row in drawn)  # odd rows have weight 0
     assert len(set(drawn)) < len(drawn) == 80
+
+
+def test_a_needed_column_comes_from_one_step(drawings: Path, tmp_path: Path) -> None:
+    step = step_of(drawings, classifier.Config(network="alexnet-small", hide="attention"))
+    given = task(step, tmp_path / "step")
+    place = Storage(str(tmp_path / "made"))
+    made = pa.array([[0.0]], pa.list_(pa.float16(), 1))
+    write_table(place, "columns/00000.parquet", pa.table({"key": ["a"], "map": made}))
+    for columns, found in (((), "0 of the 0"), ((place.uri, place.uri), "2 of the 2")):
+        with pytest.raises(SettingError, match=f"needs the column 'map' of one Generate step; {found} that"):
+            Samples(replace(given, columns=columns), Here())
 
 
 def test_progress_says_how_far_training_is(drawings: Path, tmp_path: Path) -> None:

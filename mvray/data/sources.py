@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,9 +72,9 @@ class PictureSource(Source):
             )
         return Storage(self.root)
 
+    @abstractmethod
     def read_sized(self, location: str, part: str, height: int, width: int, grey: bool) -> np.ndarray:
         """Like ``read``, but decodes no more than needed: any size of at least height x width, grey if asked."""
-        raise NotImplementedError
 
     def splits_of(self, keys: Sequence[str], classes: Sequence[Any]) -> list[str]:
         """The split of each sample, "" for none, given its key and class."""

@@ -12,13 +12,13 @@ The three differ in nothing but the mask.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from mvray.errors import SettingError
-from mvray.job import MethodConfig
+from mvray.job import FILE, MethodConfig
 from mvray.method import Batch, Facts, Method
 from mvray.nn import hiding, networks
 
@@ -42,8 +42,9 @@ class Config(MethodConfig):
     channel) are ImageNet's, which torchvision's weights expect. ``weights``: see networks.network.
     """
 
+    scores: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy_per_class_mean", "loss")
     network: str = "alexnet"
-    weights: str = ""
+    weights: str = field(default="", metadata=FILE)
     hide: str = "nothing"
     probability: float = 0.5
     threshold: float = 0.5
@@ -80,8 +81,24 @@ class Config(MethodConfig):
     def needs(self) -> tuple[str, ...]:
         return (MAP,) if self.hide == "attention" else ()
 
+    def check(self) -> None:
+        networks.check_name(self.network)
+
     def build(self, facts: Facts) -> Method:
         return Classifier(self, facts)
+
+    def hidden(self, batch: Batch, probability: float = 1.0) -> Tensor:
+        """The pictures of ``batch`` as training sees them when they are hidden, B x C x H x W uint8."""
+        images_BCHW, draw_B = batch["image"], batch["draw"]
+        height, width = images_BCHW.shape[2:]
+        if self.hide == "nothing":
+            return images_BCHW
+        if self.hide == "random":
+            mask_BHW = hiding.rectangle_mask(draw_B, height, width, self.area, self.aspect)
+        else:
+            mask_BHW = hiding.attention_mask(batch[MAP], self.threshold, height, width)
+        mask_BHW = mask_BHW & hiding.chosen(draw_B, probability)[:, None, None]
+        return hiding.fill(images_BCHW, mask_BHW, self.fill, draw_B, self.constant)
 
 
 class Classifier(Method):
@@ -103,27 +120,11 @@ class Classifier(Method):
             self.register_buffer(name, 255 * torch.tensor(values).reshape(3, 1, 1), persistent=False)
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
-        images_BCHW = self._hide(batch, self.config.probability) if self.training else batch["image"]
+        images_BCHW = self.config.hidden(batch, self.config.probability) if self.training else batch["image"]
         scores_BK = self.class_scores(images_BCHW)
         smoothing = self.config.label_smoothing
         loss = torch.nn.functional.cross_entropy(scores_BK, batch["label"], label_smoothing=smoothing)
         return {"cross_entropy": loss}
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """The pictures of the batch as training sees them when they are hidden, B x C x H x W uint8."""
-        return self._hide(batch, probability=1)
-
-    def _hide(self, batch: Batch, probability: float) -> Tensor:
-        images_BCHW, draw_B, config = batch["image"], batch["draw"], self.config
-        height, width = images_BCHW.shape[2:]
-        if config.hide == "nothing":
-            return images_BCHW
-        if config.hide == "random":
-            mask_BHW = hiding.rectangle_mask(draw_B, height, width, config.area, config.aspect)
-        else:
-            mask_BHW = hiding.attention_mask(batch[MAP], config.threshold, height, width)
-        mask_BHW = mask_BHW & hiding.chosen(draw_B, probability)[:, None, None]
-        return hiding.fill(images_BCHW, mask_BHW, config.fill, draw_B, config.constant)
 
     def class_scores(self, images_BCHW: Tensor) -> Tensor:
         """Scores before softmax, B x K, of pictures with values 0..255 (uint8, or float where gradients are wanted)."""

@@ -6,6 +6,8 @@ All take B x 3 x H x W floats and give B x K scores before softmax.
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMALL = "alexnet-small"
+_REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 # These two return more than scores in training unless told otherwise.
 _EXTRA: Mapping[str, Mapping[str, bool]] = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
@@ -47,7 +50,7 @@ def network(name: str, classes: int, weights: str = "") -> torch.nn.Module:
 
 def check_name(name: str) -> None:
     """Raises SettingError, with the nearest names, where no network is called ``name``."""
-    if name == SMALL:
+    if name == SMALL or name in _named_in_torchvision():
         return
     import torchvision
 
@@ -57,6 +60,15 @@ def check_name(name: str) -> None:
         raise SettingError(
             f"There is no network {name!r}; expected {SMALL} or one of torchvision's, such as {', '.join(nearest)}."
         )
+
+
+def _named_in_torchvision() -> set[str]:
+    """Names of networks, read from torchvision's text: importing it takes seconds."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return set()
+    files = (Path(spec.origin).parent / "models").glob("*.py")
+    return {name for file in files for name in _REGISTERED.findall(file.read_text())}
 
 
 def alexnet_small(classes: int) -> torch.nn.Module:

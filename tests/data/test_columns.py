@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mvray.data.columns import Columns, map_field
+from mvray.data.columns import KEPT_S, Columns, map_field
 from mvray.data.tables import read_table, write_table
 from mvray.errors import DataError
 from mvray.storage import Storage
@@ -74,9 +76,9 @@ def test_the_file_is_mapped_and_made_once(tmp_path: Path) -> None:
     (file,) = cache.iterdir()
     assert str(file) in Path("/proc/self/maps").read_text()
     assert pa.total_allocated_bytes() - before < 2000  # nothing was copied
-    made = file.stat().st_mtime_ns
+    made = file.stat().st_ino
     assert np.array_equal(Columns.open(uri, cache)["map"][3], column[3])
-    assert file.stat().st_mtime_ns == made
+    assert file.stat().st_ino == made
     assert not column[0].flags.writeable
 
 
@@ -86,6 +88,23 @@ def test_another_execution_of_the_step_is_another_file(tmp_path: Path) -> None:
     Storage(uri).write("step.json", json.dumps({"seconds": 2.0}).encode())
     Columns.open(uri, cache)
     assert len(list(cache.iterdir())) == 2
+
+
+def test_copies_that_nobody_opens_are_removed(tmp_path: Path) -> None:
+    uri, cache = step(tmp_path), tmp_path / "cache"
+    column = Columns.open(uri, cache)["map"]
+    (first,) = cache.iterdir()
+    long_ago = time.time() - KEPT_S - 60
+    os.utime(first, (long_ago, long_ago))
+    Columns.open(uri, cache)  # opened: young again
+    Storage(uri).write("step.json", json.dumps({"seconds": 3.0}).encode())
+    Columns.open(uri, cache)
+    assert first.exists()
+    os.utime(first, (long_ago, long_ago))
+    Storage(uri).write("step.json", json.dumps({"seconds": 4.0}).encode())
+    Columns.open(uri, cache)
+    assert not first.exists()
+    assert np.isfinite(column[0]).all()  # still mapped here
 
 
 def test_missing_keys_are_counted(tmp_path: Path) -> None:
