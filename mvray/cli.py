@@ -56,6 +56,9 @@ class _Later(types.ModuleType):
     loads the module.
     """
 
+    class Tensor:
+        """Matplotlib asks of all that it draws whether it is a torch.Tensor; before torch is loaded nothing is."""
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
