@@ -12,7 +12,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from mvray import one_machine
 from mvray.crew import Crews
@@ -37,7 +36,7 @@ class Cluster:
         self.aborted = threading.Event()
         """Steps that run look at it and end."""
         self._storage = storage
-        self._node: Any = None
+        self._own: one_machine.Started | None = None
         self._cpus = 0
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -60,8 +59,8 @@ class Cluster:
             address = os.environ.get("RAY_ADDRESS")
             if not address:
                 self._cpus = max(os.cpu_count() or 1, workers) + HEADROOM_CPUS
-                self._node = one_machine.start(self._cpus + workers, OBJECT_STORE_BYTES)
-                address = self._node.gcs_address
+                self._own = one_machine.start(self._cpus + workers, OBJECT_STORE_BYTES)
+                address = self._own.address
             # From here on for this process alone: notices about Ray's own actors.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             with _unheard("Set ray log level from environment variable"):
@@ -120,8 +119,8 @@ class Cluster:
         import ray
 
         ray.shutdown()
-        if self._node is not None:
-            one_machine.stop(self._node)
+        if self._own is not None:
+            self._own.stop()
         self._stopped.set()
 
 

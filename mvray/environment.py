@@ -28,6 +28,12 @@ class Environment(Protocol):
         """Whether this process was asked to end; training then writes a checkpoint and returns."""
 
 
+def use_given_threads() -> None:
+    """Ray says in OMP_NUM_THREADS how many CPUs a worker has, to which torch listens only while it is imported."""
+    if given := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(given))
+
+
 class Local:
     """One process without Ray: debugging, fast tests, ``--workers 0``."""
 

@@ -74,6 +74,9 @@ class Maker:
     """Makes shards; one in each actor. ``missing`` are the shards that Ray Data counts through."""
 
     def __init__(self, work: Work, missing: list[int]) -> None:
+        from mvray.environment import use_given_threads
+
+        use_given_threads()
         self._work, self._missing = work, missing
         self._folder = Storage(work.folder)
         self._rows = read_table(self._folder, "index.parquet")

@@ -8,8 +8,9 @@ Ray 2.60, where the parts of `ray.init()` and of one `TorchTrainer.fit()` cost, 
     dashboard server         1.1    left out, also where include_dashboard=False would start it
     autoscaler's monitor     0.8    left out: there is one machine
     log monitor              0.9    left out: workers' output is not shown on the terminal
-    controller               4.3    2.0: without torch (our backend), in a process that Ray started ahead
-    synchronisation          2.3    1.7: in a process that Ray started ahead
+    a training worker        5.8    0.5: forked.py
+    controller               4.3    0.2: without torch (our backend), in a process that Ray started ahead
+    synchronisation          2.3    0.1: in a process that Ray started ahead
     placement group cleaner  2.5    left out: it asks the dashboard, which is off; crew.py frees its own
     dataset manager          1.9    left out: mvray reads its data itself
     autoscaling coordinator  1.9    left out: there is one machine
@@ -22,15 +23,34 @@ controller one (a variable that silences a warning), and everything below the co
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from mvray import forked
+from mvray.forked import Forker
 
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 PROCESS_GROUP_TIMEOUT_S = 1800
 
 
-def start(cpus: int, object_store_bytes: int) -> Any:
-    """Start Ray here; returns Ray's node, with ``gcs_address`` to join it. Ends with the calling thread.
+@dataclass(frozen=True)
+class Started:
+    """A Ray of `start`; ``address`` is for ray.init."""
+
+    address: str
+    node: Any
+    forker: Forker
+
+    def stop(self) -> None:
+        self.node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+        self.forker.stop()
+
+
+def start(cpus: int, object_store_bytes: int) -> Started:
+    """Start Ray here. It ends with the calling thread at the latest.
 
     As ray.init(address="local", include_dashboard=False) does it, with its token authentication, but
     without the processes that are named above.
@@ -49,7 +69,10 @@ def start(cpus: int, object_store_bytes: int) -> Any:
 
     tokens.enable_token_auth_by_default()
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
+    forker = Forker(Path(tempfile.gettempdir()) / f"mvray-{os.getuid()}")
     settings = RayParams(
+        setup_worker_path=forked.__file__,
+        worker_path=str(forker.address),
         num_cpus=cpus,
         object_store_memory=object_store_bytes,
         min_worker_port=0,
@@ -60,12 +83,8 @@ def start(cpus: int, object_store_bytes: int) -> Any:
         # Ray starts as many processes ahead as there are CPUs in its books, but only this many at once.
         _system_config={"worker_maximum_startup_concurrency": cpus},  # type: ignore[dict-item]
     )
-    return NodeWithoutServer(settings, head=True, shutdown_at_exit=False, spawn_reaper=True)
-
-
-def stop(node: Any) -> None:
-    """End the Ray of `start`."""
-    node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+    node = NodeWithoutServer(settings, head=True, shutdown_at_exit=False, spawn_reaper=True)
+    return Started(node.gcs_address, node, forker)
 
 
 def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any:

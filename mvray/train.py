@@ -33,6 +33,9 @@ class OnRay:
         import ray.train
         import ray.train.torch
 
+        from mvray.environment import use_given_threads
+
+        use_given_threads()
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world: int = context.get_world_size()

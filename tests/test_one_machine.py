@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import os
+import random
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
+import ray
+
+from mvray.cluster import Cluster
+from mvray.forked import Forker
+from mvray.job import Job
+from mvray.storage import Storage
 
 PREPARED = """
 import sys
@@ -50,23 +62,112 @@ def test_what_is_overridden_is_still_there():
     assert "_setup_torch_process_group" in started
 
 
+def command_of(pid: int) -> str:
+    return " ".join(psutil.Process(pid).cmdline())
+
+
+def about_worker() -> dict[str, object]:
+    """What a worker says of itself."""
+    import torch
+
+    from mvray.environment import use_given_threads
+
+    use_given_threads()
+    parent, ids = psutil.Process().parent(), {ray.WorkerID.from_random().hex(), uuid.uuid4().hex}
+    by = "" if parent is None else " ".join(parent.cmdline())
+    own = {"threads": torch.get_num_threads(), "variable": os.environ.get("MINE")}
+    return {"pid": os.getpid(), "by": by, "ids": ids, "random": random.random(), **own}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Ray of ours. Workers that are asked here import this file's functions by value."""
+    made = Cluster(Storage(str(tmp_path_factory.mktemp("one"))))
+    made.start(Job("empty", ()))
+    made.ready()
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield made
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    made.stop()
+
+
+def asked(actors: int, **options: object) -> list[dict[str, object]]:
+    """What that many workers say that live at the same time."""
+
+    class Asked:
+        def about(self) -> dict[str, object]:
+            return about_worker()
+
+    made = [ray.remote(Asked).options(num_cpus=1, **options).remote() for _ in range(actors)]
+    said = ray.get([actor.about.remote() for actor in made])
+    for actor in made:
+        ray.kill(actor)
+    return said
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_only_the_processes_that_are_needed_are_started(tmp_path):
-    import psutil
+def test_only_the_processes_that_are_needed_are_started(cluster: Cluster) -> None:
+    running = [command_of(child.pid) for child in psutil.Process().children(recursive=True)]
+    for left_out in ("dashboard.py", "monitor.py"):
+        assert not any(left_out in command for command in running), running
+    for needed in ("gcs_server", "raylet", "mvray.forked"):
+        assert any(needed in command for command in running)
 
-    from mvray.cluster import Cluster
-    from mvray.job import Job
-    from mvray.storage import Storage
 
-    cluster = Cluster(Storage(str(tmp_path)))
-    cluster.start(Job("empty", ()))
-    cluster.ready()
-    try:
-        running = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-        for left_out in ("dashboard.py", "monitor.py"):
-            assert not any(left_out in command for command in running), running
-        assert any("gcs_server" in command for command in running)
-        assert any("raylet" in command for command in running)
-    finally:
-        cluster.stop()
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_workers_are_forked_and_share_no_chance(cluster: Cluster) -> None:
+    """More than Ray starts ahead, so those that it starts for a job too."""
+    said = asked(4) + asked(4)
+    assert len({each["pid"] for each in said}) == 8
+    assert all("mvray.forked" in str(each["by"]) for each in said)
+    assert len(set().union(*(each["ids"] for each in said))) == 16
+    assert len({each["random"] for each in said}) == 8
+    assert {each["threads"] for each in said} == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_worker_with_an_environment_of_its_own_starts_the_usual_way(cluster: Cluster) -> None:
+    (said,) = asked(1, runtime_env={"env_vars": {"MINE": "yes"}})
+    assert said["variable"] == "yes"
+    assert "mvray.forked" not in str(said["by"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_workers_start_without_the_process_that_forks_them(cluster: Cluster) -> None:
+    """The last of these tests: it takes that process away."""
+    (forker,) = [child for child in psutil.Process().children() if "mvray.forked" in command_of(child.pid)]
+    forker.kill()
+    forker.wait()
+    said = asked(4) + asked(4)
+    assert any("mvray.forked" not in str(each["by"]) for each in said)
+    assert len({each["pid"] for each in said}) == 8
+
+
+LIVING = """
+import sys, time
+from pathlib import Path
+from mvray.forked import Forker
+print(Forker(Path(sys.argv[1])).address, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_process_that_forks_ends_with_its_command(tmp_path: Path) -> None:
+    """However that ends. What it leaves is removed by the next one."""
+    first = subprocess.Popen([sys.executable, "-c", LIVING, tmp_path / "place"], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    address = Path(first.stdout.readline().strip())
+    assert address.is_socket()
+    assert (tmp_path / "place").stat().st_mode & 0o77 == 0
+    (forker,) = psutil.Process(first.pid).children()
+    first.kill()
+    first.communicate()
+    forker.wait(timeout=30)
+    second = Forker(tmp_path / "place")
+    assert not address.exists()
+    second.stop()
+    assert not second.address.exists()

@@ -19,13 +19,28 @@ LAYERS = (
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("environment", "task", "optim", "state", "loop"),
     ("plan", "manifest", "report", "doctor"),
-    ("cluster", "crew", "one_machine", "train", "generate", "measure", "tune", "look", "sheets", "results", "runlog"),
+    tuple(
+        [
+            "cluster",
+            "crew",
+            "one_machine",
+            "forked",
+            "train",
+            "generate",
+            "measure",
+            "tune",
+            "look",
+            "sheets",
+            "results",
+            "runlog",
+        ]
+    ),
     ("run",),
     ("cli",),
 )
 ONLY = {
     "mlflow": {"tracking", "spool", "ui", "doctor", "courier"},
-    "ray": {"cluster", "crew", "one_machine", "train", "generate", "tune", "doctor"},
+    "ray": {"cluster", "crew", "one_machine", "forked", "train", "generate", "tune", "doctor"},
 }
 
 
