@@ -19,22 +19,8 @@ LAYERS = (
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("environment", "task", "optim", "state", "loop"),
     ("plan", "manifest", "report", "doctor"),
-    tuple(
-        [
-            "cluster",
-            "crew",
-            "one_machine",
-            "forked",
-            "train",
-            "generate",
-            "measure",
-            "tune",
-            "look",
-            "sheets",
-            "results",
-            "runlog",
-        ]
-    ),
+    ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
+    ("look", "sheets", "results", "runlog"),
     ("run",),
     ("cli",),
 )
