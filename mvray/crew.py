@@ -184,7 +184,9 @@ class Crews:
     def take(self, scale: Scale, gpus: int) -> Crew:
         """A crew of this shape: one that waits, or a new one."""
         with self._lock:
-            self._idle = [crew for crew in self._idle if crew.alive]
+            for crew in [crew for crew in self._idle if not crew.alive]:
+                self._idle.remove(crew)
+                crew.free()
             for crew in self._idle:
                 if crew.shape == shape_of(scale):
                     self._idle.remove(crew)
