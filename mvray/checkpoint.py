@@ -103,10 +103,14 @@ class Checkpoints:
             error, self._error = self._error, None
             raise error
 
+    def check_attempt(self) -> None:
+        """Raises StepFailed where another run has taken the step on."""
+        if self._attempt and self._folder.read("attempt").decode() != self._attempt:
+            raise StepFailed(f"Another mvray run has taken over {self._folder.uri}; this one ends.")
+
     def _write(self, name: str, weights: dict[str, Tensor], state: dict[str, Any], keep: str | None) -> None:
         try:
-            if self._attempt and self._folder.read("attempt").decode() != self._attempt:
-                raise StepFailed(f"Another mvray run has taken over {self._folder.uri}; this one ends.")
+            self.check_attempt()
             buffer = io.BytesIO()
             torch.save(state, buffer)
             self._folder.write(f"checkpoints/{name}/{MODEL}", weights_to_bytes(weights))

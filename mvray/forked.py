@@ -32,6 +32,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any, NoReturn
@@ -51,28 +52,25 @@ NO_JOB = {"RAY_JOB_ID": "ffffffff"}
 """What Ray gives to workers that it starts ahead; they hear of the job with their first task."""
 LENGTH = struct.Struct("!I")
 TAKEN = b"."
-PATIENCE_S = 300.0
-"""For the imports: from a cold disk they can take a minute."""
+PATIENCE_S = 120
+"""For the imports: from a cold disk they can take a minute. Ray must wait longer for a worker."""
 
 
 class Forker:
-    """The process that forks workers, behind the Unix socket ``address`` in the private folder ``place``.
+    """The process that forks workers, behind the Unix socket ``address``.
 
-    It ends when its standard input is closed, so with this process at the latest.
+    It ends when its standard input is closed, so with this process at the latest, and takes the
+    socket and its folder with it.
     """
 
-    def __init__(self, place: Path) -> None:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in place.glob("workers-*"):
-            if not Path("/proc", left.name.rpartition("-")[2]).exists():
-                left.unlink(missing_ok=True)
-        self.address = place / f"workers-{os.getpid()}"
-        self.address.unlink(missing_ok=True)
+    def __init__(self) -> None:
+        self.address = Path(tempfile.mkdtemp(prefix="mvray-")) / "workers"  # for this user's eyes only
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(self.address))
             listening.listen(64)
+            serving = f"from mvray.forked import serve; serve({listening.fileno()}, {str(self.address)!r})"
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"from mvray.forked import serve; serve({listening.fileno()})"],
+                [sys.executable, "-P", "-c", serving],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # what goes wrong here is seen when the worker starts the usual way
@@ -84,10 +82,16 @@ class Forker:
         """End it; its workers end with Ray."""
         self._process.kill()
         self._process.communicate()
-        self.address.unlink(missing_ok=True)
+        _remove(self.address)
 
 
-def serve(listening_fd: int) -> None:
+def _remove(address: Path) -> None:
+    with contextlib.suppress(OSError):
+        address.unlink()
+        address.parent.rmdir()
+
+
+def serve(listening_fd: int, address: str) -> None:
     """Import, then fork a worker for every request, until standard input is closed."""
     for name in FIRST:
         importlib.import_module(name)
@@ -96,6 +100,7 @@ def serve(listening_fd: int) -> None:
     while True:
         ready, _, _ = select.select([listening, sys.stdin], [], [])
         if sys.stdin in ready:
+            _remove(Path(address))
             return
         given, _ = listening.accept()
         with given:
@@ -105,10 +110,13 @@ def serve(listening_fd: int) -> None:
             wanted, files = request
             if "ray" not in sys.modules and not _prepared(wanted["environment"]):
                 return  # all workers start the usual way
-            taken = _answered(given)
-        if taken and os.fork() == 0:
-            listening.close()
-            _become_worker(wanted, files)
+            worker = os.fork()
+            if worker == 0:
+                listening.close()
+                given.close()
+                _become_worker(wanted, files)
+            if not _answered(given):
+                os.kill(worker, signal.SIGKILL)
         for file in files:
             os.close(file)
 
@@ -170,7 +178,12 @@ def _become_worker(wanted: dict[str, Any], files: list[int]) -> NoReturn:
         os.dup2(file, number)
     os.environ.clear()
     os.environ.update({**wanted["environment"], **NO_JOB})
+    import numpy
+
     random.seed()
+    numpy.random.seed()
+    with contextlib.suppress(OSError), Path("/proc/self/oom_score_adj").open("w") as score:
+        score.write("1000")  # as Ray has it for workers: they can be started again
     sys.argv[:] = [str(_ray("workers/default_worker.py")), *wanted["arguments"]]
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()

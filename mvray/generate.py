@@ -8,19 +8,26 @@ actors that die. An actor decodes the next batches in threads while the model wo
 from __future__ import annotations
 
 import json
+import queue
+import threading
 import time
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mvray import errors
 from mvray.data import sampler
 from mvray.data.pictures import PictureDataset, loader
 from mvray.data.tables import read_table, write_table
 from mvray.errors import DataError, StepFailed
 from mvray.job import Generate, Train
-from mvray.method import Facts
+from mvray.method import Facts, Generator
 from mvray.plan import Planned
 from mvray.progress import duration
 from mvray.settings import without_files
@@ -32,7 +39,10 @@ if TYPE_CHECKING:
 
     from mvray.cluster import Cluster
 
+T = TypeVar("T")
+
 SHARD_ROWS = 256
+POLL_S = 0.2
 BATCH_SIZE = 64
 """For generators that name no batch_size of their own."""
 
@@ -74,21 +84,38 @@ class Maker:
     """Makes shards; one in each actor. ``missing`` are the shards that Ray Data counts through."""
 
     def __init__(self, work: Work, missing: list[int]) -> None:
+        self._work, self._missing = work, missing
+        self._folder = Storage(work.folder)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """For Ray Data: positions among the missing shards in, what was made of each out.
+
+        An error goes the same way: of what is raised here Ray Data hands on the text alone.
+        """
+        found: dict[str, list[Any]] = {"rows": [], "bad": [], "error": []}
+        for position in batch["id"]:
+            rows = bad = 0
+            error = ""
+            try:
+                rows, bad = self.make(self._missing[int(position)])
+            except Exception as raised:
+                error = json.dumps([type(raised).__name__, str(raised), traceback.format_exc()])
+            for name, value in (("rows", rows), ("bad", bad), ("error", error)):
+                found[name].append(value)
+        return found
+
+    @cached_property
+    def _rows(self) -> pa.Table:
+        return read_table(self._folder, "index.parquet")
+
+    @cached_property
+    def _generator(self) -> Generator:
         from mvray.environment import use_given_threads
 
         use_given_threads()
-        self._work, self._missing = work, missing
-        self._folder = Storage(work.folder)
-        self._rows = read_table(self._folder, "index.parquet")
-        of = work.step.of
+        work, of = self._work, self._work.step.of
         method = load_method(of, work.facts, Storage(work.weights)) if of and work.weights and work.facts else None
-        self._generator = work.step.generator.build(method)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
-        """For Ray Data: positions among the missing shards in, numbers of rows and of unreadable samples out."""
-        shards = [self._missing[int(i)] for i in batch["id"]]
-        made = [self.make(shard) for shard in shards]
-        return {"shard": shards, "rows": [rows for rows, _ in made], "bad": [bad for _, bad in made]}
+        return work.step.generator.build(method)
 
     def make(self, shard: int) -> tuple[int, int]:
         """Write one shard; returns how many rows it has and how many samples could not be read."""
@@ -102,17 +129,21 @@ class Maker:
         size = getattr(self._work.step.generator, "batch_size", BATCH_SIZE)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tables: list[pa.Table] = []
-        for batch in loader(dataset, sampler.in_order(len(rows), size), 0, scale.loader_workers):
-            kept = batch["bad"] < 0
-            if bool(kept.any()):
-                given = {name: values[kept].to(device) for name, values in batch.items()}
-                keys = rows["key"].take(pa.array(given["index"].cpu().numpy()))
-                tables.append(self._generator(given).append_column("key", keys))
+        try:
+            for batch in loader(dataset, sampler.in_order(len(rows), size), 0, scale.loader_workers):
+                kept = batch["bad"] < 0
+                if bool(kept.any()):
+                    given = {name: values[kept].to(device) for name, values in batch.items()}
+                    keys = rows["key"].take(pa.array(given["index"].cpu().numpy()))
+                    tables.append(self._generator(given).append_column("key", keys))
+        except DataError:
+            if len(dataset.failures) < len(rows):
+                raise
         if dataset.failures:
             found = {dataset.location(row): reason for row, reason in dataset.failures.items()}
             self._folder.write(f"unreadable/{shard:05d}.json", json.dumps(found).encode())
         if not tables:
-            raise DataError(f"None of the {len(rows)} samples of shard {shard} can be decoded.")
+            return 0, len(rows)  # no shard: without a sample its columns are not known
         table = pa.concat_tables(tables)
         write_table(self._folder, shard_path(shard), table)
         return len(table), len(rows) - len(table)
@@ -134,21 +165,66 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     missing = [shard for shard in range(shards) if not planned.folder.exists(shard_path(shard))]
     started = time.monotonic()
     rows = bad = 0
-    for done, (new_rows, new_bad) in enumerate(_made(work, missing, cluster), start=1):
-        if cluster.aborted.is_set():
-            raise StepFailed("The run was interrupted.")
+    for done, (new_rows, new_bad) in enumerate(_until_aborted(_made(work, missing, cluster), cluster), start=1):
         rows, bad = rows + new_rows, bad + new_bad
         rate = rows / (time.monotonic() - started)
         left_s = (len(missing) - done) * SHARD_ROWS / rate if rate else 0.0
         text = f"{shards - len(missing) + done}/{shards} shards, {rate:.0f} samples/s, {duration(left_s)} left"
         planned.folder.write("progress.json", json.dumps({"text": text}).encode())
     seconds = time.monotonic() - started
-    total = sum(pq.read_metadata(pa.BufferReader(planned.folder.read(shard_path(s)))).num_rows for s in range(shards))
+    total = _checked(planned, shards)
     metrics = {"rows": float(total), "bad": float(len(planned.rows()) - total), "shards": float(shards)}
     return {**metrics, "samples_per_s": rows / seconds} if missing else metrics
 
 
-def _made(work: Work, missing: list[int], cluster: Cluster) -> Any:
+def _checked(planned: Planned, shards: int) -> int:
+    """How many rows there are. Raises DataError where too few of the samples could be read."""
+    folder, samples, most = planned.folder, len(planned.rows()), planned.data.max_bad_fraction
+    whole = [shard for shard in range(shards) if folder.exists(shard_path(shard))]
+    total: int = sum(pq.read_metadata(pa.BufferReader(folder.read(shard_path(shard)))).num_rows for shard in whole)
+    if total and samples - total <= most * samples:
+        return total
+    found = [entry.path for entry in folder.list("unreadable")]
+    where, why = next(iter(json.loads(folder.read(found[0])).items()))
+    for path in found:  # when the files can be read again, these are made again
+        folder.delete(f"columns/{Path(path).stem}.parquet")
+        folder.delete(path)
+    raise DataError(
+        f"Step {planned.name!r}: {samples - total} of {samples} samples cannot be read, first {where}: {why}. "
+        f"At most {most:.1%} may be bad. Mend or remove them, or set data.max_bad_fraction."
+    )
+
+
+def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T]:
+    """What comes from ``made``, which may wait long for room on the cluster. Raises StepFailed on Ctrl-C."""
+    arrived: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+
+    def take() -> None:
+        try:
+            for each in made:
+                arrived.put(("row", each))
+                if cluster.aborted.is_set():
+                    return
+            arrived.put(("end", None))
+        except BaseException as error:
+            arrived.put(("error", error))
+
+    threading.Thread(target=take, name="generate", daemon=True).start()
+    while True:
+        if cluster.aborted.is_set():
+            raise StepFailed("The run was interrupted.")
+        try:
+            kind, value = arrived.get(timeout=POLL_S)
+        except queue.Empty:
+            continue
+        if kind == "error":
+            raise value
+        if kind == "end":
+            return
+        yield value
+
+
+def _made(work: Work, missing: list[int], cluster: Cluster) -> Iterator[tuple[int, int]]:
     """Rows and unreadable samples of each missing shard as it is finished."""
     if not missing:
         return
@@ -174,4 +250,18 @@ def _made(work: Work, missing: list[int], cluster: Cluster) -> Any:
         num_gpus=1 if gpus else None,
     )
     for row in made.iter_rows():
+        if row["error"]:
+            _raise(work, *json.loads(row["error"]))
         yield row["rows"], row["bad"]
+
+
+def _raise(work: Work, kind: str, message: str, text: str) -> NoReturn:
+    """Raise an actor's error here: ours as it was, another as StepFailed."""
+    own = getattr(errors, kind, None)
+    if own is not None:
+        raise own(message)
+    Storage(work.folder).write("error.txt", text.encode())
+    raise StepFailed(
+        f"Step {work.step.name!r} ended with {kind}: {message}. The traceback is in {work.folder}/error.txt; "
+        "--workers 0 runs the step in this process."
+    )

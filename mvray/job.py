@@ -5,7 +5,7 @@ Ray or MLflow, so that a mistake in a job is refused within a second.
 
 Fields marked with ``NOT_IDENTITY`` (where data lies, how many workers) change how a step is
 executed but not what it makes, and stay out of its id (settings.py). A field marked with ``FILE``
-names a file, which counts by its content.
+names a file ("" for none), which counts by its content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 NOT_IDENTITY: Mapping[str, Any] = {"identity": False}
 FILE: Mapping[str, Any] = {"file": True}
-"""The path of a file ("" for none) whose content, not its name, is part of the id."""
+
+
+def _check_above_0(part: Any, part_name: str, *names: str, or_0: bool = False) -> None:
+    """Raises SettingError where a number is not above 0 (None is left out); NaN and infinity are not."""
+    for name, number in ((name, getattr(part, name)) for name in names):
+        if number is not None and not (0 < number < float("inf") or (or_0 and number == 0)):
+            expected = "0 or more" if or_0 else "a value above 0"
+            raise SettingError(f"{part_name}.{name} is {number}; expected {expected}.")
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Pictures:
     crop_scale: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
+        _check_above_0(self, "pictures", "height", "width")
         if self.channels not in (1, 3):
             raise SettingError(f"channels is {self.channels}; expected 1 (grey) or 3 (colour).")
         if not (0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
@@ -107,6 +115,9 @@ class Data:
     splits: tuple[str, ...] = ()
     columns: tuple[Generate, ...] = ()
     max_bad_fraction: float = field(default=0.01, metadata=NOT_IDENTITY)
+
+    def __post_init__(self) -> None:
+        _check_above_0(self, "data", "max_bad_fraction", or_0=True)
 
     def only(self, *splits: str) -> Data:
         """The samples of these splits."""
@@ -193,26 +204,21 @@ class Optim:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("name", self.name, ("sgd", "adam", "adamw")),
-            ("schedule", self.schedule, ("constant", "cosine", "step")),
-            ("precision", self.precision, ("auto", "float32", "bf16")),
-        ):
-            if value not in allowed:
-                raise SettingError(f"optim.{name} is {value!r}; expected one of {', '.join(allowed)}.")
-        for name, number in (("epochs", self.epochs), ("batch_size", self.batch_size), ("lr", self.lr)):
-            if number <= 0:
-                raise SettingError(f"optim.{name} is {number}; expected a value above 0.")
+        known = {"name": "sgd, adam, adamw", "schedule": "constant, cosine, step", "precision": "auto, float32, bf16"}
+        for name, allowed in known.items():
+            if (value := getattr(self, name)) not in allowed.split(", "):
+                raise SettingError(f"optim.{name} is {value!r}; expected one of {allowed}.")
+        _check_above_0(self, "optim", "epochs", "batch_size", "lr", "accumulate", "decay", "patience", "clip_norm")
+        _check_above_0(self, "optim", "momentum", "weight_decay", "warmup_epochs", or_0=True)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How a step is executed. Changes speed and rounding, never what is computed: not in the id.
+    """How a step is executed: how fast, and how the batch is shared out (of which batch norm knows). Not in the id.
 
-    ``workers`` processes, with one GPU each where the cluster has GPUs. ``loader_workers`` decode
-    processes per worker. A checkpoint is written at every epoch's end and, inside an epoch, every
-    ``checkpoint_steps`` steps and often enough that no more than ``checkpoint_minutes`` minutes of
-    work are ever done again.
+    ``workers`` processes, with one GPU each where there are GPUs; ``loader_workers`` decode in each. A
+    checkpoint is written at every epoch's end and, inside an epoch, every ``checkpoint_steps`` steps and
+    often enough that no more than ``checkpoint_minutes`` minutes of work are ever done again.
     """
 
     workers: int = 1
@@ -222,6 +228,10 @@ class Scale:
     checkpoint_minutes: float = 5.0
     channels_last: bool = True
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        _check_above_0(self, "scale", "workers", "cpus_per_worker", "checkpoint_steps", "checkpoint_minutes")
+        _check_above_0(self, "scale", "loader_workers", or_0=True)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
                 _check_finite(bad_step, state, losses, here)
                 _add(state.sums, sums)
                 sums = {}
+                _check_readable(task, parts, here)
                 save(parts, state, here)
                 saved_at = time.monotonic()
             if stop:
@@ -172,8 +173,8 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
     patience = task.step.optim.patience
     state.finished = state.epoch >= task.epochs or (patience is not None and state.epochs_without_better >= patience)
     state.sums = {}
+    _check_readable(task, parts, here)  # before it is saved: what was trained without them must not go on
     save(parts, state, here)
-    _check_readable(task, parts, here)
     here.report(metrics)
     rate = metrics["samples_per_s"] / parts.samples.batch_size
     parts.board.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
@@ -236,6 +237,7 @@ def _agreed(task: Task, state: State, here: Environment, since_save_s: float) ->
 def _write_result(task: Task, parts: Parts, state: State, folder: Storage) -> None:
     """The selected weights and what training measured; metrics.json last, it says that training is done."""
     assert state.best_name is not None
+    parts.checkpoints.check_attempt()
     folder.write("weights.safetensors", weights_to_bytes(parts.checkpoints.weights(state.best_name)))
     folder.write("history.json", json.dumps(state.history).encode())
     chosen = state.history[state.best_epoch]

@@ -23,10 +23,8 @@ controller one (a variable that silences a warning), and everything below the co
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mvray import forked
@@ -69,7 +67,7 @@ def start(cpus: int, object_store_bytes: int) -> Started:
 
     tokens.enable_token_auth_by_default()
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
-    forker = Forker(Path(tempfile.gettempdir()) / f"mvray-{os.getuid()}")
+    forker = Forker()
     settings = RayParams(
         setup_worker_path=forked.__file__,
         worker_path=str(forker.address),
@@ -81,7 +79,10 @@ def start(cpus: int, object_store_bytes: int) -> Started:
         include_log_monitor=False,  # type: ignore[arg-type]
         no_monitor=True,
         # Ray starts as many processes ahead as there are CPUs in its books, but only this many at once.
-        _system_config={"worker_maximum_startup_concurrency": cpus},  # type: ignore[dict-item]
+        _system_config={
+            "worker_maximum_startup_concurrency": cpus,  # type: ignore[dict-item]
+            "worker_register_timeout_seconds": 2 * forked.PATIENCE_S,  # type: ignore[dict-item]
+        },
     )
     node = NodeWithoutServer(settings, head=True, shutdown_at_exit=False, spawn_reaper=True)
     return Started(node.gcs_address, node, forker)

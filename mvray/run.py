@@ -119,7 +119,7 @@ def _do(planned: Planned, cluster: Cluster, log: RunLog, progress: Progress) -> 
         planned.folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
         progress.say(f"{_title(planned)}: {duration(seconds)}   {_brief(planned, metrics)}")
     except BaseException as error:
-        log.failed(run, error)
+        log.failed(run, error, interrupted=cluster.aborted.is_set())
         raise
     finally:
         progress.show(key, None)
@@ -155,7 +155,7 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress) -> It
 
     def watch() -> None:
         while not ended.wait(POLL_S):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # not there yet, or a storage that fails now and then
                 seen = json.loads(planned.folder.read("progress.json"))
                 progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
                 log.epochs(run, planned, seen.get("history", []))

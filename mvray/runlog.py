@@ -77,9 +77,9 @@ class RunLog:
             self._tracker.figure(run, picture, name)
         self._tracker.end_run(run)
 
-    def failed(self, run: str, error: BaseException) -> None:
+    def failed(self, run: str, error: BaseException, interrupted: bool) -> None:
         self._tracker.tags(run, {"mvray.error": f"{type(error).__name__}: {error}"})
-        self._tracker.end_run(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        self._tracker.end_run(run, "KILLED" if interrupted else "FAILED")
 
     def pictures(self, pictures: Mapping[str, bytes]) -> None:
         """Log pictures of the whole job, by artifact path."""

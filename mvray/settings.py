@@ -30,6 +30,8 @@ JOB_WIDE = {"source": Source, "pictures": Pictures, "data": Data, "scale": Scale
 
 CATALOGUE = {Source: "mvray.data", MethodConfig: "mvray.methods", GeneratorConfig: "mvray.generators"}
 """Where `--set source=folder` looks for the class: the module of that name in this package."""
+REPLACEABLE = ("source", "method", "generator")
+"""The settings whose value is such a class."""
 
 
 def name_of(thing: Any) -> str:
@@ -54,8 +56,15 @@ def described(value: Any, step_id: Callable[[Step], str]) -> Any:
     if isinstance(value, tuple | list):
         return [described(item, step_id) for item in value]
     if callable(value):
-        return name_of(value)
+        return {"function": name_of(value), "text": _text(value)}
     return value
+
+
+def _text(function: Callable[..., Any]) -> str:
+    """The hash of a function's text: a changed function gives other results. Raises SettingError for a lambda."""
+    if getattr(function, "__qualname__", "<lambda>").endswith("<lambda>"):
+        raise SettingError(f"{function} has no name; expected a function made with def, so that it can be told apart.")
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
 
 
 def _content(file: str) -> str:
@@ -163,25 +172,16 @@ def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
     Raises SettingError that lists what exists where a name is unknown, or where a value has the
     wrong type.
     """
-    left = dict(changes)
-    while left:
-        refused: dict[str, SettingError] = {}
-        for name, value in left.items():
-            try:
-                job = _replaced_one(job, name, value)
-            except SettingError as error:
-                refused[name] = error
-        # Two values may fit only together (shares that add up to 1): one is refused until the other is set.
-        if len(refused) == len(left):
-            raise next(iter(refused.values()))
-        left = {name: left[name] for name in refused}
-    return job
+    # A part of another kind first: what is set in it would be lost with the old one.
+    for name in sorted(changes, key=lambda name: name.rpartition(".")[2] not in REPLACEABLE):
+        job = _replaced_one(job, name, changes[name])
+    return _rebuilt(job, _checked)
 
 
 def _replaced_one(job: Job, name: str, value: Any) -> Job:
     head, *path = name.split(".")
     if name == "seeds":
-        return dataclasses.replace(job, seeds=_coerced(value, tuple[int, ...], name))
+        return _with(job, seeds=_coerced(value, tuple[int, ...], name))
     steps = {step.name: type(step) for step in job.walk()}
     if head in steps and path:
         return _rebuilt(job, lambda part: _set(part, path, value, name) if _named(part, head) else part)
@@ -215,7 +215,7 @@ def _rebuilt(job: Job, change: Callable[[Any], Any]) -> Job:
         if id(value) not in done:
             fields = {f.name: visit(getattr(value, f.name)) for f in dataclasses.fields(value)}
             same = all(fields[name] is getattr(value, name) for name in fields)
-            done[id(value)] = (value, change(value if same else dataclasses.replace(value, **fields)))
+            done[id(value)] = (value, change(value if same else _with(value, **fields)))
         return done[id(value)][1]
 
     rebuilt: Job = visit(job)
@@ -234,15 +234,25 @@ def _set(part: T, path: list[str], value: Any, whole: str) -> T:
     if rest:
         if not dataclasses.is_dataclass(current):
             raise SettingError(f"--set {whole}: {name!r} is {current!r} and has no settings of its own.")
-        return _with(part, name, _set(current, rest, value, whole))
+        return _with(part, **{name: _set(current, rest, value, whole)})
     for base, package in CATALOGUE.items():
         if isinstance(current, base) and isinstance(value, str):
-            return _with(part, name, _from_catalogue(value, base, package, current, whole))
-    return _with(part, name, _coerced(value, _hints(type(part))[name], whole))
+            return _with(part, **{name: _from_catalogue(value, base, package, current, whole)})
+    return _with(part, **{name: _coerced(value, _hints(type(part))[name], whole)})
 
 
-def _with(part: T, name: str, value: Any) -> T:
-    return dataclasses.replace(part, **{name: value})  # type: ignore[type-var]
+def _with(part: T, **changes: Any) -> T:
+    """``part`` with other fields, not checked: values may fit only together with those that are set next."""
+    made = object.__new__(type(part))
+    for f in dataclasses.fields(part):  # type: ignore[arg-type]
+        object.__setattr__(made, f.name, changes.get(f.name, getattr(part, f.name)))
+    return made
+
+
+def _checked(part: T) -> T:
+    if check := getattr(part, "__post_init__", None):
+        check()
+    return part
 
 
 def _from_catalogue(name: str, base: type, package: str, current: Any, whole: str) -> Any:

@@ -66,11 +66,15 @@ class Spool:
     def left_in(cls, parent: Path, address: str) -> Iterator[Spool]:
         """The spools in ``parent`` for ``address`` whose writer has ended, oldest first."""
         for file in sorted(parent.glob("*/address")):
-            if file.read_text() == address:
+            try:
+                if file.read_text() != address:
+                    continue
                 spool = cls(file.parent)
-                if spool.owned:
-                    yield spool
-                spool.close()
+            except FileNotFoundError:  # another run has just delivered and removed it
+                continue
+            if spool.owned:
+                yield spool
+            spool.close()
 
     def append(self, event: Event) -> None:
         line = json.dumps(event).encode() + b"\n"
@@ -133,8 +137,8 @@ class Spool:
         self._lines.close()
 
     def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
-        shutil.rmtree(self.folder)
 
 
 class Courier:

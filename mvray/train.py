@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 RETRIES = 5
 """How often a Train step is started again after its workers or its controller were lost without progress."""
+
+
+BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError)
+"""What a mistake in a method raises."""
 
 
 class OnRay:
@@ -125,7 +129,7 @@ def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster) -> None:
             _fit(task, cluster)
             return
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-            _raise_our_own(error)
+            raise_own(error, planned)
             now = _progress(planned.folder)
             left = RETRIES if now != progress else left - 1
             progress = now
@@ -142,12 +146,33 @@ def _progress(folder: Storage) -> list[str]:
     return [entry.path for entry in folder.list("checkpoints")]
 
 
-def _raise_our_own(error: BaseException) -> None:
-    """Raise the MvrayError (or plain Python error) that ended a worker: starting again would not help."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
+def raise_own(error: BaseException, planned: Planned) -> None:
+    """Raise what a worker's own code raised, out of Ray's ``error``: starting again would not help.
+
+    A RuntimeError or OSError is what ranks see whose peer was lost, so nothing is raised for those.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
         if isinstance(cause, MvrayError):
-            raise cause from error
+            # Ray's copy of it also is a RayTaskError, whose text is the whole traceback.
+            raise getattr(cause, "cause", cause) from error
+    for cause in causes:
+        if isinstance(cause, BUGS):
+            planned.folder.write("error.txt", str(error).encode())
+            raise StepFailed(
+                f"Step {planned.name!r} ended with {type(cause).__name__}: {getattr(cause, 'cause', cause)}. The "
+                f"traceback is in {planned.folder.uri}/error.txt; --workers 0 runs the step in this process."
+            ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """``error``, what it was raised from, and what the workers of a Ray Train run raised."""
+    if error is None:
+        return
+    yield error
+    for failure in getattr(error, "worker_failures", {}).values():
+        yield from _causes(getattr(failure, "_base_exc", None) or failure)
+    yield from _causes(error.__cause__ or getattr(error, "cause", None))
 
 
 def _fit(task: Task, cluster: Cluster) -> None:

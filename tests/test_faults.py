@@ -202,6 +202,15 @@ def uninterrupted_maps(trained):
     return {name: path.read_bytes() for name, path in made.items()}
 
 
+def test_a_mistake_that_an_actor_finds_is_one_message(trained, tmp_path):
+    storage, log = tmp_path / "runs", tmp_path / "log"
+    shutil.copytree(trained / "runs", storage)
+    process = _start([*_looking(trained / "data", storage, "cams"), "--set", "cams.generator.layer=nonsense"], log)
+    assert process.wait(timeout=120) == 2
+    assert log.read_text().splitlines()[-1].startswith("mvray: There is no layer 'nonsense'; expected one of network")
+    assert "Traceback" not in log.read_text()
+
+
 @pytest.mark.parametrize("victim", ["actor", "command"])
 def test_maps_that_are_there_are_not_made_again(trained, uninterrupted_maps, tmp_path, victim):
     storage, log = tmp_path / "runs", tmp_path / "log"

@@ -44,7 +44,8 @@ def planned_of(trained_on: Path, looked_at: Path, place: Path, **settings: objec
     """A Grad-CAM step, ready to run, that looks through a network with random weights."""
     first = Train("first", classifier.Config(network="alexnet-small"), Data(Folder(root=str(trained_on)), SIZE))
     config = gradcam.Config(of=first, batch_size=7, **settings)
-    look = Generate("look", config, Data(Folder(root=str(looked_at)), SIZE), Scale(loader_workers=2))
+    data = Data(Folder(root=str(looked_at)), SIZE, max_bad_fraction=0.5)
+    look = Generate("look", config, data, Scale(loader_workers=2))
     made = plan.make(Job("job", (look,)), Storage(str(place)))
     torch.manual_seed(0)
     method = first.method.build(facts_of(made.of(first, 0)))
@@ -150,10 +151,28 @@ def test_an_unreadable_picture_is_left_out_and_counted(drawings: Path, tmp_path:
         assert row["map"] == pytest.approx(expected[row["key"]]["map"], abs=5e-3)
 
 
-def test_a_shard_without_a_readable_picture_ends_the_step(drawings: Path, tmp_path: Path, broken) -> None:
-    root = broken(*(f"ada/{i:02d}.png" for i in range(20)))
-    with pytest.raises(DataError, match="can be decoded"):
-        run(planned_of(drawings, root, tmp_path / "runs"))
+def test_a_shard_without_a_readable_picture_has_no_file(drawings: Path, tmp_path: Path, broken) -> None:
+    planned = planned_of(drawings, broken(*(f"ada/{i:02d}.png" for i in range(20))), tmp_path / "runs")
+    metrics = run(planned)
+    assert (metrics["rows"], metrics["bad"], metrics["shards"]) == (40, 20, 3)
+    assert list(shards(planned)) == ["columns/00001.parquet", "columns/00002.parquet"]
+
+
+def test_too_many_unreadable_pictures_end_the_step_until_they_are_mended(
+    drawings: Path, tmp_path: Path, broken
+) -> None:
+    """A folder that could not be read for a while must not leave its gaps for good."""
+    root = broken(*(f"ada/{i:02d}.png" for i in range(20)), *(f"ben/{i:02d}.png" for i in range(15)))
+    planned = planned_of(drawings, root, tmp_path / "runs")
+    message = r"Step 'look': 35 of 60 samples cannot be read, first ada/00.png: truncated .* At most 50.0% may be bad"
+    with pytest.raises(DataError, match=message):
+        run(planned)
+    assert list(shards(planned)) == ["columns/00002.parquet"]
+    for path in sorted(drawings.rglob("*.png")):
+        shutil.copy(path, root / path.relative_to(drawings))
+    metrics = run(planned)
+    assert (metrics["rows"], metrics["bad"]) == (60, 0)
+    assert not planned.folder.list("unreadable")
 
 
 def test_other_pictures_than_it_was_trained_on(drawings: Path, tmp_path: Path) -> None:

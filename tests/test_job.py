@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from mvray.data.folder import Folder
 from mvray.errors import SettingError
 from mvray.generators import gradcam
-from mvray.job import Data, Generate, Job, Measure, Optim, Pictures, Step, Train
+from mvray.job import Data, Generate, Job, Measure, Optim, Pictures, Scale, Step, Train
 from mvray.methods import classifier
 
 PAGES = Data(Folder(root="pages"))
@@ -80,6 +81,16 @@ def test_data_is_cut_and_joined_without_changing_it() -> None:
         (lambda: Optim(epochs=0), "optim.epochs is 0; expected a value above 0"),
         (lambda: Optim(batch_size=-4), "optim.batch_size is -4; expected a value above 0"),
         (lambda: Optim(lr=0.0), "optim.lr is 0.0; expected a value above 0"),
+        (lambda: Optim(lr=math.nan), "optim.lr is nan; expected a value above 0"),
+        (lambda: Optim(accumulate=0), "optim.accumulate is 0; expected a value above 0"),
+        (lambda: Optim(patience=0), "optim.patience is 0; expected a value above 0"),
+        (lambda: Optim(momentum=-0.1), "optim.momentum is -0.1; expected 0 or more"),
+        (lambda: Scale(workers=0), "scale.workers is 0; expected a value above 0"),
+        (lambda: Scale(checkpoint_steps=0), "scale.checkpoint_steps is 0; expected a value above 0"),
+        (lambda: Scale(loader_workers=-1), "scale.loader_workers is -1; expected 0 or more"),
+        (lambda: Pictures(height=0), "pictures.height is 0; expected a value above 0"),
+        (lambda: Data(Folder(), max_bad_fraction=-1), "data.max_bad_fraction is -1; expected 0 or more"),
+        (lambda: Folder(train=math.nan), "source.train is nan; expected a share"),
     ],
 )
 def test_values_that_cannot_be_are_refused(make, message: str) -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -76,7 +77,9 @@ def about_worker() -> dict[str, object]:
     parent, ids = psutil.Process().parent(), {ray.WorkerID.from_random().hex(), uuid.uuid4().hex}
     by = "" if parent is None else " ".join(parent.cmdline())
     own = {"threads": torch.get_num_threads(), "variable": os.environ.get("MINE")}
-    return {"pid": os.getpid(), "by": by, "ids": ids, "random": random.random(), **own}
+    chance = (random.random(), float(np.random.random()))
+    oom = Path("/proc/self/oom_score_adj").read_text().strip()
+    return {"pid": os.getpid(), "by": by, "ids": ids, "chance": chance, "oom": oom, **own}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,8 @@ def test_workers_are_forked_and_share_no_chance(cluster: Cluster) -> None:
     assert len({each["pid"] for each in said}) == 8
     assert all("mvray.forked" in str(each["by"]) for each in said)
     assert len(set().union(*(each["ids"] for each in said))) == 16
-    assert len({each["random"] for each in said}) == 8
+    assert all(len({each["chance"][i] for each in said}) == 8 for i in (0, 1))
+    assert {each["oom"] for each in said} == {"1000"}
     assert {each["threads"] for each in said} == {1}
 
 
@@ -148,26 +152,32 @@ def test_workers_start_without_the_process_that_forks_them(cluster: Cluster) -> 
 
 
 LIVING = """
-import sys, time
-from pathlib import Path
+import time
 from mvray.forked import Forker
-print(Forker(Path(sys.argv[1])).address, flush=True)
+print(Forker().address, flush=True)
 time.sleep(60)
 """
 
 
 def test_the_process_that_forks_ends_with_its_command(tmp_path: Path) -> None:
-    """However that ends. What it leaves is removed by the next one."""
-    first = subprocess.Popen([sys.executable, "-c", LIVING, tmp_path / "place"], stdout=subprocess.PIPE, text=True)
+    """However that ends; nothing is left of it."""
+    first = subprocess.Popen(
+        [sys.executable, "-c", LIVING], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
     assert first.stdout is not None
     address = Path(first.stdout.readline().strip())
     assert address.is_socket()
-    assert (tmp_path / "place").stat().st_mode & 0o77 == 0
+    assert address.parent.parent == tmp_path
+    assert address.parent.stat().st_mode & 0o77 == 0
     (forker,) = psutil.Process(first.pid).children()
     first.kill()
     first.communicate()
-    forker.wait(timeout=30)
-    second = Forker(tmp_path / "place")
-    assert not address.exists()
-    second.stop()
-    assert not second.address.exists()
+    forker.wait(timeout=60)
+    assert not address.parent.exists()
+
+
+def test_stopping_leaves_nothing() -> None:
+    forker = Forker()
+    assert forker.address.is_socket()
+    forker.stop()
+    assert not forker.address.parent.exists()

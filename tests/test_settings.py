@@ -102,6 +102,20 @@ def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
     assert without_files(config) == step_of(JOB, "masked").method
 
 
+def _half(table: Any, classes: tuple[str, ...]) -> dict[str, float]:
+    return {"half": 0.5}
+
+
+def test_a_metric_counts_by_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = replace(step_of(JOB, "score-plain"), metrics=(_half,))
+    before = identify(step, 0, "f", lambda step: step.name)
+    assert before == identify(step, 0, "f", lambda step: step.name)
+    monkeypatch.setattr("inspect.getsource", lambda function: "def _half(table, classes): ...")
+    assert identify(step, 0, "f", lambda step: step.name) != before
+    with pytest.raises(SettingError, match=r"has no name; expected a function made with def"):
+        identify(replace(step, metrics=(lambda table, classes: {},)), 0, "f", lambda step: step.name)
+
+
 def test_the_id_is_of_the_content_not_of_the_name() -> None:
     first = STEPS["phase1"]
     names = [identify(replace(first, name=name), 0, "f", lambda step: step.name) for name in ("phase1", "another")]
@@ -144,8 +158,20 @@ def test_values_that_fit_only_together() -> None:
     job = replaced(JOB, {"source.train": 0.8, "source.validation": 0.1, "source.test": "0.1"})
     source = step_of(job, "phase1").data.source
     assert (source.train, source.validation, source.test) == (0.8, 0.1, 0.1)
-    with pytest.raises(SettingError, match=r"add up to 1\.1"):
+    with pytest.raises(SettingError, match=r"add up to 1\.2"):
         replaced(JOB, {"source.train": 0.8, "source.validation": 0.2, "source.test": "0.2"})
+
+
+def test_the_order_of_changes() -> None:
+    """A part of another kind comes first, whatever the order; else what is said later holds."""
+    job = replaced(JOB, {"source.train": 0.6, "source.test": 0.1, "source": "folder"})
+    source = step_of(job, "phase1").data.source
+    assert isinstance(source, Folder)
+    assert (source.train, source.test) == (0.6, 0.1)
+    shares = {"source.train": 0.9, "phase1.data.source.train": 0.6, "source.test": 0.05, "source.validation": 0.05}
+    assert step_of(replaced(JOB, shares), "phase1").data.source.train == 0.6
+    with pytest.raises(SettingError, match="no setting 'tets'"):
+        replaced(JOB, {"source.train": 0.8, "source.tets": 0.1})
 
 
 def test_a_change_reaches_every_place_of_a_step() -> None:

@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import toys
 from PIL import Image
 
 from mvray import train
 from mvray.cluster import Cluster
 from mvray.data.folder import Folder
-from mvray.errors import NonFiniteLoss
+from mvray.errors import NonFiniteLoss, StepFailed
 from mvray.job import Data, Job, Optim, Pictures, Scale, Train
 from mvray.methods import classifier
 from mvray.plan import make
@@ -103,6 +105,19 @@ def test_the_methods_own_error_comes_through_at_once(cluster, pictures, tmp_path
     with pytest.raises(NonFiniteLoss, match="lr"):
         train.run(_planned(_step(pictures, lr=1e30, epochs=3), tmp_path), cluster)
     assert train.run(_planned(_step(pictures), tmp_path), cluster)["epochs"] == 1
+
+
+def test_a_mistake_in_a_method_is_not_tried_again(cluster, pictures, tmp_path):
+    from ray import cloudpickle
+
+    planned = _planned(replace(_step(pictures), method=toys.Linear(mistaken=True)), tmp_path)
+    cloudpickle.register_pickle_by_value(toys)
+    try:
+        with pytest.raises(StepFailed, match=r"Step 'one' ended with KeyError: 'there is no such thing'\. The trace"):
+            train.run(planned, cluster)
+    finally:
+        cloudpickle.unregister_pickle_by_value(toys)
+    assert 'raise KeyError("there is no such thing")' in planned.folder.read("error.txt").decode()
 
 
 def test_room_is_made_by_sending_a_waiting_crew_home(cluster, pictures, tmp_path):

@@ -127,10 +127,11 @@ def _local_copy(storage: Storage, cache: Path) -> Path:
     if storage.exists("step.json"):
         hashed.update(storage.read("step.json"))  # holds timings, so it tells executions of a step apart
     file = cache / f"{hashed.hexdigest()[:32]}.arrow"
-    if file.exists():
-        file.touch()
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(file)
         return file
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _private(cache.parent)
+    cache.mkdir(exist_ok=True)
     partial = file.with_suffix(f".{uuid.uuid4().hex}")
     try:
         _convert(storage, [shard.path for shard in shards], partial)
@@ -139,6 +140,13 @@ def _local_copy(storage: Storage, cache: Path) -> Path:
         partial.unlink(missing_ok=True)
     _forget_old(cache)
     return file
+
+
+def _private(folder: Path) -> None:
+    """Make a folder for this user alone. Raises DataError where it is another's, who could put anything into it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise DataError(f"{folder} belongs to another user; expected it to be yours. Set TMPDIR to another folder.")
 
 
 def _forget_old(cache: Path) -> None:

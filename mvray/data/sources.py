@@ -58,7 +58,7 @@ class PictureSource(Source):
         for name in SPLITS:
             size = float(getattr(self, name))
             object.__setattr__(self, name, size)
-            if size < 0 or (size > 1 and size % 1):
+            if not size >= 0 or (size > 1 and size % 1):
                 raise SettingError(f"source.{name} is {size}; expected a share from 0 to 1 or a number of samples.")
         shares = [getattr(self, name) for name in SPLITS if getattr(self, name) <= 1]
         if sum(shares) > 1 + 1e-9:

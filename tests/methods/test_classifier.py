@@ -80,18 +80,18 @@ def test_attention_hides_the_map_from_the_threshold_on() -> None:
     method, batch = method_of(hide="attention", threshold=0.7, fill="constant", constant=9, probability=0.5), batch_of()
     large = torch.nn.functional.interpolate(batch["map"][:, None], (73, 52), mode="bilinear")
     expected = torch.where(large >= 0.7, 9, batch["image"].int())
-    assert torch.equal(method.hidden(batch).int(), expected)
-    assert torch.equal(method.hidden({**batch, "label": 2 - batch["label"]}), method.hidden(batch))
+    assert torch.equal(method.config.hidden(batch).int(), expected)
+    assert torch.equal(method.config.hidden({**batch, "label": 2 - batch["label"]}), method.config.hidden(batch))
     whole = torch.nn.functional.interpolate(batch["map"][:, None], (73, 52), mode="bilinear")[:, 0]
-    assert torch.equal(method.hidden({**batch, "map": whole}), method.hidden(batch))
+    assert torch.equal(method.config.hidden({**batch, "map": whole}), method.config.hidden(batch))
 
 
 def test_hidden_is_what_training_sees() -> None:
     batch = batch_of()
     hiding = method_of(hide="attention", probability=1)
-    expected = loss_of(method_of(), {**batch, "image": hiding.hidden(batch)})
+    expected = loss_of(method_of(), {**batch, "image": hiding.config.hidden(batch)})
     assert torch.equal(loss_of(hiding, batch), expected)
-    assert torch.equal(method_of().hidden(batch), batch["image"])
+    assert torch.equal(method_of().config.hidden(batch), batch["image"])
 
 
 def test_share_of_hidden_pictures_is_the_probability() -> None:
@@ -109,8 +109,8 @@ def test_share_of_hidden_pictures_is_the_probability() -> None:
 def test_a_new_draw_hides_something_else_and_the_same_draw_the_same() -> None:
     method, batch = method_of(hide="random", fill="noise"), batch_of()
     other = {**batch, "draw": batch["draw"] + 1}
-    assert torch.equal(method.hidden(batch), method.hidden(batch))
-    assert not torch.equal(method.hidden(batch), method.hidden(other))
+    assert torch.equal(method.config.hidden(batch), method.config.hidden(batch))
+    assert not torch.equal(method.config.hidden(batch), method.config.hidden(other))
     assert not torch.equal(draws.uniform(batch["draw"], 0), draws.uniform(other["draw"], 0))
 
 
@@ -132,7 +132,7 @@ def test_overfits_one_batch(hide: str) -> None:
         assert all(each.grad is not None and each.grad.isfinite().all() for each in method.parameters())
         optimizer.step()
     assert loss < 0.1
-    seen = {**batch, "image": method.hidden(batch)}  # the draws stay the same here, and so do the hidden parts
+    seen = {**batch, "image": method.config.hidden(batch)}  # the draws stay the same here, and so do the hidden parts
     with torch.no_grad():
         assert torch.equal(method.eval().predict(seen)["predicted"], batch["label"])
 
