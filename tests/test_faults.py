@@ -98,9 +98,17 @@ def _history(storage):
     return [{k: v for k, v in row.items() if not k.endswith("_per_s")} for row in rows]
 
 
+def _command_of(process):
+    """Its command line; "" when it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _train_workers(process):
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    return [child for child in children if "RayTrainWorker" in _command_of(child)]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +124,7 @@ def test_a_killed_worker_changes_nothing(pages, uninterrupted, tmp_path):
     process = _start(_command(pages, storage), log)
     _wait_for_checkpoint(storage, 2 * CHECKPOINT_STEPS, process, log)
     workers = _train_workers(process)
-    assert len(workers) == 2, [w.cmdline() for w in workers]
+    assert len(workers) == 2, [_command_of(w) for w in workers]
     workers[1].kill()
     _finish(process, log)
     assert "workers were lost" in log.read_text()
@@ -220,7 +228,7 @@ def test_maps_that_are_there_are_not_made_again(trained, uninterrupted_maps, tmp
     before = {name: path.stat().st_mtime_ns for name, path in _shards(storage).items()}
     if victim == "actor":
         children = psutil.Process(process.pid).children(recursive=True)
-        makers = [child for child in children if "Maker" in " ".join(child.cmdline())]
+        makers = [child for child in children if "Maker" in _command_of(child)]
         assert makers
         makers[0].kill()
     else:

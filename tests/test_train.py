@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import toys
 from PIL import Image
 
 from mvray import train
@@ -67,8 +66,16 @@ def _planned(step, storage):
     return planned
 
 
+def _command_of(process):
+    """Its command line; "" when it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _processes(name):
-    return [p for p in psutil.Process().children(recursive=True) if name in "".join(p.cmdline())]
+    return [p for p in psutil.Process().children(recursive=True) if name in _command_of(p)]
 
 
 def test_the_next_step_is_taken_by_the_same_workers(cluster, pictures, tmp_path):
@@ -108,15 +115,19 @@ def test_the_methods_own_error_comes_through_at_once(cluster, pictures, tmp_path
 
 
 def test_a_mistake_in_a_method_is_not_tried_again(cluster, pictures, tmp_path):
-    from ray import cloudpickle
+    class Mistaken(classifier.Config):
+        def build(self, facts):
+            def forward(batch, phase):
+                raise KeyError("there is no such thing")
 
-    planned = _planned(replace(_step(pictures), method=toys.Linear(mistaken=True)), tmp_path)
-    cloudpickle.register_pickle_by_value(toys)
-    try:
-        with pytest.raises(StepFailed, match=r"Step 'one' ended with KeyError: 'there is no such thing'\. The trace"):
-            train.run(planned, cluster)
-    finally:
-        cloudpickle.unregister_pickle_by_value(toys)
+            made = classifier.Config.build(self, facts)
+            made.forward = forward
+            return made
+
+    step = replace(_step(pictures), method=Mistaken(network="alexnet-small"))
+    planned = _planned(step, tmp_path)
+    with pytest.raises(StepFailed, match=r"Step 'one' ended with KeyError: 'there is no such thing'\. The traceback"):
+        train.run(planned, cluster)
     assert 'raise KeyError("there is no such thing")' in planned.folder.read("error.txt").decode()
 
 
@@ -152,11 +163,11 @@ def test_a_command_that_is_ended_leaves_no_worker(pictures, tmp_path):
             assert time.monotonic() < until
             time.sleep(0.2)
         # After kill -9 Ray's two agents look for their dead server for a minute; they hold nothing.
-        children = [child for child in _children(process) if "Agent" not in "".join(child.cmdline())]
+        children = [child for child in _children(process) if "Agent" not in _command_of(child)]
         process.send_signal(sent)
         assert process.wait(timeout=60) == code
         gone, alive = psutil.wait_procs(children, timeout=30)
-        assert not alive, [child.cmdline() for child in alive]
+        assert not alive, [_command_of(child) for child in alive]
         assert len(gone) > 4
 
 
@@ -165,5 +176,5 @@ def _children(process):
 
 
 def _is_training(process, storage):
-    workers = [child for child in _children(process) if "RayTrainWorker" in "".join(child.cmdline())]
+    workers = [child for child in _children(process) if "RayTrainWorker" in _command_of(child)]
     return len(workers) == 2 and any(storage.glob("long-*/progress.json"))

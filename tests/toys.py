@@ -38,7 +38,6 @@ class Linear(MethodConfig):
     dropout: float = 0.0
     nan_at: int = 0
     nan_row: int = -1
-    mistaken: bool = False
     script: tuple[float, ...] = ()
 
     def build(self, facts: Facts) -> Method:
@@ -60,8 +59,6 @@ class LinearMethod(Method):
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         self.calls += 1
-        if self.config.mistaken:
-            raise KeyError("there is no such thing")
         loss = torch.nn.functional.cross_entropy(self.scores(batch), batch["label"])
         if self.calls == self.config.nan_at or self.config.nan_row in batch["index"]:
             loss = loss * float("nan")
