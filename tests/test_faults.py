@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 MVRAY = Path(sys.executable).parent / "mvray"
 EPOCHS, CHECKPOINT_STEPS, BATCH = 6, 3, 8
 
+STARTED: list[subprocess.Popen] = []
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -61,7 +63,19 @@ def _command(pages, storage, *more):
 
 def _start(command, log):
     with log.open("ab") as out:
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        started = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    STARTED.append(started)
+    return started
+
+
+@pytest.fixture(autouse=True)
+def _none_lives_on():
+    """A test that failed must not keep the machine busy."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
 
 
 def _folder(storage):

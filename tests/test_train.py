@@ -157,15 +157,18 @@ def test_a_command_that_is_ended_leaves_no_worker(pictures, tmp_path):
     command = [mvray, "run", job, "--data", pictures, "--storage", tmp_path / "runs"]
     for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-        until = time.monotonic() + 120
-        while not _is_training(process, tmp_path / "runs"):
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        # After kill -9 Ray's two agents look for their dead server for a minute; they hold nothing.
-        children = [child for child in _children(process) if "Agent" not in _command_of(child)]
-        process.send_signal(sent)
-        assert process.wait(timeout=60) == code
+        try:
+            until = time.monotonic() + 120
+            while not _is_training(process, tmp_path / "runs"):
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            # After kill -9 Ray's two agents look for their dead server for a minute; they hold nothing.
+            children = [child for child in _children(process) if "Agent" not in _command_of(child)]
+            process.send_signal(sent)
+            assert process.wait(timeout=60) == code
+        finally:
+            process.kill()
         gone, alive = psutil.wait_procs(children, timeout=30)
         assert not alive, [_command_of(child) for child in alive]
         assert len(gone) > 4
