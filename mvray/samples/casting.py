@@ -77,7 +77,7 @@ def _skin(artist: str, name: str) -> np.ndarray:
 
 def _run(counts: np.ndarray) -> tuple[int, int]:
     """Begin and end of the stretch around the highest count that stays above 45 % of it."""
-    peak = int(counts.argmax())
+    peak = int(np.argmax(counts))
     low = np.flatnonzero(counts <= 0.45 * counts[peak])
     return int(max(low[low < peak], default=-1)) + 1, int(min(low[low > peak], default=len(counts)))
 

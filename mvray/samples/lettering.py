@@ -123,7 +123,7 @@ def _draw_sound(canvas: Image.Image, panel: Panel, faces: Sequence[Rect], rng: n
     corners = (x0, y0) + rng.uniform(0, 1, (8, 2)) * room
     hidden = placing.hidden(np.concatenate([corners, corners + image.size], axis=1), faces)
     if hidden.min() < placing.MOST_FACE:
-        x, y = corners[hidden.argmin()]
+        x, y = corners[np.argmin(hidden)]
         canvas.paste(image.getchannel("L"), (round(x), round(y)), image.getchannel("A"))
 
 

@@ -61,7 +61,7 @@ def best_place(
         return None
     cost_N = 4 * hidden_N + 3 * outside_N + overlaps(boxes_N4, bodies).sum(axis=1) / (w * h) + 0.5 * shares_N2[:, 1]
     cost_N += _tail_cost(corners_N2 + size_2 / 2, head, faces) + rng.uniform(0, 0.25, len(cost_N))
-    x, y = corners_N2[np.where(fits_N, cost_N, np.inf).argmin()]
+    x, y = corners_N2[np.argmin(np.where(fits_N, cost_N, np.inf))]
     return (float(x), float(y), float(x + w), float(y + h))
 
 
