@@ -152,7 +152,12 @@ def make(job: Job, storage: Storage) -> Plan:
 
 
 def _check_splits(step: Step, rows: pa.Table, source: Source) -> None:
-    """A Train step needs samples to train on and to select by."""
+    """Every step needs samples; a Train step needs some to train on and some to select by."""
+    if not len(rows):
+        raise DataError(
+            f"{source.root}: there are no samples for step {step.name!r}, which reads the splits "
+            f"{', '.join(splits_of(step)) or '(all)'}. Give more data, or larger shares with --set source.test."
+        )
     if isinstance(step, Train):
         for split in ("train", "validation"):
             if not pc.sum(pc.equal(rows["split"], split)).as_py():

@@ -312,6 +312,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no data": (["run", "JOB"], "Manga109 has no root"),
     "no classes": (["run", "JOB", "--data", "DRAWINGS/ada", "--set", "source=folder"], "has no folder per class"),
     "too bad": (["run", "JOB", "--data", "BAD", "--set", "source=folder"], "Found 3 of 60 files unreadable (5.0%)"),
+    "no samples": (
+        ["run", "JOB", "--tiny", "--data", "DRAWINGS", "--set", "source=folder", "--set", "source.test=0"],
+        "there are no samples for step 'look-plain', which reads the splits test, shifted.",
+    ),
     "workers": (["run", "JOB", "--data", "COMICS", "--workers", "-1"], "--workers -1: expected 0 (no Ray) or more"),
     "only": (
         ["run", "JOB", "--tiny", "--data", "COMICS", "--only", "mask"],
