@@ -124,6 +124,9 @@ class Maker:
         samples, shards = len(self._rows), shards_of(len(self._rows))
         first, end = shard * samples // shards, (shard + 1) * samples // shards
         rows = self._rows.slice(first, end - first)
+        if self._folder.exists(shard_path(shard)):  # by an actor that died before Ray heard of it
+            whole = rows_in(self._folder, shard)
+            return whole, len(rows) - whole
         data, scale = self._work.step.data, self._work.step.scale
         dataset = PictureDataset(data.source, rows, data.pictures, seed=self._work.seed)
         size = getattr(self._work.step.generator, "batch_size", BATCH_SIZE)
@@ -158,6 +161,12 @@ def shard_path(shard: int) -> str:
     return f"columns/{shard:05d}.parquet"
 
 
+def rows_in(folder: Storage, shard: int) -> int:
+    """How many rows a shard that is there has."""
+    rows: int = pq.read_metadata(pa.BufferReader(folder.read(shard_path(shard)))).num_rows
+    return rows
+
+
 def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     """Make what is missing; returns numbers of rows, unreadable samples and shards."""
     work = work_of(planned)
@@ -181,7 +190,7 @@ def _checked(planned: Planned, shards: int) -> int:
     """How many rows there are. Raises DataError where too few of the samples could be read."""
     folder, samples, most = planned.folder, len(planned.rows()), planned.data.max_bad_fraction
     whole = [shard for shard in range(shards) if folder.exists(shard_path(shard))]
-    total: int = sum(pq.read_metadata(pa.BufferReader(folder.read(shard_path(shard)))).num_rows for shard in whole)
+    total = sum(rows_in(folder, shard) for shard in whole)
     if total and samples - total <= most * samples:
         return total
     found = [entry.path for entry in folder.list("unreadable")]

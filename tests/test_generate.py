@@ -109,6 +109,16 @@ def test_only_the_shard_that_is_missing_is_made(drawings: Path, tmp_path: Path) 
     assert [path.stat().st_mtime_ns for path in kept] == times
 
 
+def test_a_shard_that_an_actor_wrote_before_it_died_is_kept(drawings: Path, tmp_path: Path) -> None:
+    """Ray Data hears of a shard after it is written, and asks another actor for it if the first dies between."""
+    planned = planned_of(drawings, drawings, tmp_path)
+    run(planned)
+    before = planned.folder.local("columns/00001.parquet").stat().st_mtime_ns
+    planned.inputs["first"].folder.delete("weights.safetensors")  # would be needed to make it again
+    assert generate.Maker(generate.work_of(planned), [0, 1, 2]).make(1) == (20, 0)
+    assert planned.folder.local("columns/00001.parquet").stat().st_mtime_ns == before
+
+
 def test_nothing_is_made_when_all_is_there(drawings: Path, tmp_path: Path) -> None:
     planned = planned_of(drawings, drawings, tmp_path)
     run(planned)
