@@ -16,108 +16,39 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mvray.errors import SettingError
+from mvray.inputs import Clips as Clips
+from mvray.inputs import Masks as Masks
+from mvray.inputs import Pictures as Pictures
+from mvray.inputs import check_above_0
+from mvray.source import NOT_IDENTITY, Source
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
-    from mvray.method import Facts, Generator, Method
+    from mvray.method import Facts, FrameGenerator, Generator, Method, Segmenter
 
-NOT_IDENTITY: Mapping[str, Any] = {"identity": False}
 FILE: Mapping[str, Any] = {"file": True}
-
-
-def _check_above_0(part: Any, part_name: str, *names: str, or_0: bool = False) -> None:
-    """Raises SettingError where a number is not above 0 (None is left out); NaN and infinity are not."""
-    for name, number in ((name, getattr(part, name)) for name in names):
-        if number is not None and not (0 < number < float("inf") or (or_0 and number == 0)):
-            expected = "0 or more" if or_0 else "a value above 0"
-            raise SettingError(f"{part_name}.{name} is {number}; expected {expected}.")
-
-
-@dataclass(frozen=True)
-class BadRecord:
-    """A record that cannot be read: ``location`` below the root, and the reason in words."""
-
-    location: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Index:
-    """What a data set holds, without decoding a picture.
-
-    ``rows`` has one row per sample: ``key`` (string, unique, stable), ``location`` (string, path
-    below the root), ``part`` (string, which piece of that file, "" for all of it), ``label``
-    (int32 into ``classes``, -1 for none), ``split`` (string), ``group`` (string), ``regions``
-    (list of struct {kind: string, id: string, x0, y0, x1, y1: float32}, pixels of the sample as
-    ``Source.read`` returns it) and ``bytes`` (int64, size of the file).
-    """
-
-    rows: pa.Table
-    classes: tuple[str, ...]
-    bad: tuple[BadRecord, ...] = ()
-
-
-@dataclass(frozen=True)
-class Source(ABC):
-    """A data set in one of the public layouts. Readers live in mvray/data/."""
-
-    version: ClassVar[int] = 1
-    root: str = field(default="", metadata=NOT_IDENTITY)
-
-    @abstractmethod
-    def index(self) -> Index:
-        """List the samples. Raises DataError where ``root`` does not hold the layout that is named."""
-
-    @property
-    def region_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels of the samples that the regions refer to; None where there are no regions."""
-        return None
-
-    @abstractmethod
-    def read(self, location: str, part: str) -> np.ndarray:
-        """One sample, H x W x C uint8 (C is 1 or 3). Raises mvray.data.quarantine.Unreadable."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """How a picture becomes a training sample: size in pixels, grey or colour, augmentation.
-
-    Augmentation is drawn in training only: ``flip`` mirrors with probability 1/2; ``crop_scale``
-    (least, most) is the share of the area that a random crop keeps before it is resized to the full
-    size again (1, 1: no crop). Generated columns that are maps go through the same crop and flip.
-    """
-
-    height: int = 224
-    width: int = 224
-    channels: int = 3
-    flip: bool = False
-    crop_scale: tuple[float, float] = (1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        _check_above_0(self, "pictures", "height", "width")
-        if self.channels not in (1, 3):
-            raise SettingError(f"channels is {self.channels}; expected 1 (grey) or 3 (colour).")
-        if not (0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):
-            raise SettingError(f"crop_scale is {self.crop_scale}; expected 0 < least <= most <= 1.")
+Read = Callable[[str], bytes]
+"""The content of a file, whose path is below the data's root. Raises FileNotFoundError."""
 
 
 @dataclass(frozen=True)
 class Data:
     """Samples of a source, some of its splits, with the columns that Generate steps made for them.
 
-    More than ``max_bad_fraction`` unreadable samples end the run before training.
+    ``pictures`` is Clips where the source has videos. More than ``max_bad_fraction`` unreadable samples
+    end the run before training.
     """
 
     source: Source
-    pictures: Pictures = Pictures()
+    pictures: Pictures | Clips = Pictures()
     splits: tuple[str, ...] = ()
     columns: tuple[Generate, ...] = ()
+    masks: Masks = Masks()
     max_bad_fraction: float = field(default=0.01, metadata=NOT_IDENTITY)
 
     def __post_init__(self) -> None:
-        _check_above_0(self, "data", "max_bad_fraction", or_0=True)
+        check_above_0(self, "data", "max_bad_fraction", or_0=True)
 
     def only(self, *splits: str) -> Data:
         """The samples of these splits."""
@@ -139,6 +70,10 @@ class Data:
         """The same samples, each joined by key with the columns that ``steps`` make."""
         return replace(self, columns=self.columns + steps)
 
+    def with_masks(self, step: Generate, masks: Masks) -> Data:
+        """The same samples with the instance masks that ``step`` makes, used as ``masks`` says."""
+        return replace(self, columns=(*self.columns, step), masks=masks)
+
 
 @dataclass(frozen=True)
 class MethodConfig(ABC):
@@ -146,7 +81,8 @@ class MethodConfig(ABC):
 
     ``version`` grows when the method's results change with equal settings. ``scores`` names what its
     ``Method.score`` returns, so what a step can select by. ``needs`` names the generated columns that
-    training reads from the batch.
+    training reads from the batch; ``predict_uses``, those that ``Method.predict`` reads too where the
+    data is joined with them.
     """
 
     version: ClassVar[int] = 1
@@ -154,6 +90,10 @@ class MethodConfig(ABC):
 
     @property
     def needs(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def predict_uses(self) -> tuple[str, ...]:
         return ()
 
     def check(self) -> None:  # noqa: B027 (most have nothing to check)
@@ -168,14 +108,45 @@ class MethodConfig(ABC):
 class GeneratorConfig(ABC):
     """Settings of something that is made once per sample by Ray Data (mvray/generators/).
 
-    ``of`` is the trained step that it looks through, if any.
+    ``of`` is the trained step that it looks through, if any. ``reads`` names files below the data's
+    root that it reads; they count by their content. ``needs`` names the generated columns that it
+    gets in the batch where the data is joined with them.
     """
 
     version: ClassVar[int] = 1
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
     @abstractmethod
-    def build(self, method: Method | None) -> Generator:
+    def build(self, method: Method | None, read: Read) -> Generator | FrameGenerator:
         """The generator; ``method`` is that of ``of``, trained, in eval mode, on its device."""
+
+
+@dataclass(frozen=True)
+class SegmenterConfig(ABC):
+    """Settings of what finds instances in a frame; the files of mvray/segmenters/ hold it beside its Segmenter.
+
+    ``of`` and ``reads`` are as in GeneratorConfig.
+    """
+
+    version: ClassVar[int] = 1
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    def check(self) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise UserError where it cannot be built here. Called before anything is started."""
+
+    @abstractmethod
+    def build(self, method: Method | None, read: Read) -> Segmenter:
+        """The segmenter, on the GPU where there is one."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +179,8 @@ class Optim:
         for name, allowed in known.items():
             if (value := getattr(self, name)) not in allowed.split(", "):
                 raise SettingError(f"optim.{name} is {value!r}; expected one of {allowed}.")
-        _check_above_0(self, "optim", "epochs", "batch_size", "lr", "accumulate", "decay", "patience", "clip_norm")
-        _check_above_0(self, "optim", "momentum", "weight_decay", "warmup_epochs", or_0=True)
+        check_above_0(self, "optim", "epochs", "batch_size", "lr", "accumulate", "decay", "patience", "clip_norm")
+        check_above_0(self, "optim", "momentum", "weight_decay", "warmup_epochs", or_0=True)
 
 
 @dataclass(frozen=True)
@@ -230,8 +201,8 @@ class Scale:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _check_above_0(self, "scale", "workers", "cpus_per_worker", "checkpoint_steps", "checkpoint_minutes")
-        _check_above_0(self, "scale", "loader_workers", or_0=True)
+        check_above_0(self, "scale", "workers", "cpus_per_worker", "checkpoint_steps", "checkpoint_minutes")
+        check_above_0(self, "scale", "loader_workers", or_0=True)
 
 
 @dataclass(frozen=True)

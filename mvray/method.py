@@ -9,7 +9,7 @@ first built.
 from __future__ import annotations
 
 from abc import ABC, ABCMeta, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -28,9 +28,10 @@ else:
     _Module = object
 
 Batch = Mapping[str, "Tensor"]
-"""One batch on the device: ``image`` (B x C x H x W uint8), ``label`` (B int64), ``index`` (B int64,
-row of the training index), ``draw`` (B int64, the sample's own random key for this epoch, see
-mvray/nn/draws.py), and one entry per generated column (maps: B x H x W float32 in 0..1)."""
+"""One batch on the device: ``image`` (B x C x H x W uint8) or ``clip`` (B x 3 x T x H x W uint8), ``label``
+(B int64), ``index`` (B int64, row of the training index), ``draw`` (B int64, the sample's own random key for
+this epoch, see mvray/nn/draws.py), and one entry per generated column (maps: B x H x W float32 in 0..1;
+instance masks: ``masks``, B x T x H x W uint8, T is 1 for pictures, see job.Masks)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Facts:
     width: int
     channels: int
     samples: int
+    frames: int = 1
 
 
 class EpochWork(Protocol):
@@ -128,3 +130,47 @@ class Generator(ABC):
         the pictures (a map's size, the number of classes). A column of maps or matrices is a
         fixed-size list, and its field's metadata holds the shape: {b"shape": b"height,width"}.
         """
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video, or a picture: the sample's key, the frame's number from 0, H x W x 3 uint8 RGB."""
+
+    key: str
+    number: int
+    pixels: np.ndarray
+
+
+class FrameGenerator(ABC):
+    """As Generator, for every ``every``-th frame of the samples as they are, of any sizes.
+
+    Frames of several samples come together; those of a sample come in order.
+    """
+
+    every: int = 1
+    batch_size: int = 8
+
+    @abstractmethod
+    def __call__(self, frames: Sequence[Frame]) -> pa.Table:
+        """Columns, a row for each frame in their order."""
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What was found in a frame: N masks (H x W bool, on any device), classes (int64), scores and boxes
+    (N x 4, x0 y0 x1 y1 in pixels), best score first."""
+
+    masks: Tensor
+    labels: Tensor
+    scores: Tensor
+    boxes: Tensor
+
+
+class Segmenter(ABC):
+    """Finds instances. ``classes`` are the names that labels count through."""
+
+    classes: tuple[str, ...]
+
+    @abstractmethod
+    def __call__(self, frames: Sequence[Frame]) -> list[Instances]:
+        """The instances of each frame, which may differ in size."""

@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from mvray.data.fingerprint import fingerprint
 from mvray.data.quarantine import check
 from mvray.errors import DataError
-from mvray.job import Data, Generate, Index, Job, Measure, Source, Step, Train
+from mvray.job import Data, Generate, Job, Measure, Step, Train
 from mvray.manifest import MANIFEST
 from mvray.settings import identify
+from mvray.source import Index, Source
 from mvray.storage import Storage
 
 

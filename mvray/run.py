@@ -14,11 +14,12 @@ from mvray.cluster import Cluster, needs
 from mvray.data.quarantine import as_table
 from mvray.data.tables import write_table
 from mvray.errors import SettingError
-from mvray.job import BadRecord, Generate, Measure, Train
+from mvray.job import Generate, Measure, Train
 from mvray.manifest import MANIFEST, manifest_of
 from mvray.plan import Plan, Planned
 from mvray.progress import Progress, duration
 from mvray.runlog import RunLog
+from mvray.source import BadRecord
 
 WORK: dict[type, Callable[[Planned, Cluster], dict[str, float]]] = {
     Train: train.run,

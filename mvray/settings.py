@@ -21,16 +21,22 @@ from typing import Any, TypeVar
 
 import mvray.job
 from mvray.errors import DataError, SettingError
-from mvray.job import Data, GeneratorConfig, Job, MethodConfig, Pictures, Scale, Source, Step
+from mvray.job import Clips, Data, GeneratorConfig, Job, MethodConfig, Pictures, Scale, SegmenterConfig, Step
+from mvray.source import Source
 
 T = TypeVar("T")
 
-JOB_WIDE = {"source": Source, "pictures": Pictures, "data": Data, "scale": Scale}
+JOB_WIDE = {"source": Source, "pictures": (Pictures, Clips), "data": Data, "scale": Scale}
 """Settings that every part of a job shares: `--set pictures.height=224` changes them everywhere."""
 
-CATALOGUE = {Source: "mvray.data", MethodConfig: "mvray.methods", GeneratorConfig: "mvray.generators"}
+CATALOGUE = {
+    Source: "mvray.data",
+    MethodConfig: "mvray.methods",
+    GeneratorConfig: "mvray.generators",
+    SegmenterConfig: "mvray.segmenters",
+}
 """Where `--set source=folder` looks for the class: the module of that name in this package."""
-REPLACEABLE = ("source", "method", "generator")
+REPLACEABLE = ("source", "method", "generator", "segmenter")
 """The settings whose value is such a class."""
 
 

@@ -14,8 +14,8 @@ LOOP_LINES, FILE_LINES, FUNCTION_LINES = 250, 400, 60
 # A module may import from its own layer and from those below. First match of the longest name counts.
 LAYERS = (
     ("errors",),
-    ("job", "method", "metrics", "clustering", "figures", "progress", "nn", "settings"),
-    ("methods", "generators"),
+    ("job", "source", "inputs", "method", "metrics", "clustering", "figures", "progress", "nn", "settings"),
+    ("methods", "segmenters", "generators"),
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("environment", "task", "optim", "state", "loop"),
     ("plan", "manifest", "report", "doctor"),

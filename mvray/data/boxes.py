@@ -15,7 +15,7 @@ from mvray.data.sources import REGION
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mvray.job import BadRecord
+    from mvray.source import BadRecord
     from mvray.storage import Storage
 
 KINDS = ("frame", "face", "body", "text")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mvray.job import Index
+    from mvray.source import Index
 
 _COLUMNS = ("key", "part", "label", "split", "group", "regions", "bytes")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mvray.data.quarantine import PICTURE_SUFFIXES, Note, inspect
 from mvray.data.sources import PictureSource, drawn, picture, pixels, rows
 from mvray.errors import DataError
-from mvray.job import BadRecord, Index
+from mvray.source import BadRecord, Index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -28,7 +28,7 @@ from mvray.data.boxes import SIDES, Book, books_of, regions_of
 from mvray.data.quarantine import inspect
 from mvray.data.sources import PictureSource, picture, pixels, rows
 from mvray.errors import DataError, SettingError
-from mvray.job import NOT_IDENTITY, BadRecord, Index
+from mvray.source import NOT_IDENTITY, BadRecord, Index
 from mvray.storage import Storage
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mvray.data.columns import Column
-    from mvray.job import Pictures, Source
+    from mvray.job import Pictures
+    from mvray.source import Source
 
 _64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15

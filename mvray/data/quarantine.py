@@ -17,12 +17,12 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from mvray.errors import DataError
-from mvray.job import BadRecord
+from mvray.source import BadRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from mvray.job import Index
+    from mvray.source import Index
     from mvray.storage import Entry, Storage
 
 MAX_MEGAPIXELS = 100

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from mvray.data.quarantine import Unreadable, decoded, open_picture
 from mvray.errors import DataError, SettingError
-from mvray.job import Source
+from mvray.source import Source
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ ROWS = pa.schema(
         "group": pa.string(),
         "regions": pa.list_(REGION),
         "bytes": pa.int64(),
+        "frames": pa.int32(),
     }
 )
 SPLITS = ("train", "validation", "test")
@@ -181,7 +182,8 @@ def _counts(samples: int, sizes: tuple[float, ...]) -> list[int]:
 
 
 def rows(columns: dict[str, Iterable[Any]]) -> pa.Table:
-    """Index rows from columns; Arrow arrays are taken as they are."""
+    """Index rows from columns; Arrow arrays are taken as they are. Without ``frames``, each sample is one picture."""
+    columns = {"frames": np.ones(len(list(columns["key"])), np.int32), **columns}
     return pa.table(
         [
             values if isinstance(values, pa.Array) else pa.array(list(values), field.type)

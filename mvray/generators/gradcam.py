@@ -10,9 +10,10 @@ import pyarrow as pa
 import torch
 
 from mvray.errors import DataError, SettingError
-from mvray.job import NOT_IDENTITY, GeneratorConfig, Train
+from mvray.job import GeneratorConfig, Read, Train
 from mvray.method import Batch, Generator, Method
 from mvray.nn import cam
+from mvray.source import NOT_IDENTITY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,7 @@ class Config(GeneratorConfig):
         if self.batch_size < 1:
             raise SettingError(f"generator.batch_size is {self.batch_size}; expected at least 1.")
 
-    def build(self, method: Method | None) -> Generator:
+    def build(self, method: Method | None, read: Read) -> Generator:
         assert method is not None, "Grad-CAM looks through a trained method"
         return GradCam(self, method)
 

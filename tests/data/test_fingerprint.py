@@ -12,7 +12,7 @@ import pytest
 
 from mvray.data.fingerprint import fingerprint
 from mvray.data.manga109 import Manga109
-from mvray.job import Index
+from mvray.source import Index
 
 Comics = Callable[..., Path]
 

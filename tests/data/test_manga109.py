@@ -17,7 +17,7 @@ from mvray.data.manga109 import Manga109
 from mvray.data.quarantine import Note, check
 from mvray.data.sources import ROWS
 from mvray.errors import ClusterError, DataError, SettingError
-from mvray.job import BadRecord
+from mvray.source import BadRecord
 from mvray.storage import Storage
 
 Comics = Callable[..., Path]

@@ -14,7 +14,7 @@ from PIL import Image
 from mvray.data.quarantine import MAX_MEGAPIXELS, Note, Unreadable, as_table, check, decoded, inspect, open_picture
 from mvray.data.sources import rows
 from mvray.errors import DataError
-from mvray.job import BadRecord, Index
+from mvray.source import BadRecord, Index
 from mvray.storage import Storage
 
 

@@ -1,0 +1,1 @@
+"""The catalogue of segmenters: one file each, SegmenterConfig and Segmenter."""
