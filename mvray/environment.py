@@ -13,6 +13,8 @@ import torch
 if TYPE_CHECKING:
     from torch import device
 
+    from mvray.method import Method
+
 
 class Environment(Protocol):
     """A rank of a training run."""
@@ -32,6 +34,16 @@ def use_given_threads() -> None:
     """Ray says in OMP_NUM_THREADS how many CPUs a worker has, to which torch listens only while it is imported."""
     if given := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(given))
+
+
+def placed(method: Method, device: torch.device, channels_last: bool) -> Method:
+    """``method`` on ``device``, its convolutions' weights laid out for channels-last kernels where asked for."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
+    method.to(device)
+    for tensor in (*method.parameters(), *method.buffers()):
+        if tensor.ndim in layouts:
+            tensor.data = tensor.data.to(memory_format=layouts[tensor.ndim])
+    return method
 
 
 class Local:

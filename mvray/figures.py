@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     """H x W x 3 uint8."""
 
 WIDTH_PX, DPI = 1600, 160
+ANIMATION_PX = 1000
 INK, FAINT, PAPER = "#24292f", "#d0d7de", "#b3541e"
 LINES = ("#1f6fb4", "#d1495b", "#2e8b57", "#8e5fbf", "#c98a00", "#3aa6a6", "#7a5c44", "#666c74")
 MANY_CLASSES = 25
@@ -56,6 +57,51 @@ def sheet(
 
     Cells take the shape of the first picture. ``None`` leaves a cell empty. A row's title may have lines.
     """
+    return _png(_grid(rows, column_titles, row_titles, title))
+
+
+def animation(
+    moments: Sequence[Sequence[Sequence[Picture | None]]],
+    column_titles: Sequence[str],
+    row_titles: Sequence[str],
+    title: str,
+    moment_ms: int = 200,
+) -> bytes:
+    """Contact sheets one after another, as a GIF that begins again: ``moments[t][row][column]`` are pictures."""
+    from PIL import Image
+
+    # One palette for all, so that still parts do not flicker.
+    grids = [_grid(rows, column_titles, row_titles, title, ANIMATION_PX) for rows in moments]
+    palette = grids[0].quantize(255, dither=Image.Dither.NONE)
+    shown = [grid.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for grid in grids]
+    file = io.BytesIO()
+    shown[0].save(file, "GIF", save_all=True, append_images=shown[1:], duration=moment_ms, loop=0)
+    return file.getvalue()
+
+
+def histograms(
+    values: Mapping[str, np.ndarray[Any, Any]], title: str, x_label: str, limits: tuple[float, float]
+) -> bytes:
+    """How often which value occurs, a line of steps for each label, as PNG; NaN is left out."""
+    figure, axes = _axes(title, WIDTH_PX, 900)
+    for k, (label, given) in enumerate(values.items()):
+        known = given[~np.isnan(given)]
+        colour, named = LINES[k % len(LINES)], f"{label}: mean {known.mean():.3f}" if len(known) else f"{label}: none"
+        axes.hist(known, 40, limits, histtype="stepfilled", color=colour, alpha=0.25)
+        axes.hist(known, 40, limits, histtype="step", color=colour, linewidth=2, label=_plain(named))
+    axes.set_xlabel(_plain(x_label))
+    axes.set_ylabel("clips")
+    axes.legend(frameon=False)
+    return _drawn(figure)
+
+
+def _grid(
+    rows: Sequence[Sequence[Picture | None]],
+    column_titles: Sequence[str],
+    row_titles: Sequence[str],
+    title: str,
+    width_px: int = WIDTH_PX,
+) -> Image:
     from PIL import Image, ImageDraw
 
     small, large = _font(TEXT_PX), _font(TITLE_PX)
@@ -64,7 +110,7 @@ def sheet(
     left = PAD_PX + (int(widest) + PAD_PX if widest else 0)
     columns = len(column_titles)
     first = next(picture for row in rows for picture in row if picture is not None)
-    cell_w = min((WIDTH_PX - left) // columns - PAD_PX, 520)
+    cell_w = min((width_px - left) // columns - PAD_PX, 520)
     cell_h = round(cell_w * first.shape[0] / first.shape[1])
     top = 2 * PAD_PX + TITLE_PX + TEXT_PX + PAD_PX
     size = (left + columns * (cell_w + PAD_PX), top + len(rows) * (cell_h + PAD_PX))
@@ -80,7 +126,7 @@ def sheet(
         for j, picture in enumerate(row):
             if picture is not None:
                 _paste(whole, Image.fromarray(_rgb(picture)), (left + j * (cell_w + PAD_PX), y, cell_w, cell_h))
-    return _png(whole)
+    return whole
 
 
 def _paste(whole: Image, picture: Image, cell: tuple[int, int, int, int]) -> None:

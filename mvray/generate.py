@@ -1,12 +1,14 @@
 """Generate steps on Ray Data: a pool of actors, each holding the model, makes shard after shard.
 
-A shard is a run of the index rows; its file columns/NNNNN.parquet appears whole or not at all, and one
-that exists is not made again. Ray Data hands the shards that are missing to the actors and replaces
-actors that die. An actor decodes the next batches in threads while the model works on this one.
+A shard is a run of the index rows, of about as many samples or frames as the others; its file
+columns/NNNNN.parquet appears whole or not at all, and one that exists is not made again. Ray Data hands
+the shards that are missing to the actors and replaces actors that die. An actor decodes the next
+batches in threads while the model works on this one.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import threading
@@ -18,16 +20,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mvray import errors
 from mvray.data import sampler
-from mvray.data.pictures import PictureDataset, loader
+from mvray.data.columns import Joined, joined
+from mvray.data.dataset import dataset, loader
+from mvray.data.frames import frames
 from mvray.data.tables import read_table, write_table
 from mvray.errors import DataError, StepFailed
 from mvray.job import Generate, Train
-from mvray.method import Facts, Generator
+from mvray.method import Facts, Frame, FrameGenerator, Generator
 from mvray.plan import Planned
 from mvray.progress import duration
 from mvray.settings import without_files
@@ -35,14 +41,15 @@ from mvray.storage import Storage
 from mvray.train import facts_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from mvray.cluster import Cluster
 
 T = TypeVar("T")
 
 SHARD_ROWS = 256
+"""Samples in a shard, or frames where every frame is looked at."""
 POLL_S = 0.2
+SAMPLES = b"samples"
+"""A shard's own metadata: how many samples its rows are of."""
 BATCH_SIZE = 64
 """For generators that name no batch_size of their own."""
 
@@ -57,6 +64,10 @@ class Work:
     weights: str | None
     facts: Facts | None
     """What the method was trained for."""
+    columns: tuple[str, ...]
+    """Folders of the Generate steps that the data is joined with."""
+    shards: tuple[int, ...]
+    """The first row of each shard, and the number of rows."""
 
 
 def work_of(planned: Planned) -> Work:
@@ -64,7 +75,15 @@ def work_of(planned: Planned) -> Work:
     step = planned.step
     assert isinstance(step, Generate)
     of = planned.inputs[step.of.name] if step.of else None
-    return Work(step, planned.seed, planned.folder.uri, of.folder.uri if of else None, facts_of(of) if of else None)
+    return Work(
+        step=step,
+        seed=planned.seed,
+        folder=planned.folder.uri,
+        weights=of.folder.uri if of else None,
+        facts=facts_of(of) if of else None,
+        columns=tuple(planned.inputs[made.name].folder.uri for made in step.data.columns),
+        shards=shards_of(planned.rows()["frames"].to_numpy(), getattr(step.generator, "every", None)),
+    )
 
 
 def load_method(step: Train, facts: Facts, folder: Storage) -> Any:
@@ -72,12 +91,12 @@ def load_method(step: Train, facts: Facts, folder: Storage) -> Any:
     import torch
 
     from mvray.checkpoint import weights_from_bytes
+    from mvray.environment import placed
 
     method = without_files(step.method).build(facts)
     method.load_state_dict(weights_from_bytes(folder.read("weights.safetensors")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return method.eval()
+    return placed(method, device, channels_last=True).eval()
 
 
 class Maker:
@@ -109,75 +128,119 @@ class Maker:
         return read_table(self._folder, "index.parquet")
 
     @cached_property
-    def _generator(self) -> Generator:
+    def _generator(self) -> Generator | FrameGenerator:
         from mvray.environment import use_given_threads
 
         use_given_threads()
         work, of = self._work, self._work.step.of
         method = load_method(of, work.facts, Storage(work.weights)) if of and work.weights and work.facts else None
-        return work.step.generator.build(method)
+        return work.step.generator.build(method, Storage(work.step.data.source.root).read)
+
+    @cached_property
+    def _columns(self) -> dict[str, Joined]:
+        step = self._work.step
+        return joined(self._work.columns, (), step.name, step.data.masks, step.generator.needs)
 
     def make(self, shard: int) -> tuple[int, int]:
-        """Write one shard; returns how many rows it has and how many samples could not be read."""
-        import torch
-
-        samples, shards = len(self._rows), shards_of(len(self._rows))
-        first, end = shard * samples // shards, (shard + 1) * samples // shards
+        """Write one shard; returns how many samples it has and how many could not be read."""
+        first, end = self._work.shards[shard : shard + 2]
         rows = self._rows.slice(first, end - first)
         if self._folder.exists(shard_path(shard)):  # by an actor that died before Ray heard of it
-            whole = rows_in(self._folder, shard)
+            whole = samples_in(self._folder, shard)
             return whole, len(rows) - whole
-        data, scale = self._work.step.data, self._work.step.scale
-        dataset = PictureDataset(data.source, rows, data.pictures, seed=self._work.seed)
-        size = getattr(self._work.step.generator, "batch_size", BATCH_SIZE)
+        generator = self._generator
+        if isinstance(generator, FrameGenerator):
+            tables, failures = self._of_frames(generator, rows)
+        else:
+            tables, failures = self._of_samples(generator, rows)
+        if failures:
+            locations = rows["location"].to_pylist()
+            found = {locations[row]: reason for row, reason in failures.items()}
+            self._folder.write(f"unreadable/{shard:05d}.json", json.dumps(found).encode())
+        samples = len(rows) - len(failures)
+        if not tables or not samples:
+            return 0, len(rows)  # no shard: without a sample its columns are not known
+        table = pa.concat_tables(tables)
+        write_table(self._folder, shard_path(shard), table.replace_schema_metadata({SAMPLES: str(samples)}))
+        return samples, len(failures)
+
+    def _of_samples(self, generator: Generator, rows: pa.Table) -> tuple[list[pa.Table], dict[int, str]]:
+        """The columns of each batch, and the rows that could not be read."""
+        import torch
+
+        step = self._work.step
+        samples = dataset(step.data, rows, self._columns, seed=self._work.seed)
+        size = getattr(step.generator, "batch_size", BATCH_SIZE)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tables: list[pa.Table] = []
         try:
-            for batch in loader(dataset, sampler.in_order(len(rows), size), 0, scale.loader_workers):
+            for batch in loader(samples, sampler.in_order(len(rows), size), 0, step.scale.loader_workers):
                 kept = batch["bad"] < 0
                 if bool(kept.any()):
                     given = {name: values[kept].to(device) for name, values in batch.items()}
                     keys = rows["key"].take(pa.array(given["index"].cpu().numpy()))
-                    tables.append(self._generator(given).append_column("key", keys))
+                    tables.append(generator(given).append_column("key", keys))
         except DataError:
-            if len(dataset.failures) < len(rows):
+            if len(samples.failures) < len(rows):
                 raise
-        if dataset.failures:
-            found = {dataset.location(row): reason for row, reason in dataset.failures.items()}
-            self._folder.write(f"unreadable/{shard:05d}.json", json.dumps(found).encode())
-        if not tables:
-            return 0, len(rows)  # no shard: without a sample its columns are not known
-        table = pa.concat_tables(tables)
-        write_table(self._folder, shard_path(shard), table)
-        return len(table), len(rows) - len(table)
+        return tables, samples.failures
+
+    def _of_frames(self, generator: FrameGenerator, rows: pa.Table) -> tuple[list[pa.Table], dict[int, str]]:
+        """As `_of_samples`, for every k-th frame; a video that breaks off in the middle has no rows at all."""
+        step = self._work.step
+        failures: dict[int, str] = {}
+
+        def readable() -> Iterator[Frame]:
+            for found in frames(step.data.source, rows, generator.every, step.scale.loader_workers):
+                if isinstance(found, Frame):
+                    yield found
+                else:
+                    failures[found[0]] = found[1]
+
+        tables = []
+        given = readable()
+        while batch := list(itertools.islice(given, generator.batch_size)):
+            keys = pa.array([frame.key for frame in batch], pa.string())
+            numbers = pa.array([frame.number for frame in batch], pa.int32())
+            tables.append(generator(batch).append_column("key", keys).append_column("frame", numbers))
+        broken = rows["key"].take(pa.array(list(failures), pa.int64()))
+        kept = [table.filter(pc.invert(pc.is_in(table["key"], broken))) for table in tables] if failures else tables
+        return kept, failures
 
 
-def shards_of(samples: int) -> int:
-    """How many shards there are. They differ by one sample at most: a last one of few could be all unreadable."""
-    return -(-samples // SHARD_ROWS)
+def shards_of(frames: np.ndarray, every: int | None) -> tuple[int, ...]:
+    """Where each shard begins, and the number of samples at the end.
+
+    Alike in samples, or in the frames that are looked at where ``every`` is given: a last shard of few
+    samples could be all unreadable.
+    """
+    looked_at = np.ones(len(frames), np.int64) if every is None else -(-np.maximum(frames, 1) // every)
+    ends = np.cumsum(looked_at)
+    shards = -(-int(ends[-1]) // SHARD_ROWS)
+    wanted = [shard * int(ends[-1]) // shards for shard in range(1, shards)]
+    return (0, *sorted({int(at) for at in np.searchsorted(ends, wanted, side="right")} - {0, len(frames)}), len(frames))
 
 
 def shard_path(shard: int) -> str:
     return f"columns/{shard:05d}.parquet"
 
 
-def rows_in(folder: Storage, shard: int) -> int:
-    """How many rows a shard that is there has."""
-    rows: int = pq.read_metadata(pa.BufferReader(folder.read(shard_path(shard)))).num_rows
-    return rows
+def samples_in(folder: Storage, shard: int) -> int:
+    """How many samples a shard that is there has."""
+    return int(pq.read_metadata(pa.BufferReader(folder.read(shard_path(shard)))).metadata[SAMPLES])
 
 
 def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     """Make what is missing; returns numbers of rows, unreadable samples and shards."""
     work = work_of(planned)
-    shards = shards_of(len(planned.rows()))
+    shards = len(work.shards) - 1
     missing = [shard for shard in range(shards) if not planned.folder.exists(shard_path(shard))]
     started = time.monotonic()
     rows = bad = 0
     for done, (new_rows, new_bad) in enumerate(_until_aborted(_made(work, missing, cluster), cluster), start=1):
         rows, bad = rows + new_rows, bad + new_bad
         rate = rows / (time.monotonic() - started)
-        left_s = (len(missing) - done) * SHARD_ROWS / rate if rate else 0.0
+        left_s = (len(missing) - done) * (time.monotonic() - started) / done
         text = f"{shards - len(missing) + done}/{shards} shards, {rate:.0f} samples/s, {duration(left_s)} left"
         planned.folder.write("progress.json", json.dumps({"text": text}).encode())
     seconds = time.monotonic() - started
@@ -190,7 +253,7 @@ def _checked(planned: Planned, shards: int) -> int:
     """How many rows there are. Raises DataError where too few of the samples could be read."""
     folder, samples, most = planned.folder, len(planned.rows()), planned.data.max_bad_fraction
     whole = [shard for shard in range(shards) if folder.exists(shard_path(shard))]
-    total = sum(rows_in(folder, shard) for shard in whole)
+    total = sum(samples_in(folder, shard) for shard in whole)
     if total and samples - total <= most * samples:
         return total
     found = [entry.path for entry in folder.list("unreadable")]

@@ -25,6 +25,7 @@ class Pictures:
     size again (1, 1: no crop). Generated columns that are maps go through the same crop and flip.
     """
 
+    frames: ClassVar[int] = 1
     height: int = 224
     width: int = 224
     channels: int = 3

@@ -123,6 +123,9 @@ class GeneratorConfig(ABC):
     def needs(self) -> tuple[str, ...]:
         return ()
 
+    def check(self) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise UserError where this cannot be made here. Called before anything is started."""
+
     @abstractmethod
     def build(self, method: Method | None, read: Read) -> Generator | FrameGenerator:
         """The generator; ``method`` is that of ``of``, trained, in eval mode, on its device."""

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from mvray import figures
-from mvray.data.pictures import View, seen
 from mvray.data.quarantine import Unreadable
 from mvray.data.sources import picture, pixels
+from mvray.data.view import View, seen
 from mvray.errors import DataError
 from mvray.job import Train
 from mvray.manifest import MANIFEST
@@ -35,7 +35,7 @@ def look(step_path: str, pictures: Sequence[Path], out: Path, layer: str = "") -
 
     folder = Storage(step_path)
     step, facts = _finished(folder, step_path)
-    generator = gradcam.Config(of=step, layer=layer).build(load_method(step, facts, folder))
+    generator = gradcam.Config(of=step, layer=layer).build(load_method(step, facts, folder), folder.read)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[list[np.ndarray]] = []
     names: list[str] = []
@@ -70,9 +70,8 @@ def _finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
     step = decoded(manifest["step"])
     if not isinstance(step, Train):
         raise DataError(f"{step_path} is a {manifest['kind']} step; expected a Train step.")
-    made = step.data.pictures
     samples = manifest["data"]["samples"]["train"]
-    return step, Facts(tuple(manifest["data"]["classes"]), made.height, made.width, made.channels, samples)
+    return step, Facts.of(tuple(manifest["data"]["classes"]), step.data.pictures, samples)
 
 
 def _found(given: Sequence[Path]) -> Iterator[Path]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
+from mvray.environment import placed
 from mvray.errors import DataError, NonFiniteLoss, SettingError
 from mvray.optim import lr_factor, optimiser, precision
 from mvray.state import Parts, State, resume, save
@@ -64,8 +65,7 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
     if task.start_weights:
         place, _, name = task.start_weights.rpartition("/")
         method.load_state_dict(weights_from_bytes(Storage(place).read(name)))
-    layout = torch.channels_last if scale.channels_last else torch.contiguous_format
-    method.to(here.device, memory_format=layout)  # type: ignore[call-overload]
+    placed(method, here.device, scale.channels_last)
     # From here on each rank draws its own numbers (dropout); the model above is the same on all.
     torch.manual_seed(task.seed * 1_000_003 + here.rank + 1)
     call: Any = method

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+    from mvray.inputs import Clips, Pictures
+
     _Module = torch.nn.Module
 else:
     _Module = object
@@ -44,6 +46,11 @@ class Facts:
     channels: int
     samples: int
     frames: int = 1
+
+    @classmethod
+    def of(cls, classes: tuple[str, ...], pictures: Pictures | Clips, samples: int) -> Facts:
+        """The facts of ``samples`` training samples that are made as ``pictures`` says."""
+        return cls(classes, pictures.height, pictures.width, pictures.channels, samples, pictures.frames)
 
 
 class EpochWork(Protocol):

@@ -61,6 +61,16 @@ def attention_entropy(table: pa.Table, classes: tuple[str, ...]) -> dict[str, fl
     return _means(attention_entropy_bits=entropy_N, attention_flat=~shaped)
 
 
+def attention_on_masks(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
+    """Means over the clips of ``attention_entropy_bits``, ``attention_iou`` and ``attention_pointing``, as far as they
+    are columns (methods/object_abn.py says what they are); clips where one is not known (NaN) are left out of it."""
+    names = [
+        name for name in ("attention_entropy_bits", "attention_iou", "attention_pointing") if name in table.column_names
+    ]
+    values = {name: _numbers(table, name) for name in names}
+    return _means(**{name: each[~np.isnan(each)] for name, each in values.items()})
+
+
 def attention_inside(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
     """Share of the attention that falls inside the body boxes and the face boxes of a page, 0..1.
 

@@ -5,6 +5,7 @@ Planning reads the data's index and the storage; it starts nothing and changes n
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -140,16 +141,31 @@ def make(job: Job, storage: Storage) -> Plan:
         if isinstance(step, Train):
             step.method.check()
         _check_splits(step, rows_of(indexes[data.source], splits), data.source)
+    beside = {step.name: _content(step.generator.reads, step) for step in job.walk() if isinstance(step, Generate)}
     for seed in job.seeds:
         known: dict[str, Planned] = {}
         for step in job.walk():
             data = step.data  # type: ignore[attr-defined]
-            print_ = prints[data.source, splits_of(step)]
+            print_ = prints[data.source, splits_of(step)] + beside.get(step.name, "")
             id_ = identify(step, seed, print_, lambda other, known=known: known[other.name].id)  # type: ignore[misc]
             inputs = {other.name: known[other.name] for other in step.inputs}
             known[step.name] = Planned(step, seed, id_, storage, indexes[data.source], print_, inputs)
         steps.extend(known.values())
     return Plan(job, storage, tuple(steps))
+
+
+def _content(files: tuple[str, ...], step: Generate) -> str:
+    """A hash of files beside the data that a step reads, "" for none. Raises DataError where one is missing."""
+    hashed, root = hashlib.sha256(), step.data.source.root
+    for name in files:
+        try:
+            hashed.update(Storage(root).read(name))
+        except FileNotFoundError:
+            raise DataError(
+                f"Step {step.name!r} reads the file {name} below {root}, which is not there. Expected the masks of its "
+                "samples; give the file's path below the data's root, or choose another segmenter."
+            ) from None
+    return hashed.hexdigest() if files else ""
 
 
 def _check_splits(step: Step, rows: pa.Table, source: Source) -> None:

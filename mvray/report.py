@@ -160,7 +160,7 @@ def _columns_side_by_side(name: str, cells: Sequence[Sequence[str]], name_width:
 
 
 def as_html(report: Report, table: Table | None, pictures: Mapping[str, bytes]) -> str:
-    """A page that needs nothing beside it: pictures (PNG by title or artifact path) and style are inside."""
+    """A page that needs nothing beside it: pictures (PNG or GIF by title or artifact path) and style are inside."""
     rows = report["table"]["rows"]
     parts = [f"<h1>{escape(report['job'])}</h1>", f'<p class="faint">{escape(_progress(report["steps"]))}</p>']
     if table is not None and rows:
@@ -201,11 +201,12 @@ def _html_cell(row: Row, column: Column) -> str:
 
 
 def _html_picture(title: str, content: bytes) -> str:
-    caption = escape(PurePath(title).stem.replace("-", " ") if title.endswith(".png") else title)
+    path = PurePath(title)
+    caption = escape(path.stem.replace("-", " ") if path.suffix in (".png", ".gif") else title)
+    kind = "gif" if content.startswith(b"GIF8") else "png"
     data = base64.b64encode(content).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-    )
+    image = f'<img src="data:image/{kind};base64,{data}" alt="{caption}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _html_steps(steps: Sequence[Mapping[str, Any]]) -> str:

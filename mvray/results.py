@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvray import sheets
-from mvray.job import Row
+from mvray import sheets, strips
+from mvray.job import Clips, Row
 from mvray.plan import Plan
 
 
@@ -51,13 +51,13 @@ def means(plan: Plan) -> dict[str, float]:
 
 
 def pictures(plan: Plan) -> dict[str, bytes]:
-    """The job's sheets of pictures for each seed, as PNG by artifact path, as far as their steps are finished."""
-    return {
-        f"sheets/{sheet.title.replace(' ', '-')}-seed{seed}.png": content
-        for sheet in plan.job.sheets
-        for seed in plan.job.seeds
-        if (content := sheets.draw(plan, sheet, seed)) is not None
-    }
+    """The job's sheets of pictures for each seed, by artifact path, as far as their steps are finished."""
+    found: dict[str, bytes] = {}
+    for sheet in plan.job.sheets:
+        draw = strips.draw if isinstance(sheet.data.pictures, Clips) else sheets.draw
+        for seed in plan.job.seeds:
+            found |= draw(plan, sheet, seed)
+    return found
 
 
 def comparison(plan: Plan) -> dict[str, bytes]:

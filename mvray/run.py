@@ -42,6 +42,9 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
             log.reused(planned)
     if not waiting:
         return
+    for planned in waiting.values():
+        if isinstance(planned.step, Generate):
+            planned.step.generator.check()
     cluster.start(plan.job)
     running: dict[Future[None], Planned] = {}
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="step") as pool:

@@ -26,7 +26,7 @@ from mvray.source import Source
 
 T = TypeVar("T")
 
-JOB_WIDE = {"source": Source, "pictures": (Pictures, Clips), "data": Data, "scale": Scale}
+JOB_WIDE: dict[str, Any] = {"source": Source, "pictures": (Pictures, Clips), "data": Data, "scale": Scale}
 """Settings that every part of a job shares: `--set pictures.height=224` changes them everywhere."""
 
 CATALOGUE = {

@@ -10,21 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mvray import figures
-from mvray.data.pictures import PictureDataset
+from mvray.data.dataset import dataset
 from mvray.errors import DataError
 from mvray.job import Data, Sheet
 from mvray.measure import columns_of
 from mvray.plan import Plan, rows_of
 
 
-def draw(plan: Plan, sheet: Sheet, seed: int) -> bytes | None:
-    """The sheet as PNG: a row per sample; page, each variant's attention, and what was hidden.
+def draw(plan: Plan, sheet: Sheet, seed: int) -> dict[str, bytes]:
+    """The sheet as PNG by artifact path: a row per sample; page, each variant's attention, and what was hidden.
 
-    None while a step that it shows is not finished.
+    Nothing while a step that it shows is not finished.
     """
     shown = [(title, plan.of(step, seed)) for title, step in sheet.maps]
     if not all(planned.finished for _, planned in shown):
-        return None
+        return {}
     index = shown[0][1].index
     rows = chosen(rows_of(index, sheet.data.splits), sheet.samples)
     columns = [columns_of(planned.folder) for _, planned in shown]
@@ -44,7 +44,10 @@ def draw(plan: Plan, sheet: Sheet, seed: int) -> bytes | None:
             line.insert(2, _hidden(page, found[0]["map"], sheet))
         lines.append(line)
         names.append(_caption(row, found, index.classes))
-    return figures.sheet(lines, titles, names, f"{plan.job.name}: {sheet.title}, seed {seed}") if lines else None
+    if not lines:
+        return {}
+    content = figures.sheet(lines, titles, names, f"{plan.job.name}: {sheet.title}, seed {seed}")
+    return {f"sheets/{sheet.title.replace(' ', '-')}-seed{seed}.png": content}
 
 
 def chosen(rows: pa.Table, samples: int) -> list[dict[str, Any]]:
@@ -69,7 +72,7 @@ def _page(data: Data, row: dict[str, Any], rows: pa.Table) -> np.ndarray | None:
     """The sample as the network gets it, H x W x 3 uint8; None where it cannot be read any more."""
     only = rows.filter(pc.equal(rows["key"], row["key"]))
     try:
-        page_CHW = PictureDataset(data.source, only, data.pictures)[0, 0]["image"]
+        page_CHW = dataset(data, only)[0, 0]["image"]
     except DataError:
         return None
     return np.ascontiguousarray(np.broadcast_to(page_CHW, (3, *page_CHW.shape[1:])).transpose(1, 2, 0))

@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 import torch
 
 from mvray.data import sampler
-from mvray.data.columns import Column, Columns
-from mvray.data.pictures import PictureDataset, loader
+from mvray.data.columns import Joined, joined
+from mvray.data.dataset import SampleDataset, dataset, loader
 from mvray.data.tables import read_table
-from mvray.errors import SettingError
 from mvray.optim import precision
 from mvray.progress import duration
 from mvray.storage import Storage
@@ -97,42 +96,26 @@ def gathered(thing: T, here: Environment) -> list[T]:
     return things
 
 
-def _joined(task: Task) -> dict[str, Column]:
-    """The generated columns that the method needs. Raises SettingError where there are none or two of a name."""
-    opened = [Columns.open(uri) for uri in task.columns]
-    for name in task.step.method.needs:
-        if (found := sum(name in columns for columns in opened)) != 1:
-            raise SettingError(
-                f"Step {task.step.name!r} needs the column {name!r} of one Generate step; {found} of the "
-                f"{len(opened)} that its data is joined with make it. Mend the job's with_columns()."
-            )
-    return {name: columns[name] for columns in opened for name in columns if name in task.step.method.needs}
-
-
 class Samples:
     """The training and validation samples of a task, as this rank reads them."""
 
     def __init__(self, task: Task, here: Environment) -> None:
         step = task.step
         rows = read_table(Storage(task.folder), "index.parquet")
-        needed = _joined(task)
+        needs, uses = step.method.needs, step.method.predict_uses
+        columns = joined(task.columns, needs, step.name, step.data.masks, uses)
+        predicted = {name: column for name, column in columns.items() if name in uses}
         self._task, self._here = task, here
-        self._sets = {
-            split: PictureDataset(
-                step.data.source,
-                rows.filter(pc.equal(rows["split"], split)),
-                step.data.pictures,
-                needed if split == "train" else {},
-                seed=task.seed,
-                train=split == "train",
-                max_bad_fraction=step.data.max_bad_fraction,
-            )
-            for split in ("train", "validation")
-        }
+
+        def of(split: str, columns: Mapping[str, Joined], augmented: bool = False) -> SampleDataset:
+            found = rows.filter(pc.equal(rows["split"], split))
+            return dataset(step.data, found, columns, seed=task.seed, train=augmented)
+
+        train_columns = {name: column for name, column in columns.items() if name in needs}
+        self._sets = {"train": of("train", train_columns, augmented=True), "validation": of("validation", predicted)}
         # Training samples as evaluation sees them: unaugmented, without columns.
-        train = rows.filter(pc.equal(rows["split"], "train"))
-        self._plain = PictureDataset(step.data.source, train, step.data.pictures, seed=task.seed)
-        self.samples, self.total = len(train), len(rows)
+        self._plain = of("train", {})
+        self.samples, self.total = len(self._plain), len(rows)
         self.batch_size = min(step.optim.batch_size, self.samples)
         """Samples of one step over all ranks; an incomplete last batch of an epoch is left out."""
         self.batches = sampler.batches(self.samples, self.batch_size)
@@ -172,20 +155,20 @@ class Samples:
     def failures(self) -> dict[str, str]:
         """Samples that this rank could not decode, by location, with the reason."""
         return {
-            dataset.location(row): reason
-            for dataset in (*self._sets.values(), self._plain)
-            for row, reason in dataset.failures.items()
+            each.location(row): reason
+            for each in (*self._sets.values(), self._plain)
+            for row, reason in each.failures.items()
         }
 
     def _predicted(
-        self, method: Method, dataset: PictureDataset
+        self, method: Method, samples: SampleDataset
     ) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
         """Batches and what ``method`` predicts for them; samples that cannot be decoded are left out."""
         training = method.training
         method.eval()
-        order = sampler.in_order(len(dataset), self.batch_size, rank=self._here.rank, world=self._here.world)
+        order = sampler.in_order(len(samples), self.batch_size, rank=self._here.rank, world=self._here.world)
         try:
-            for batch in self._loaded(dataset, order, 0):
+            for batch in self._loaded(samples, order, 0):
                 with torch.no_grad(), precision(self._task.step.optim, self._here.device):
                     readable = batch["bad"] < 0
                     kept = batch if bool(readable.all()) else {n: v[readable] for n, v in batch.items()}
@@ -194,9 +177,9 @@ class Samples:
         finally:
             method.train(training)
 
-    def _loaded(self, dataset: PictureDataset, order: Iterable[np.ndarray], epoch: int) -> Batches:
+    def _loaded(self, samples: SampleDataset, order: Iterable[np.ndarray], epoch: int) -> Batches:
         on_gpu = self._here.device.type == "cuda"
-        batches = loader(dataset, order, epoch, self._task.step.scale.loader_workers, pin=on_gpu)
+        batches = loader(samples, order, epoch, self._task.step.scale.loader_workers, pin=on_gpu)
         with contextlib.closing(batches):
             for batch in batches:
                 yield {name: value.to(self._here.device, non_blocking=on_gpu) for name, value in batch.items()}

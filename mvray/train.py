@@ -67,9 +67,8 @@ class OnRay:
 
 def facts_of(planned: Planned) -> Facts:
     """What the method of a Train step is built for."""
-    pictures = planned.data.pictures
     samples = sum(split == "train" for split in planned.rows()["split"].to_pylist())
-    return Facts(planned.index.classes, pictures.height, pictures.width, pictures.channels, samples)
+    return Facts.of(planned.index.classes, planned.data.pictures, samples)
 
 
 def task_of(planned: Planned, epochs_before: int) -> Task:

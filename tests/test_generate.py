@@ -199,7 +199,7 @@ def test_other_pictures_than_it_was_trained_on(drawings: Path, tmp_path: Path) -
 class Brightness(GeneratorConfig):
     """A generator that looks through nothing."""
 
-    def build(self, method: Method | None) -> Generator:
+    def build(self, method: Method | None, read: object) -> Generator:
         assert method is None
         return Means()
 

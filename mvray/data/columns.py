@@ -5,7 +5,8 @@ that opens them writes one uncompressed Arrow file into a cache folder of the no
 maps it into memory, so they share one copy.
 
 Payload types: a number per sample; a fixed-size list (a vector); a fixed-size list of float16,
-float32 or uint8 whose field has the metadata ``shape`` = "h,w" (a map, see `map_field`).
+float32 or uint8 whose field has the metadata ``shape`` = "h,w" (a map, see `map_field`); and, where a
+column ``frame`` makes the rows those of frames, instance masks (masks.py).
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from mvray.data.masks import MaskColumn, found_in
 from mvray.data.tables import read_table
-from mvray.errors import DataError
+from mvray.data.view import seen
+from mvray.errors import DataError, SettingError
+from mvray.job import Masks
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from mvray.data.view import View
 
 KEPT_S = 7 * 24 * 3600.0
 """How long a node's copy of generated columns stays after it was last opened."""
@@ -38,6 +43,15 @@ def map_field(name: str, height: int, width: int, kind: str = "float16") -> pa.F
     """The field of a column of maps, values in 0..1 (uint8: in 0..255), height x width each."""
     type_ = pa.list_(pa.type_for_alias(kind), height * width)
     return pa.field(name, type_, metadata={"shape": f"{height},{width}"})
+
+
+class Joined(Protocol):
+    """A column as a data set uses it."""
+
+    def lookup(self, keys: pa.ChunkedArray | pa.Array, max_missing: float = 0.0) -> np.ndarray: ...
+
+    def sample(self, position: int, height: int, width: int, view: View) -> dict[str, np.ndarray]:
+        """What enters the sample, whose pixels are the part ``view`` at height x width."""
 
 
 class Column:
@@ -64,14 +78,17 @@ class Column:
 
         Raises DataError where more than the share ``max_missing`` has none.
         """
-        found = pc.index_in(keys, value_set=self._keys)
-        if found.null_count > max_missing * len(keys):
-            missing = pc.filter(keys, pc.is_null(found))
-            raise DataError(
-                f"Found no {self.name!r} for {len(missing)} of {len(keys)} samples, first {missing[0].as_py()!r}; "
-                "expected one for each. Let the Generate step run over the splits that are trained on."
-            )
-        return np.asarray(pc.fill_null(found, -1).to_numpy(), np.int64)
+        return found_in(keys, self._keys, self.name, max_missing)
+
+    def sample(self, position: int, height: int, width: int, view: View) -> dict[str, np.ndarray]:
+        """The value; a map as H x W float32 in 0..1."""
+        value = self[position]
+        if not self.is_map:
+            return {self.name: value}
+        map_hw = value.astype(np.float32)
+        if value.dtype == np.uint8:
+            map_hw /= 255
+        return {self.name: np.ascontiguousarray(seen(map_hw, height, width, view))}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -86,12 +103,32 @@ class Columns:
     """The columns of one Generate step's output."""
 
     @staticmethod
-    def open(uri: str, cache: Path | None = None) -> Mapping[str, Column]:
+    def open(uri: str, cache: Path | None = None, masks: Masks = Masks()) -> Mapping[str, Joined]:
         """The payload columns below the step's folder ``uri``, by name. Raises DataError where there are none."""
         file = _local_copy(Storage(uri), cache or _node_cache())
         with pa.memory_map(str(file)) as source:
             table = pa.ipc.open_file(source).read_all()
+        if "frame" in table.column_names:
+            return {"masks": MaskColumn(table, masks)}
         return {name: Column(table, name) for name in table.column_names if name != "key"}
+
+
+def joined(
+    uris: Sequence[str], needed: Sequence[str], who: str, masks: Masks, used: Sequence[str] = ()
+) -> dict[str, Joined]:
+    """The columns ``needed``, of the Generate steps whose folders are ``uris``, and those of ``used`` that are there.
+
+    Raises SettingError where one is made by none of the steps, or by two.
+    """
+    opened = [Columns.open(uri, masks=masks) for uri in uris]
+    names = (*needed, *(name for name in used if name not in needed and any(name in each for each in opened)))
+    for name in names:
+        if (found := sum(name in columns for columns in opened)) != 1:
+            raise SettingError(
+                f"Step {who!r} needs the column {name!r} of one Generate step; {found} of the "
+                f"{len(opened)} that its data is joined with make it. Mend the job's with_columns()."
+            )
+    return {name: columns[name] for columns in opened for name in columns if name in names}
 
 
 def _shape(field: pa.Field) -> tuple[int, ...]:

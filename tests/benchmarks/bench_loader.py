@@ -25,9 +25,10 @@ import torchvision
 from PIL import Image
 
 from mvray.data import sampler
+from mvray.data.dataset import loader
 from mvray.data.folder import Folder
 from mvray.data.manga109 import Manga109
-from mvray.data.pictures import PictureDataset, loader
+from mvray.data.pictures import PictureDataset
 from mvray.data.sources import PictureSource
 from mvray.job import Pictures
 from mvray.samples import comics

@@ -14,9 +14,11 @@ from PIL import Image
 
 from mvray.data import sampler
 from mvray.data.columns import Column, map_field
+from mvray.data.dataset import loader
 from mvray.data.folder import Folder
 from mvray.data.manga109 import Manga109
-from mvray.data.pictures import PictureDataset, View, loader, sample_key, seen
+from mvray.data.pictures import PictureDataset
+from mvray.data.view import View, sample_key, seen
 from mvray.errors import DataError
 from mvray.job import Pictures
 from mvray.nn import draws
@@ -126,11 +128,11 @@ def test_views_stay_inside_and_keep_their_share() -> None:
 def test_maps_are_joined_by_key_and_enlarged_as_torch_does(source: Folder, kind: str) -> None:
     rows = source.index().rows
     column = maps(rows["key"].to_pylist()[::-1], kind)
-    dataset = PictureDataset(source, rows, Pictures(120, 90, 3), {"heat": column})
+    dataset = PictureDataset(source, rows, Pictures(120, 90, 3), {"map": column})
     for row in (0, 5):
         stored = torch.from_numpy(column[COUNT - 1 - row].astype(np.float32)) / (255 if kind == "uint8" else 1)
         expected = torch.nn.functional.interpolate(stored[None, None], size=(120, 90), mode="bilinear")[0, 0]
-        heat = dataset[row, 0]["heat"]
+        heat = dataset[row, 0]["map"]
         assert heat.dtype == np.float32
         torch.testing.assert_close(torch.tensor(heat), expected, atol=1e-6, rtol=0)
 

@@ -37,7 +37,7 @@ def _batch() -> dict[str, torch.Tensor]:
 
 
 def test_columns(method: Method, batch: dict[str, torch.Tensor]) -> None:
-    table = gradcam.Config(of=train()).build(method)(batch)
+    table = gradcam.Config(of=train()).build(method, None)(batch)
     maps_BHW, scores_BK = cam.grad_cam(method.class_scores, method, "network.features.16", batch["image"])
     height, width = maps_BHW.shape[1:]
     assert (height, width) == (8, 5)
@@ -56,26 +56,26 @@ def test_columns(method: Method, batch: dict[str, torch.Tensor]) -> None:
 
 
 def test_labels_or_predictions_are_explained(method: Method, batch: dict[str, torch.Tensor]) -> None:
-    predicted = gradcam.Config(of=train()).build(method)(batch)
-    labelled = gradcam.Config(of=train(), target="label").build(method)
+    predicted = gradcam.Config(of=train()).build(method, None)(batch)
+    labelled = gradcam.Config(of=train(), target="label").build(method, None)
     assert labelled({**batch, "label": torch.tensor(predicted["predicted"].to_pylist())}).equals(predicted)
     other = labelled({**batch, "label": (torch.tensor(predicted["predicted"].to_pylist()) + 1) % 4})
     assert other["scores"].equals(predicted["scores"])
     assert not other["map"].equals(predicted["map"])
     with pytest.raises(DataError, match="have no label; expected one for each"):
         labelled({**batch, "label": torch.full((6,), -1)})
-    assert gradcam.Config(of=train()).build(method)({"image": batch["image"]}).equals(predicted)
+    assert gradcam.Config(of=train()).build(method, None)({"image": batch["image"]}).equals(predicted)
 
 
 def test_another_layer_has_maps_of_its_own_size(method: Method, batch: dict[str, torch.Tensor]) -> None:
-    table = gradcam.Config(of=train(), layer="network.features.2").build(method)(batch)
+    table = gradcam.Config(of=train(), layer="network.features.2").build(method, None)(batch)
     assert table.schema.field("map").metadata == {b"shape": b"37,26"}
     with pytest.raises(SettingError, match=r"no layer 'network.features.99'"):
-        gradcam.Config(of=train(), layer="network.features.99").build(method)(batch)
+        gradcam.Config(of=train(), layer="network.features.99").build(method, None)(batch)
 
 
 def test_survives_parquet(method: Method, batch: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    made = gradcam.Config(of=train()).build(method)
+    made = gradcam.Config(of=train()).build(method, None)
     table = made(batch)
     pq.write_table(pa.concat_tables([table, made(batch)]), tmp_path / "00000.parquet")
     read = pq.read_table(tmp_path / "00000.parquet")
@@ -85,7 +85,7 @@ def test_survives_parquet(method: Method, batch: dict[str, torch.Tensor], tmp_pa
 
 
 def test_a_map_takes_a_few_hundred_bytes(method: Method, batch: dict[str, torch.Tensor]) -> None:
-    table = gradcam.Config(of=train()).build(method)(batch)
+    table = gradcam.Config(of=train()).build(method, None)(batch)
     assert table.nbytes / len(table) < 200
 
 
