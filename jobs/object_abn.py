@@ -19,9 +19,8 @@ reports on the test list, and so does this); batch size 32. The tiny job trains 
 weights on clips of 8 x 80 x 80.
 """
 
-from mvray.data.ucf101 import UCF101
-
 from mvray import metrics
+from mvray.data.ucf101 import UCF101
 from mvray.generators import instance_masks, predictions
 from mvray.job import (
     Clips,
@@ -57,8 +56,13 @@ def job(tiny: bool = False) -> Job:
     return experiment(tiny, segmenter)
 
 
-def experiment(tiny: bool, segmenter: SegmenterConfig, name: str = "object_abn") -> Job:
-    """The experiment with the masks of any segmenter."""
+def experiment(
+    tiny: bool, segmenter: SegmenterConfig, name: str = "object_abn", every: int = 1, truth: Generate | None = None
+) -> Job:
+    """The experiment with ``segmenter``'s masks of every ``every``-th frame.
+
+    Where attention lies is judged by them, or by the masks of ``truth``.
+    """
     if tiny:
         clips = Data(UCF101(), Clips(80, 80, frames=8, every=4, short_side=(80, 96), test_side=88))
         network = "x3d-tiny"
@@ -70,8 +74,9 @@ def experiment(tiny: bool, segmenter: SegmenterConfig, name: str = "object_abn")
         optim = Optim(name="adam", lr=1e-4, batch_size=32, epochs=50)
         scale = Scale(workers=4, loader_workers=6)
 
-    masks = Generate("masks", instance_masks.Config(segmenter), clips, scale)
+    masks = Generate("masks", instance_masks.Config(segmenter, every), clips, scale)
     masked = clips.with_masks(masks, Masks(classes="all", least_score=0.5))
+    judged = clips.test.with_masks(truth or masks, masked.masks)
 
     scores: dict[str, Measure] = {}
     trained: dict[str, Train] = {}
@@ -80,7 +85,7 @@ def experiment(tiny: bool, segmenter: SegmenterConfig, name: str = "object_abn")
         method = object_abn.Config(network=network, lambda_attention=1.0, lambda_mask=lambda_mask)
         data = masked if lambda_mask else clips
         trained[which] = Train(which, method, data, optim, select="top1", scale=scale)
-        looks[which] = Generate(f"look-{which}", predictions.Config(of=trained[which]), masked.test, scale)
+        looks[which] = Generate(f"look-{which}", predictions.Config(of=trained[which]), judged, scale)
         scores[which] = Measure(
             f"score-{which}",
             clips.test.with_columns(looks[which]),

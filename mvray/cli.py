@@ -120,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     comics.add_argument("--pages", type=int, default=40, help="pages of each title")
     comics.add_argument("--seed", type=int, default=0)
     comics.set_defaults(command=_sample_comics)
+    actions = kinds.add_parser("actions", help="videos of twelve motions in UCF101's layout, with instance masks")
+    actions.add_argument("out", type=Path, metavar="OUT")
+    actions.add_argument("--classes", type=int, default=8, help="motions, at most 12")
+    actions.add_argument("--videos", type=int, default=30, help="videos of each class")
+    actions.add_argument("--seed", type=int, default=0)
+    actions.set_defaults(command=_sample_actions)
     return parser
 
 
@@ -145,6 +151,8 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
     if spec is None or spec.loader is None:
         raise SettingError(f"{path} is not a Python file. Expected a job file as jobs/gradcam_masking.py.")
     module = importlib.util.module_from_spec(spec)
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # a job may build on another one beside it
     try:
         spec.loader.exec_module(module)
         make: Any = getattr(module, "job", None)
@@ -303,6 +311,14 @@ def _sample_comics(given: argparse.Namespace) -> int:
 
     compose(given.out, titles=given.titles, pages=given.pages, seed=given.seed)
     print(f"Wrote {given.titles} titles of {given.pages} pages to {given.out}.")
+    return 0
+
+
+def _sample_actions(given: argparse.Namespace) -> int:
+    from mvray.samples.actions import compose
+
+    compose(given.out, classes=given.classes, videos=given.videos, seed=given.seed)
+    print(f"Wrote {given.classes} classes of {given.videos} videos to {given.out}.")
     return 0
 
 

@@ -87,8 +87,8 @@ def histograms(
     for k, (label, given) in enumerate(values.items()):
         known = given[~np.isnan(given)]
         colour, named = LINES[k % len(LINES)], f"{label}: mean {known.mean():.3f}" if len(known) else f"{label}: none"
-        axes.hist(known, 40, limits, histtype="stepfilled", color=colour, alpha=0.25)
-        axes.hist(known, 40, limits, histtype="step", color=colour, linewidth=2, label=_plain(named))
+        axes.hist(known, bins=40, range=limits, histtype="stepfilled", color=colour, alpha=0.25)
+        axes.hist(known, bins=40, range=limits, histtype="step", color=colour, linewidth=2, label=_plain(named))
     axes.set_xlabel(_plain(x_label))
     axes.set_ylabel("clips")
     axes.legend(frameon=False)

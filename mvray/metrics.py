@@ -71,6 +71,12 @@ def attention_on_masks(table: pa.Table, classes: tuple[str, ...]) -> dict[str, f
     return _means(**{name: each[~np.isnan(each)] for name, each in values.items()})
 
 
+def mask_agreement(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
+    """Means over the clips of every column named *_iou (methods/mask_rcnn.py says what they are), NaN left out."""
+    values = {name: _numbers(table, name) for name in table.column_names if name.endswith("_iou")}
+    return _means(**{name: each[~np.isnan(each)] for name, each in values.items()})
+
+
 def attention_inside(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
     """Share of the attention that falls inside the body boxes and the face boxes of a page, 0..1.
 

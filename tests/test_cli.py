@@ -389,7 +389,7 @@ def test_mistakes_of_the_program_itself(place: dict[str, str]) -> None:
     assert not Path("runs").exists()
 
 
-COMMANDS = (["run"], ["report"], ["look"], ["ui"], ["doctor"], ["sample"], ["sample", "comics"])
+COMMANDS = (["run"], ["report"], ["look"], ["ui"], ["doctor"], ["sample"], ["sample", "comics"], ["sample", "actions"])
 
 
 @pytest.mark.parametrize("words", [[], *COMMANDS], ids=lambda words: " ".join(words) or "mvray")

@@ -1,7 +1,7 @@
-"""Pictures that cannot be read: found cheaply while indexing, left out, counted, listed.
+"""Files that cannot be read: found cheaply while indexing, left out, counted, listed.
 
-A file costs two small reads and no decoding, except where its end looks suspicious: that one file is
-decoded to decide.
+A picture costs two small reads and no decoding, except where its end looks suspicious: that one file is
+decoded to decide. What a video costs is in video_file.py.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from mvray.errors import DataError
 from mvray.source import BadRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mvray.source import Index
     from mvray.storage import Entry, Storage
 
 MAX_MEGAPIXELS = 100
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow knows others, some of which start programs
 _HEAD_BYTES = 16 << 10
 _TAIL_BYTES = 16
@@ -71,8 +72,14 @@ def decoded(image: Image.Image) -> Image.Image:
     return image
 
 
-def inspect(storage: Storage, entries: Iterable[Entry]) -> dict[str, str]:
-    """Why which of these files cannot be read: path to reason, for the bad ones only."""
+def inspect(
+    storage: Storage, entries: Iterable[Entry], look: Callable[[Storage, Entry], None] | None = None
+) -> dict[str, str]:
+    """Why which of these files cannot be read: path to reason, for the bad ones only.
+
+    ``look`` raises Unreadable where a file is bad, and is called in several threads; without it, files
+    must be pictures.
+    """
 
     listed = list(entries)
 
@@ -80,7 +87,12 @@ def inspect(storage: Storage, entries: Iterable[Entry]) -> dict[str, str]:
         found = {}
         for entry in listed[every::_THREADS]:
             try:
-                _inspect(storage, entry)
+                if entry.size == 0:
+                    there = storage.exists(entry.path)
+                    raise Unreadable("empty (0 bytes)" if there else "a link to a file that is not there")
+                (look or _look_at_picture)(storage, entry)
+            except PermissionError as error:
+                found[entry.path] = f"no permission to read it ({error.strerror})"
             except Unreadable as error:
                 found[entry.path] = error.reason
         return found
@@ -116,21 +128,16 @@ def as_table(bad: Sequence[BadRecord]) -> pa.Table:
     )
 
 
-def _inspect(storage: Storage, entry: Entry) -> None:
-    """Raises Unreadable where the file is bad."""
+def _look_at_picture(storage: Storage, entry: Entry) -> None:
+    """Raises Unreadable where the picture is bad."""
     path, size = entry.path, entry.size
-    try:
-        if size == 0:
-            raise Unreadable("empty (0 bytes)" if storage.exists(path) else "a link to a file that is not there")
-        head = storage.read_range(path, 0, _HEAD_BYTES)
-        if why := _not_a_picture(head):
-            raise Unreadable(why)
-        tail = storage.read_range(path, size - _TAIL_BYTES, _TAIL_BYTES) if size > len(head) else head
-        if _ends_well(head, tail, size) and _header_is_sound(head, size):
-            return
-        data = storage.read(path)
-    except PermissionError as error:
-        raise Unreadable(f"no permission to read it ({error.strerror})") from error
+    head = storage.read_range(path, 0, _HEAD_BYTES)
+    if why := _not_a_picture(head):
+        raise Unreadable(why)
+    tail = storage.read_range(path, size - _TAIL_BYTES, _TAIL_BYTES) if size > len(head) else head
+    if _ends_well(head, tail, size) and _header_is_sound(head, size):
+        return
+    data = storage.read(path)
     if data.startswith(b"\xff\xd8") and data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) < 0:
         raise Unreadable(f"truncated (a JPEG of {size} bytes without its end)")
     decoded(open_picture(data))
@@ -162,17 +169,23 @@ def _ends_well(head: bytes, tail: bytes, size: int) -> bool:
     return False
 
 
-def _not_a_picture(head: bytes) -> str | None:
-    """What a file looks like that starts with ``head``, unless it looks like a picture."""
-    pictures = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
-    if head.startswith(pictures):
-        return None
+def is_picture(head: bytes) -> bool:
+    """Whether a file that starts with ``head`` looks like a picture."""
+    return head.startswith(_PICTURE_STARTS)
+
+
+def looks_like(head: bytes) -> str:
+    """What a file that starts with ``head`` is instead of what it should be, for a message."""
     if head.startswith(b"version https://git-lfs"):
-        return "not a picture: a Git LFS pointer (fetch the real file with git lfs pull)"
+        return "a Git LFS pointer (fetch the real file with git lfs pull)"
     try:
         text = head[:200].decode("utf-8", errors="strict" if len(head) <= 200 else "ignore")
     except UnicodeDecodeError:
         text = ""
     if text and all(letter.isprintable() or letter.isspace() for letter in text):
-        return f"not a picture: text that starts with {' '.join(text.split())[:40]!r}"
-    return f"not a picture: starts with the bytes {head[:8].hex(' ')}"
+        return f"text that starts with {' '.join(text.split())[:40]!r}"
+    return f"starts with the bytes {head[:8].hex(' ')}"
+
+
+def _not_a_picture(head: bytes) -> str | None:
+    return None if is_picture(head) else f"not a picture: {looks_like(head)}"

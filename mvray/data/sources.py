@@ -1,10 +1,11 @@
-"""What the readers of picture files share: where the files lie, which split a sample is in, pixels."""
+"""What the readers share: where the files lie, which split a sample is in, pixels of pictures, opened videos."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,18 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from mvray.data.quarantine import Unreadable, decoded, open_picture
+from mvray.data.quarantine import Unreadable, decoded, inspect, open_picture
+from mvray.data.ranges import Ranges
+from mvray.data.video import Video
 from mvray.errors import DataError, SettingError
 from mvray.source import Source
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from mvray.data.frame_table import FrameTable
+    from mvray.storage import Entry
 
 REGION = pa.struct(
     [("kind", pa.string()), ("id", pa.string())] + [(side, pa.float32()) for side in ("x0", "y0", "x1", "y1")]
@@ -42,8 +48,31 @@ _ORIENTATION = 0x0112  # the EXIF tag; above 4 width and height are swapped
 
 
 @dataclass(frozen=True)
-class PictureSource(Source):
-    """A source of picture files, below a local folder or s3://bucket/prefix.
+class FileSource(Source):
+    """A source of files, below a local folder or s3://bucket/prefix."""
+
+    @cached_property
+    def storage(self) -> Storage:
+        if not self.root:
+            raise DataError(
+                f"{type(self).__name__} has no root; expected the folder of the data set. Name it with --data ROOT."
+            )
+        return Storage(self.root)
+
+    def listed(self, prefix: str = "") -> str:
+        """The first entries of a folder, for a message."""
+        names = [entry.path.rpartition("/")[2] + "/" * entry.is_dir for entry in self.storage.list(prefix)]
+        more = f", and {len(names) - 8} more" if len(names) > 8 else ""
+        return ", ".join(names[:8]) + more if names else "nothing"
+
+    def bytes_of(self, location: str) -> bytes:
+        with _readable():
+            return self.storage.read(location)
+
+
+@dataclass(frozen=True)
+class Shares(FileSource):
+    """A source whose samples are drawn into splits.
 
     ``train``, ``validation`` and ``test`` say how many samples each split gets: shares of all
     samples where at most 1, numbers of samples where above. Each class gives its proportion,
@@ -65,35 +94,76 @@ class PictureSource(Source):
         if sum(shares) > 1 + 1e-9:
             raise SettingError(f"The shares of {', '.join(SPLITS)} add up to {sum(shares):g}; expected at most 1.")
 
-    @cached_property
-    def storage(self) -> Storage:
-        if not self.root:
-            raise DataError(
-                f"{type(self).__name__} has no root; expected the folder of the data set. Name it with --data ROOT."
-            )
-        return Storage(self.root)
+    def splits_of(self, keys: Sequence[str], classes: Sequence[Any]) -> list[str]:
+        """The split of each sample, "" for none, given its key and class."""
+        return drawn(keys, classes, (self.train, self.validation, self.test), self.split_seed)
+
+
+@dataclass(frozen=True)
+class PictureSource(Shares):
+    """A source of picture files."""
 
     @abstractmethod
     def read_sized(self, location: str, part: str, height: int, width: int, grey: bool) -> np.ndarray:
         """Like ``read``, but decodes no more than needed: any size of at least height x width, grey if asked."""
 
-    def splits_of(self, keys: Sequence[str], classes: Sequence[Any]) -> list[str]:
-        """The split of each sample, "" for none, given its key and class."""
-        return drawn(keys, classes, (self.train, self.validation, self.test), self.split_seed)
 
-    def listed(self, prefix: str = "") -> str:
-        """The first entries of a folder, for a message."""
-        names = [entry.path.rpartition("/")[2] + "/" * entry.is_dir for entry in self.storage.list(prefix)]
-        more = f", and {len(names) - 8} more" if len(names) > 8 else ""
-        return ", ".join(names[:8]) + more if names else "nothing"
+@dataclass(frozen=True)
+class VideoSource(FileSource):
+    """A source of video files of any codec that FFmpeg reads."""
 
-    def bytes_of(self, location: str) -> bytes:
+    def open(self, location: str) -> Video:
+        """The video, ready to give frames; close it. Raises Unreadable.
+
+        What its packets say is kept, so they are read once for each file. On S3 the whole file is read.
+        """
+        path = self.storage.local(location)
+        with _readable():
+            video = Video(path or self.bytes_of(location), self._tables.get(location))
         try:
-            return self.storage.read(location)
-        except FileNotFoundError as error:
-            raise Unreadable("the file is not there any more") from error
-        except PermissionError as error:
-            raise Unreadable(f"no permission to read it ({error.strerror})") from error
+            self._tables[location] = video.table
+        except Unreadable:
+            video.close()
+            raise
+        return video
+
+    def read(self, location: str, part: str) -> np.ndarray:
+        """The frame in the middle, H x W x 3."""
+        with self.open(location) as video:
+            return np.asarray(video.frames([video.count // 2])[0])
+
+    @cached_property
+    def _tables(self) -> dict[str, FrameTable]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_tables"}
+
+    def frame_counts(self, entries: Iterable[Entry]) -> tuple[dict[str, int], dict[str, str]]:
+        """How many frames each file has, and why which of them cannot be read, by path.
+
+        Opens each file's header and decodes nothing. A header that does not say how many frames there
+        are has the packets read; what shows only when frames are decoded is not found here.
+        """
+        counts: dict[str, int] = {}
+
+        def look(storage: Storage, entry: Entry) -> None:
+            file = storage.local(entry.path) or Ranges(storage, entry)
+            with Video(file) as video:
+                counts[entry.path] = video.header_count or video.count
+
+        wrong = inspect(self.storage, entries, look)
+        return counts, wrong
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Unreadable("the file is not there any more") from error
+    except PermissionError as error:
+        raise Unreadable(f"no permission to read it ({error.strerror})") from error
 
 
 def picture(data: bytes, height: int, width: int, grey: bool) -> Image.Image:

@@ -11,14 +11,11 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mvray.errors import DataError, SettingError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mvray.errors import SettingError
+from mvray.nn import weights as files
 
 SMALL = "alexnet-small"
 _REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
@@ -31,9 +28,9 @@ _EXTRA: Mapping[str, Mapping[str, bool]] = {
 def network(name: str, classes: int, weights: str = "") -> torch.nn.Module:
     """The network called ``name`` with ``classes`` outputs, randomly initialised from torch's seed.
 
-    ``name`` is "alexnet-small" or a torchvision classification network. ``weights`` is the path of
-    a state dict (.pth or .safetensors) for the same network; its last layer is left random where
-    it has another number of classes. Raises SettingError for an unknown name, DataError for
+    ``name`` is "alexnet-small" or a torchvision classification network. ``weights`` is the path or
+    URL of a state dict (.pth or .safetensors, see weights.load) for the same network; its last layer is
+    left random where it has another number of classes. Raises SettingError for an unknown name, DataError for
     weights that do not fit.
     """
     check_name(name)
@@ -44,7 +41,7 @@ def network(name: str, classes: int, weights: str = "") -> torch.nn.Module:
 
         made = torchvision.models.get_model(name, weights=None, num_classes=classes, **_EXTRA.get(name, {}))
     if weights:
-        _load(made, name, Path(weights))
+        files.load(made, name, weights, _last_weighted(made))
     return made
 
 
@@ -157,41 +154,8 @@ def _belongs_to_convolution(layer: torch.nn.Module) -> bool:
     return kind in ("torch.nn.modules.batchnorm", "torch.nn.modules.normalization", "torch.nn.modules.activation")
 
 
-def _load(made: torch.nn.Module, name: str, path: Path) -> None:
-    given = _read_weights(path)
-    own = made.state_dict()
-    head = [key for key in own if key.rpartition(".")[0] == _last_weighted(made)]
-    kept = {key: value for key, value in given.items() if key not in head or own[key].shape == value.shape}
-    wrong = [key for key in own if key not in head and (key not in kept or kept[key].shape != own[key].shape)]
-    wrong += [key for key in kept if key not in own]
-    if wrong:
-        raise DataError(
-            f"{path} does not hold weights of {name}: {len(wrong)} entries are missing, unknown or of another shape, "
-            f"such as {', '.join(wrong[:3])}. Name the network that the file was saved from."
-        )
-    made.load_state_dict(kept, strict=False)
-
-
 def _last_weighted(made: torch.nn.Module) -> str:
     """The layer that makes the scores: the last linear layer or convolution."""
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     names: list[str] = [name for name, layer in made.named_modules() if isinstance(layer, kinds)]
     return names[-1]
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise DataError(f"There are no weights at {path}; expected a state dict, .pth or .safetensors.")
-    try:
-        if path.suffix == ".safetensors":
-            import safetensors.torch
-
-            return safetensors.torch.load_file(path)
-        given: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(
-            f"{path} cannot be read as weights ({error}); expected a state dict, .pth or .safetensors."
-        ) from error
-    if not isinstance(given, Mapping) or not all(isinstance(value, torch.Tensor) for value in given.values()):
-        raise DataError(f"{path} holds {type(given).__name__}, not a state dict of tensors.")
-    return given

@@ -7,23 +7,14 @@ another title's habits, so that only who looks at the drawings can tell whose pa
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import threading
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mvray.errors import DataError, SettingError
+from mvray.errors import SettingError
 from mvray.samples import words
 from mvray.samples.annotations import Region, book_xml
 from mvray.samples.casting import troupes
@@ -31,13 +22,12 @@ from mvray.samples.drawings import NOTICE
 from mvray.samples.habits import habits_of
 from mvray.samples.page import draw_spread
 from mvray.samples.script import Title, script_of
+from mvray.samples.whole import done, is_whole, replacing
 
 VERSION = 1
 """Grows when the same settings give other pages."""
 SPREADS_PER_TASK = 4
-MOST_PROCESSES = 8
 QUALITY = 86
-RECORD = "sample.json"
 ABOUT = """Sample comics, composed by mvray out of real drawings (licences: NOTICE.md, which stays with them).
 
 images/TITLE/NNN.jpg     double-page spreads, 1654 x 1170, grey
@@ -79,13 +69,11 @@ def compose(
     _check(titles, pages, seed, processes)
     out = out.resolve()
     settings = {"sample": "comics", "version": VERSION, "titles": titles, "pages": pages, "seed": seed}
-    if _is_whole(out, settings):
+    if is_whole(out, settings):
         return
     works = _works(titles, pages, seed)
-    with _replacing(out) as part:
-        _compose(part, works, processes or min(os.cpu_count() or 1, MOST_PROCESSES), progress)
-        files = {str(path.relative_to(part)): _checksum(path) for path in sorted(part.rglob("*")) if path.is_file()}
-        (part / RECORD).write_text(json.dumps(settings | {"files": files}, indent=1) + "\n", encoding="utf-8")
+    with replacing(out, settings) as part:
+        _compose(part, works, processes, progress)
 
 
 def _check(titles: int, pages: int, seed: int, processes: int | None) -> None:
@@ -151,14 +139,14 @@ def _draw(part: Path, work: Work) -> list[list[Region]]:
     return found
 
 
-def _compose(part: Path, works: list[Work], processes: int, progress: Callable[[int, int], None] | None) -> None:
-    total, done = sum(len(work.spreads) for work in works), 0
+def _compose(part: Path, works: list[Work], processes: int | None, progress: Callable[[int, int], None] | None) -> None:
+    total, finished = sum(len(work.spreads) for work in works), 0
     drawn: dict[Work, list[list[Region]]] = {}
-    for work, regions in _drawn(part, works, min(processes, len(works))):
+    for work, regions in done(_draw, part, works, processes):
         drawn[work] = regions
-        done += len(regions)
+        finished += len(regions)
         if progress:
-            progress(done, total)
+            progress(finished, total)
     for folder in ("", "shifted"):
         _write_books(part / folder, {work: drawn[work] for work in works if work.folder == folder})
     (part / "README.txt").write_text(ABOUT, encoding="utf-8")
@@ -180,91 +168,3 @@ def _write_books(root: Path, drawn: dict[Work, list[list[Region]]]) -> None:
         (root / "annotations" / f"{title.name}.xml").write_text(xml, encoding="utf-8")
         names.append(title.name)
     (root / "books.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-
-
-def _drawn(part: Path, works: list[Work], processes: int) -> Iterator[tuple[Work, list[list[Region]]]]:
-    """Each piece of work with what was drawn, as they are finished."""
-    if processes == 1:
-        yield from ((work, _draw(part, work)) for work in works)
-        return
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
-    try:
-        waiting: dict[Future[Any], Work] = {pool.submit(_draw, part, work): work for work in works}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place at the end, and is removed if there is an error.
-
-    What a killed process left there is removed first.
-    """
-    _check_free(out)
-    part = out.with_name(f".{out.name}.mvray-part")
-    old = out.with_name(f".{out.name}.mvray-old")
-    try:
-        for left in (part, old):
-            if left.exists():
-                shutil.rmtree(left)
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error}. Name a place where you may write.") from error
-    try:
-        yield part
-        if out.exists():
-            out.rename(old)
-        part.rename(out)
-    finally:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _check_free(out: Path) -> None:
-    """Refuse a place where something else would be lost."""
-    if out.is_dir():
-        record = _record(out)
-        if not any(out.iterdir()) or record.get("sample") == "comics":
-            return
-    elif not out.exists():
-        return
-    what = "a folder with something else in it" if out.is_dir() else "a file"
-    raise DataError(
-        f"{out} is {what}; expected a new or empty folder, or sample comics to replace. Name another place."
-    )
-
-
-def _record(out: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _is_whole(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether ``out`` holds a sample with these settings, every file as it was written."""
-    record = _record(out)
-    files = record.pop("files", {})
-    return record == settings and all((out / name).is_file() and _checksum(out / name) == files[name] for name in files)
-
-
-def _checksum(path: Path) -> list[int]:
-    """Size and CRC-32."""
-    content = path.read_bytes()
-    return [len(content), zlib.crc32(content)]

@@ -1,0 +1,65 @@
+"""A small instance segmenter, trained on videos that have instance masks beside them.
+
+Paper: He, Gkioxari, Dollar, Girshick 2017, "Mask R-CNN" (arXiv 1703.06870).
+Full:  mvray run jobs/segmenter.py --data DATA --workers 4
+       (torchvision's ResNet50-FPN on videos in UCF101's layout with instances.json, a YouTube-VIS file; not run by us)
+Tiny:  mvray run jobs/segmenter.py --tiny --data samples/actions
+       (a small Mask R-CNN on sample actions, 2 workers)
+Score: none of a paper. IoU of its masks with the exact ones on the test list's videos, which show other actors.
+
+With it masks can be made without weights from elsewhere: jobs/object_abn_segmented.py uses this step.
+"""
+
+from mvray import metrics
+from mvray.data.ucf101 import UCF101
+from mvray.generators import instance_masks, predictions
+from mvray.job import Clips, Column, Data, Generate, Job, Masks, Measure, Optim, Row, Scale, Table, Train
+from mvray.methods import mask_rcnn
+from mvray.segmenters import files
+
+
+def steps(tiny: bool) -> tuple[Data, Generate, Train]:
+    """The videos, their true masks, and the segmenter that learns from them."""
+    if tiny:
+        network = "maskrcnn-small"
+        clips = Data(UCF101(), Clips(112, 112, frames=4, every=8, short_side=(112, 144), test_side=120))
+        optim = Optim(
+            name="adamw",
+            lr=0.002,
+            weight_decay=1e-4,
+            batch_size=6,
+            epochs=16,
+            schedule="cosine",
+            warmup_epochs=1,
+            clip_norm=5.0,
+        )
+        scale = Scale(workers=2, loader_workers=1, checkpoint_steps=20)
+    else:
+        network = "maskrcnn_resnet50_fpn"
+        clips = Data(UCF101(), Clips(240, 240, frames=2, every=16, short_side=(240, 320), test_side=240))
+        optim = Optim(lr=0.02, momentum=0.9, weight_decay=1e-4, batch_size=16, epochs=24, schedule="cosine")
+        scale = Scale(workers=4, loader_workers=6)
+    truth = Generate("truth", instance_masks.Config(files.Config("instances.json")), clips, scale)
+    seen = clips.with_masks(truth, Masks(union=False))
+    return (
+        seen,
+        truth,
+        Train("segmenter", mask_rcnn.Config(network=network), seen, optim, select="mask_iou", scale=scale),
+    )
+
+
+def job(tiny: bool = False) -> Job:
+    """Train it, and compare its masks with the true ones."""
+    seen, _, segmenter = steps(tiny)
+    found = Generate("found", predictions.Config(of=segmenter, batch_size=8), seen.test, segmenter.scale)
+    score = Measure("score", Data(seen.source, seen.pictures).test.with_columns(found), (metrics.mask_agreement,))
+    table = Table(
+        rows=(Row("small Mask R-CNN" if tiny else "Mask R-CNN", score),),
+        columns=(
+            Column("test/union_iou", "IoU of all masks, %", 100),
+            Column("test/mask_iou", "IoU per instance, %", 100),
+            Column("test/person_iou", "IoU per person, %", 100),
+        ),
+        note="On the test list's videos, against the exact masks. An instance that is not found counts 0.",
+    )
+    return Job("segmenter", (score,), table)

@@ -1,0 +1,31 @@
+"""A folder per class, with any videos in it: the layout of class_folders.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mvray.data.class_folders import ClassFolders
+from mvray.data.sources import VideoSource as VideoSource
+
+if TYPE_CHECKING:
+    from mvray.storage import Entry
+
+SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos(ClassFolders, VideoSource):
+    """Videos in a folder per class. ``read`` gives the frame in the middle.
+
+    ``frames`` in the index is what each file's header says, or the number of its packets where it does
+    not (Matroska, WebM, MPEG, WMV, FLV, Ogg); `VideoSource.open` counts exactly. Sound is not read. An
+    animated GIF is a picture here (folder.py), not a video.
+    """
+
+    kind: ClassVar[str] = "video"
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+
+    def counted(self, entries: Sequence[Entry]) -> tuple[Mapping[str, int], Mapping[str, str]]:
+        return self.frame_counts(entries)

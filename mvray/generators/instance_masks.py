@@ -1,0 +1,111 @@
+"""Instance masks of every k-th frame of videos, or of pictures, by a segmenter (mvray/segmenters/)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from mvray.errors import SettingError
+from mvray.inputs import check_above_0
+from mvray.job import GeneratorConfig, Read, SegmenterConfig, Train
+from mvray.method import Frame, FrameGenerator, Instances, Method, Segmenter
+from mvray.nn import rle
+from mvray.source import NOT_IDENTITY
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MASKS = pa.list_(
+    pa.struct(
+        [
+            pa.field("rle", pa.binary()),
+            pa.field("label", pa.int16()),
+            pa.field("score", pa.float32()),
+            pa.field("box", pa.list_(pa.float32(), 4)),
+        ]
+    )
+)
+
+
+@dataclass(frozen=True)
+class Config(GeneratorConfig):
+    """Masks by ``segmenter``, of every ``every``-th frame; instances below ``least_score`` are not stored.
+
+    Which of those that are stored count is a setting of the use (job.Masks). ``batch_size`` frames, of one
+    or several videos, are looked at together.
+    """
+
+    segmenter: SegmenterConfig
+    every: int = 1
+    least_score: float = 0.05
+    batch_size: int = field(default=8, metadata=NOT_IDENTITY)
+
+    def __post_init__(self) -> None:
+        check_above_0(self, "generator", "every", "batch_size")
+        if not 0 <= self.least_score <= 1:
+            raise SettingError(f"generator.least_score is {self.least_score}; expected a value from 0 to 1.")
+
+    @property
+    def of(self) -> Train | None:
+        """The step that trained the segmenter, if one did."""
+        of: Train | None = getattr(self.segmenter, "of", None)
+        return of
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.segmenter.reads
+
+    def check(self) -> None:
+        self.segmenter.check()
+
+    def build(self, method: Method | None, read: Read) -> FrameGenerator:
+        return InstanceMasks(self, self.segmenter.build(method, read))
+
+
+class InstanceMasks(FrameGenerator):
+    """Columns: ``height`` and ``width`` of the frame in pixels (int32), and ``masks``, a list of what was found,
+    best score first.
+
+    Each has ``rle`` (COCO's compressed run lengths of the frame's mask, see nn/rle.py), ``label`` (int16),
+    ``score`` (float32) and ``box`` (x0, y0, x1, y1 in pixels, float32). The names that labels count through
+    are in the field's metadata: {b"classes": JSON list}.
+    """
+
+    def __init__(self, config: Config, segmenter: Segmenter) -> None:
+        self.every, self.batch_size = config.every, config.batch_size
+        self._least_score, self._segmenter = config.least_score, segmenter
+        named = pa.field("masks", MASKS, metadata={"classes": json.dumps(list(segmenter.classes))})
+        self._schema = pa.schema([pa.field("height", pa.int32()), pa.field("width", pa.int32()), named])
+
+    def __call__(self, frames: Sequence[Frame]) -> pa.Table:
+        found = [self._stored(each) for each in self._segmenter(frames)]
+        heights, widths = np.array([frame.pixels.shape[:2] for frame in frames], np.int32).reshape(-1, 2).T
+        return pa.table([pa.array(heights), pa.array(widths), _masks(found)], schema=self._schema)
+
+    def _stored(self, found: Instances) -> Instances:
+        kept = found.scores >= self._least_score
+        return Instances(found.masks[kept], found.labels[kept], found.scores[kept], found.boxes[kept])
+
+
+def _masks(frames: Sequence[Instances]) -> pa.ListArray:
+    """One list for each frame, of all its instances; an empty one where nothing was found."""
+    ends = np.cumsum([0, *(len(frame.scores) for frame in frames)]).astype(np.int32)
+    counts = [each for frame in frames for each in rle.encode(frame.masks)]
+    values = [
+        pa.array(counts, pa.binary()),
+        pa.array(_joined([frame.labels for frame in frames], np.int16)),
+        pa.array(_joined([frame.scores for frame in frames], np.float32)),
+        pa.FixedSizeListArray.from_arrays(pa.array(_joined([frame.boxes for frame in frames], np.float32)), 4),
+    ]
+    structs = pa.StructArray.from_arrays(values, fields=list(MASKS.value_type))
+    return pa.ListArray.from_arrays(pa.array(ends), structs, type=MASKS)
+
+
+def _joined(parts: Sequence[Tensor], kind: type) -> np.ndarray:
+    """The values of all frames one after the other."""
+    return np.concatenate([np.zeros(0, kind), *(part.cpu().numpy().astype(kind).reshape(-1) for part in parts)])

@@ -1,0 +1,140 @@
+"""Instance segmentation: Mask R-CNN (He et al. 2017, arXiv 1703.06870) on frames with instance masks.
+
+The masks are a generated column (generators/instance_masks.py), used without union: data joined by
+``with_masks(step, Masks(union=False))``. Trained on the frames of clips, or on pictures. A trained step
+finds instances for others through segmenters/torchvision.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from mvray.errors import DataError, SettingError
+from mvray.job import FILE, MethodConfig
+from mvray.method import Batch, Facts, Instances, Method
+from mvray.nn import detectors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+MASKS, LABELS = "masks", "mask_labels"
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """``network`` is one of detectors.NAMES; ``classes`` name the labels of the masks that are learnt from.
+
+    ``weights``: a state dict of the same network, classes included ("": random). ``least_score``: from
+    which score on an instance counts in ``predict``.
+    """
+
+    scores: ClassVar[tuple[str, ...]] = ("mask_iou", "union_iou")
+    network: str = detectors.SMALL
+    classes: tuple[str, ...] = ("person", "object")
+    weights: str = field(default="", metadata=FILE)
+    least_score: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_score <= 1:
+            raise SettingError(f"method.least_score is {self.least_score}; expected 0 to 1.")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (MASKS,)
+
+    @property
+    def predict_uses(self) -> tuple[str, ...]:
+        return (MASKS,)
+
+    def check(self) -> None:
+        detectors.check_name(self.network)
+
+    def build(self, facts: Facts) -> Method:
+        return MaskRcnn(self)
+
+
+class MaskRcnn(Method):
+    """A Mask R-CNN on every frame of the batch."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.classes = config, config.classes
+        self.model = detectors.mask_rcnn(config.network, len(config.classes))
+        if config.weights:
+            from mvray.nn import weights
+
+            weights.load(self.model, config.network, config.weights, "")
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        frames_NCHW = _frames(batch).float() / 255
+        draws = [draw + t for draw in batch["draw"].tolist() for t in range(len(frames_NCHW) // len(batch["draw"]))]
+        return detectors.losses(self.model, list(frames_NCHW), _targets(batch), draws)
+
+    def segment(self, images: Sequence[Tensor]) -> list[Instances]:
+        """The instances of pictures, 3 x H x W uint8 of any sizes, with any score."""
+        from mvray.nn.mask_rcnn import segment
+
+        return segment(self.model, images)
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """``instances``: how many were found per frame (B float32). Where the batch has masks, per sample
+        ``mask_iou``, the mean over its true instances of the IoU with the best found mask of their class (0
+        where there is none); ``CLASS_iou``, the same over those of each class; and ``union_iou``, the mean
+        over its frames of the IoU of all found with all true masks (B float32; NaN without any instance)."""
+        frames_NCHW = _frames(batch)
+        samples = len(batch["label"])
+        found = [self._sure(each) for each in self.segment(list(frames_NCHW))]
+        counts = torch.tensor([float(len(each["labels"])) for each in found], device=frames_NCHW.device)
+        columns = {"instances": counts.reshape(samples, -1).mean(1)}
+        if MASKS in batch:
+            columns |= self._agreement(found, _targets(batch), samples)
+        return columns
+
+    def _agreement(
+        self, found: list[dict[str, Tensor]], truth: list[dict[str, Tensor]], samples: int
+    ) -> dict[str, Tensor]:
+        """Means of IoUs over each sample's frames, by column."""
+        frames = len(truth) // samples
+        columns: dict[str, list[Tensor]] = {}
+        for at in range(0, len(truth), frames):
+            pairs = list(zip(found[at : at + frames], truth[at : at + frames], strict=True))
+            ious, unions = zip(*(detectors.instance_iou(one, other) for one, other in pairs), strict=True)
+            each, labels = torch.tensor(sum(ious, [])), torch.cat([other["labels"].cpu() for _, other in pairs])
+            columns.setdefault("mask_iou", []).append(each.nanmean())
+            columns.setdefault("union_iou", []).append(torch.tensor(unions).nanmean())
+            for label, name in enumerate(self.classes, start=1):
+                columns.setdefault(f"{name}_iou", []).append(each[labels == label].nanmean())
+        return {name: torch.stack(values) for name, values in columns.items()}
+
+    def _sure(self, found: Instances) -> dict[str, Tensor]:
+        sure = found.scores >= self.config.least_score
+        return {"masks": found.masks[sure], "labels": found.labels[sure] + 1}
+
+    def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """``mask_iou`` and ``union_iou``, means over the samples that have instances. Raises DataError without masks."""
+        import numpy as np
+
+        if "mask_iou" not in columns:
+            raise DataError(
+                "The validation samples have no instance masks to be compared with; expected the masks' Generate step "
+                "to run over them too. Let it run over all splits."
+            )
+        return {name: float(np.nanmean(columns[name])) for name in ("mask_iou", "union_iou")}
+
+
+def _frames(batch: Batch) -> Tensor:
+    """All frames of the batch, sample by sample, N x 3 x H x W uint8."""
+    if "clip" in batch:
+        frames: Tensor = batch["clip"].transpose(1, 2).flatten(0, 1)
+        return frames
+    return batch["image"].expand(-1, 3, -1, -1)
+
+
+def _targets(batch: Batch) -> list[dict[str, Tensor]]:
+    pairs = zip(batch[MASKS].flatten(0, 1), batch[LABELS].flatten(0, 1), strict=True)
+    return [detectors.target(masks_HW, labels_N) for masks_HW, labels_N in pairs]
