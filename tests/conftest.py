@@ -20,6 +20,7 @@ from PIL import Image
 from mvray.settings import encoded
 
 BUCKET = "mvray-tests"
+COCO_WARNS = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"  # as in pyproject.toml
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -131,6 +132,26 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 videos of 8 frames of 64 x 48 pixels in a folder per class: 16 or 17 train, 2 or 3 validation, 5 test."""
+    import av
+
+    root = tmp_path_factory.mktemp("videos")
+    draw = np.random.default_rng(0)
+    for shade, name in enumerate(("ada", "ben", "cleo")):
+        (root / name).mkdir()
+        for number in range(8):
+            with av.open(str(root / name / f"{number:02d}.avi"), "w") as out:
+                stream = out.add_stream("mpeg4", rate=25, options={"threads": "1"})
+                stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+                for _ in range(8):
+                    pixels = (draw.integers(0, 100, (6, 8, 3)) + 60 * shade).astype(np.uint8)
+                    out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.repeat(8, 0).repeat(8, 1), "rgb24")))
+                out.mux(stream.encode())
+    return root
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """torch on one thread: with little work in each call, threads mostly wait for one another."""
@@ -153,7 +174,7 @@ def two_ranks() -> Iterator[Callable[..., list[str]]]:
     common |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     pair = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", Path(__file__).with_name("rank.py")],
+            [sys.executable, "-W", "error", "-W", COCO_WARNS, Path(__file__).with_name("rank.py")],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

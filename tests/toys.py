@@ -194,6 +194,10 @@ class Shared(MethodConfig):
     def needs(self) -> tuple[str, ...]:
         return self.of.needs
 
+    @property
+    def predict_uses(self) -> tuple[str, ...]:
+        return self.of.predict_uses
+
     def build(self, facts: Facts) -> Method:
         method = self.of.build(facts)
         for layer in method.modules():

@@ -1,117 +1,37 @@
-"""A folder per class, with any pictures in it.
-
-ROOT/CLASS/.../NAME.jpg                   split by the settings, or
-ROOT/train/CLASS/.../NAME.jpg             split by these folders: train, validation (or val), test
-"""
+"""A folder per class, with any pictures in it: the layout of class_folders.py."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from mvray.data.quarantine import PICTURE_SUFFIXES, Note, inspect
-from mvray.data.sources import PictureSource, drawn, picture, pixels, rows
-from mvray.errors import DataError
-from mvray.source import BadRecord, Index
+from mvray.data.class_folders import ClassFolders
+from mvray.data.quarantine import PICTURE_SUFFIXES, inspect
+from mvray.data.sources import PictureSource, picture, pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
 
     from mvray.storage import Entry
 
-_SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-
 
 @dataclass(frozen=True, kw_only=True)
-class Folder(PictureSource):
-    """Pictures in a folder per class; folders below a class belong to it.
+class Folder(ClassFolders, PictureSource):
+    """Pictures in a folder per class.
 
-    Where the root has a folder train, its folders train, validation (or val) and test decide the
-    split and ``train``, ``validation``, ``test`` and ``split_seed`` do not; without a validation
-    folder, that share of the training pictures is taken instead. ``read`` gives H x W x 1
-    for grey pictures and H x W x 3 for all others: upright by their EXIF orientation, transparency
-    white, the first picture of an animation. Files that are no pictures by their name are ignored,
-    and listed as a note.
+    ``read`` gives H x W x 1 for grey pictures and H x W x 3 for all others: upright by their EXIF
+    orientation, transparency white, the first picture of an animation.
     """
 
-    def index(self) -> Index:
-        self.storage.check(write=False)
-        files = [entry for entry in self.storage.list(recursive=True) if not _hidden(entry.path)]
-        pictures = [entry for entry in files if PurePosixPath(entry.path).suffix.lower() in PICTURE_SUFFIXES]
-        given = self._given_splits(pictures)
-        depth = 3 if given else 2
-        pictures = [entry for entry in pictures if len(PurePosixPath(entry.path).parts) >= depth]
-        if not pictures:
-            raise self._no_classes()
-        wrong = inspect(self.storage, pictures)
-        good = [entry for entry in pictures if entry.path not in wrong]
-        names = [PurePosixPath(entry.path).parts[depth - 2] for entry in good]
-        classes = tuple(sorted(set(names)))
-        splits = self._splits(good, names, given)
-        kept = [i for i, split in enumerate(splits) if split]
-        label = {name: i for i, name in enumerate(classes)}
-        table = rows(
-            {
-                "key": [good[i].path for i in kept],
-                "location": [good[i].path for i in kept],
-                "part": [""] * len(kept),
-                "label": [label[names[i]] for i in kept],
-                "split": [splits[i] for i in kept],
-                "group": [good[i].path.rpartition("/")[0] for i in kept],
-                "regions": [[]] * len(kept),
-                "bytes": [good[i].size for i in kept],
-            }
-        )
-        bad = [BadRecord(location, reason) for location, reason in wrong.items()]
-        return Index(table, classes, (*bad, *_ignored(files, pictures)))
+    kind: ClassVar[str] = "picture"
+    suffixes: ClassVar[tuple[str, ...]] = PICTURE_SUFFIXES
+
+    def counted(self, entries: Sequence[Entry]) -> tuple[Mapping[str, int], Mapping[str, str]]:
+        return {entry.path: 1 for entry in entries}, inspect(self.storage, entries)
 
     def read(self, location: str, part: str) -> np.ndarray:
         return pixels(picture(self.bytes_of(location), 1 << 30, 1 << 30, grey=False))
 
     def read_sized(self, location: str, part: str, height: int, width: int, grey: bool) -> np.ndarray:
         return pixels(picture(self.bytes_of(location), height, width, grey))
-
-    def _given_splits(self, pictures: Sequence[Entry]) -> bool:
-        """Whether the folders of the root are splits. A class may well be called train, beside other classes."""
-        folders = {entry.path.partition("/")[0] for entry in pictures if "/" in entry.path}
-        return "train" in folders and folders <= set(_SPLIT_FOLDERS)
-
-    def _splits(self, good: Sequence[Entry], names: Sequence[str], given: bool) -> list[str]:
-        if not given:
-            return self.splits_of([entry.path for entry in good], names)
-        splits = [_SPLIT_FOLDERS[entry.path.partition("/")[0]] for entry in good]
-        if "validation" in splits:
-            return splits
-        train = [i for i, split in enumerate(splits) if split == "train"]
-        share = self.validation if self.validation <= 1 else self.validation / max(1, len(train))
-        keys, classes = [good[i].path for i in train], [names[i] for i in train]
-        for i, split in zip(train, drawn(keys, classes, (1 - share, share, 0), self.split_seed), strict=True):
-            splits[i] = split
-        return splits
-
-    def _no_classes(self) -> DataError:
-        if not self.storage.exists(""):
-            return DataError(f"Found no folder {self.storage.uri}; expected pictures there. Check the path (--data).")
-        return DataError(
-            f"{self.storage.uri} has no folder per class: found {self.listed()}; expected CLASS/PICTURE with the "
-            f"suffix {', '.join(PICTURE_SUFFIXES)}. Point the root (--data) at the folder that holds the classes."
-        )
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
-
-
-def _ignored(files: Sequence[Entry], pictures: Sequence[Entry]) -> list[Note]:
-    """One note for all files that are no pictures by their name, or lie in no class."""
-    taken = {entry.path for entry in pictures}
-    others = [entry.path for entry in files if entry.path not in taken]
-    if not others:
-        return []
-    kinds = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in others)
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-    return [Note(others[0], f"{len(others)} files are no pictures in a class and are ignored: {told}")]

@@ -33,7 +33,7 @@ class _Reader(threading.Thread):
 
     def __init__(self, source: Source, row: dict[str, Any], every: int, stop: threading.Event) -> None:
         super().__init__(name="decode", daemon=True)
-        self._source, self._row, self._every, self._stop = source, row, every, stop
+        self._source, self._row, self._every, self._ended = source, row, every, stop
         self.frames: queue.Queue[Any] = queue.Queue(AHEAD_FRAMES)
 
     def run(self) -> None:
@@ -47,7 +47,7 @@ class _Reader(threading.Thread):
 
     def _put(self, item: Any) -> bool:
         """False where nobody listens any more."""
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             try:
                 self.frames.put(item, timeout=0.2)
                 return True
@@ -58,7 +58,7 @@ class _Reader(threading.Thread):
 
 def _decoded(source: Source, location: str, part: str, every: int) -> Iterator[tuple[int, np.ndarray]]:
     if isinstance(source, VideoSource):
-        with source.open(location) as video:
+        with source.open(location, once=True) as video:
             yield from video.every(every)
     else:
         image_HWC = source.read(location, part)

@@ -112,19 +112,22 @@ class PictureSource(Shares):
 class VideoSource(FileSource):
     """A source of video files of any codec that FFmpeg reads."""
 
-    def open(self, location: str) -> Video:
+    def open(self, location: str, once: bool = False) -> Video:
         """The video, ready to give frames; close it. Raises Unreadable.
 
-        What its packets say is kept, so they are read once for each file. On S3 the whole file is read.
+        What its packets say is kept (some 10 bytes for each frame), so they are read once for each file;
+        not where it is opened just ``once``. On S3 the whole file is read.
         """
         path = self.storage.local(location)
         with _readable():
             video = Video(path or self.bytes_of(location), self._tables.get(location))
         try:
-            self._tables[location] = video.table
+            table = video.table
         except Unreadable:
             video.close()
             raise
+        if not once:
+            self._tables[location] = table
         return video
 
     def read(self, location: str, part: str) -> np.ndarray:

@@ -4,15 +4,19 @@ Frame n is the n-th that is shown, whatever the times say. To find it without de
 before, the packets are read once without decoding (frame_table.py), and decoding starts at the last
 keyframe before it. Each frame that comes out of the decoder has its time, which is compared with the
 table. Shapes: T frames, H x W pixels.
+
+TorchCodec 0.17 was measured in PyAV's place and left out: it took 0.9 to 1.2 times as long, and gave other
+frames than a player for MPEG-4 with B-frames in AVI (tests/benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
 
 import io
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -152,6 +156,8 @@ class Video:
                 sparing = None  # what was spared may be what is shown here
                 run = self._run(table.key(number), sparing)
                 run.reach(number)
+            if run.number != number:
+                run.look_ahead()  # out of order, or really not there?
             frame = run.frame if run.number == number else run.before
             if frame is None:
                 raise Unreadable(f"frame {number} cannot be decoded")
@@ -196,7 +202,8 @@ class Video:
                     number = given
                     yield number, frame
         except av.error.FFmpegError as error:
-            raise Unreadable(f"cannot be decoded after frame {number} ({error.strerror})") from error
+            place = f"after frame {number}" if number >= 0 else "from the start on"
+            raise Unreadable(f"cannot be decoded {place} ({error.strerror})") from error
 
     def _packets(self, unpack: bool) -> Iterator[Any]:
         import av
@@ -291,7 +298,8 @@ class _Run:
     """Frames one after another: the last one, its number, and the one before it (None at the start)."""
 
     def __init__(self, frames: Iterator[tuple[int, VideoFrame]]) -> None:
-        self._frames = frames
+        self._frames = chain(frames, repeat((sys.maxsize, None)))
+        self._ahead: deque[tuple[int, VideoFrame | None]] = deque()
         self.number = -1
         self.frame: VideoFrame | None = None
         self.before: VideoFrame | None = None
@@ -300,8 +308,13 @@ class _Run:
         """Go on until the frame ``number`` or a later one; returns its number, or one beyond all at the end."""
         while self.number < number:
             self.before = self.frame or self.before
-            self.number, self.frame = next(self._frames, (sys.maxsize, None))
+            self.number, self.frame = self._ahead.popleft() if self._ahead else next(self._frames)
         return self.number
+
+    def look_ahead(self) -> None:
+        """Raises _Unordered where the next frame should have come before."""
+        if not self._ahead:
+            self._ahead.append(next(self._frames))
 
 
 @contextmanager

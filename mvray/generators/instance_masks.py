@@ -20,14 +20,11 @@ from mvray.source import NOT_IDENTITY
 if TYPE_CHECKING:
     from torch import Tensor
 
+BOX = pa.list_(pa.field("element", pa.float32()), 4)
 MASKS = pa.list_(
-    pa.struct(
-        [
-            pa.field("rle", pa.binary()),
-            pa.field("label", pa.int16()),
-            pa.field("score", pa.float32()),
-            pa.field("box", pa.list_(pa.float32(), 4)),
-        ]
+    pa.field(
+        "element",  # as Parquet calls it, so that what is read is what was written
+        pa.struct({"rle": pa.binary(), "label": pa.int16(), "score": pa.float32(), "box": BOX}),
     )
 )
 
@@ -100,7 +97,7 @@ def _masks(frames: Sequence[Instances]) -> pa.ListArray:
         pa.array(counts, pa.binary()),
         pa.array(_joined([frame.labels for frame in frames], np.int16)),
         pa.array(_joined([frame.scores for frame in frames], np.float32)),
-        pa.FixedSizeListArray.from_arrays(pa.array(_joined([frame.boxes for frame in frames], np.float32)), 4),
+        pa.FixedSizeListArray.from_arrays(pa.array(_joined([frame.boxes for frame in frames], np.float32)), type=BOX),
     ]
     structs = pa.StructArray.from_arrays(values, fields=list(MASKS.value_type))
     return pa.ListArray.from_arrays(pa.array(ends), structs, type=MASKS)

@@ -104,7 +104,10 @@ class MaskRcnn(Method):
         for at in range(0, len(truth), frames):
             pairs = list(zip(found[at : at + frames], truth[at : at + frames], strict=True))
             ious, unions = zip(*(detectors.instance_iou(one, other) for one, other in pairs), strict=True)
-            each, labels = torch.tensor(sum(ious, [])), torch.cat([other["labels"].cpu() for _, other in pairs])
+            each, labels = (
+                torch.tensor([iou for frame in ious for iou in frame]),
+                torch.cat([other["labels"].cpu() for _, other in pairs]),
+            )
             columns.setdefault("mask_iou", []).append(each.nanmean())
             columns.setdefault("union_iou", []).append(torch.tensor(unions).nanmean())
             for label, name in enumerate(self.classes, start=1):
@@ -116,7 +119,7 @@ class MaskRcnn(Method):
         return {"masks": found.masks[sure], "labels": found.labels[sure] + 1}
 
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """``mask_iou`` and ``union_iou``, means over the samples that have instances. Raises DataError without masks."""
+        """``mask_iou`` and ``union_iou``, means over the samples with instances. Raises DataError without masks."""
         import numpy as np
 
         if "mask_iou" not in columns:

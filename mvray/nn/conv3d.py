@@ -69,17 +69,17 @@ class Conv3d(torch.nn.Conv3d):
         return made.reshape(*made.shape[:3], *clips_BCTHW.shape[3:])
 
 
+# Pictures of one pixel have strides that do not matter, but torch 2.14's batch normalisation chooses its way
+# by them and gives wrong gradients where its input's and its gradient's are not of one kind. With the channels
+# moved to the end first, a view has the exact strides of channels-last memory, forward and backward.
+
+
 def _frames(clips_BCTHW: Tensor) -> Tensor:
     """All frames as one batch of pictures; a view in channels-last memory."""
-    return clips_BCTHW.transpose(1, 2).flatten(0, 1)
+    return clips_BCTHW.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def _clips(frames_NCHW: Tensor, clips: int) -> Tensor:
-    """Frames as clips again, with the exact strides of channels-last memory.
-
-    Of pictures of one pixel most strides do not matter, but torch 2.14's batch normalisation chooses its
-    way by them, and with others than these its gradients are wrong.
-    """
     frames_NHWC = frames_NCHW.permute(0, 2, 3, 1)
     return frames_NHWC.reshape(clips, -1, *frames_NHWC.shape[1:]).permute(0, 4, 1, 2, 3)
 

@@ -64,10 +64,10 @@ def _small(classes: int) -> Any:
         rpn_post_nms_top_n_train=100,
         rpn_post_nms_top_n_test=60,
         rpn_batch_size_per_image=128,
-        box_roi_pool=MultiScaleRoIAlign(levels, 7, 2),
+        box_roi_pool=MultiScaleRoIAlign(levels, 7, 1),
         box_head=TwoMLPHead(OUT * 7 * 7, 128),
         box_predictor=FastRCNNPredictor(128, classes),
-        box_batch_size_per_image=48,
+        box_batch_size_per_image=32,
         box_detections_per_img=20,
         mask_roi_pool=MultiScaleRoIAlign(levels, 14, 2),
         mask_head=MaskRCNNHeads(OUT, (OUT, OUT), 1),
@@ -95,41 +95,85 @@ def target(instances_HW: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
 def losses(
     model: Any, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], draws: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The losses of section 3 by name, means over the pictures (3 x H x W, 0..1); ``draws`` are their random keys."""
+    """The losses of section 3 by name, means over the pictures (3 x H x W, 0..1); ``draws`` are their random keys.
+
+    As torchvision's but for whose draw is whose and the mean over pictures, which is taken of the second stage
+    here; the first draws as many anchors of each picture.
+    """
     made, wanted = model.transform(list(images), [dict(each) for each in targets])
     features = model.backbone(made.tensors)
-    sums: dict[str, Tensor] = {}
-    with _training(model.rpn, model.roi_heads):
-        for i, draw in enumerate(draws):
-            one = _One(made.tensors[i : i + 1], [made.image_sizes[i]])
-            mine = {name: level[i : i + 1] for name, level in features.items()}
+    with _training(model.rpn, draws), _training(model.roi_heads, draws):
+        proposals, found = model.rpn(made, features, wanted)
+        found |= _second_stage(model.roi_heads, features, proposals, made.image_sizes, wanted)
+    losses: dict[str, Tensor] = found
+    return losses
+
+
+def _second_stage(
+    heads: Any, features: Any, proposals: Any, sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Classes, boxes and masks of proposals. R: proposals that were drawn, P: those of them with an instance."""
+    from torchvision.models.detection.roi_heads import project_masks_on_boxes
+
+    proposals, matched, labels, boxes = heads.select_training_samples(proposals, targets)
+    share_R, label_R, box_R4 = _share(labels), torch.cat(labels), torch.cat(boxes)
+    scores_RK, made_RD = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, sizes)))
+    class_loss_R = torch.nn.functional.cross_entropy(scores_RK, label_R, reduction="none")
+    positive = (label_R > 0).nonzero()[:, 0]
+    made_P4 = made_RD.reshape(len(label_R), -1, 4)[positive, label_R[positive]]
+    box_loss_P = torch.nn.functional.smooth_l1_loss(made_P4, box_R4[positive], beta=1 / 9, reduction="none").sum(1)
+
+    chosen = [(each > 0).nonzero()[:, 0] for each in labels]
+    corners = [each[kept] for each, kept in zip(proposals, chosen, strict=True)]
+    masks = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, corners, sizes)))
+    side = masks.shape[-1]
+    wanted_Pmm = torch.cat(
+        [
+            project_masks_on_boxes(target["masks"], corner, match[kept], side)
+            for target, corner, match, kept in zip(targets, corners, matched, chosen, strict=True)
+        ]
+    )
+    made_Pmm = masks[torch.arange(len(positive), device=masks.device), label_R[positive]]
+    mask_loss_Pmm = torch.nn.functional.binary_cross_entropy_with_logits(made_Pmm, wanted_Pmm, reduction="none")
+    return {
+        "loss_classifier": (share_R * class_loss_R).sum(),
+        "loss_box_reg": (share_R[positive] * box_loss_P).sum(),
+        "loss_mask": (_share(chosen) * mask_loss_Pmm.mean((1, 2))).sum(),
+    }
+
+
+def _share(parts: Sequence[Tensor]) -> Tensor:
+    """What each element counts in a mean over pictures of the mean over each one's elements."""
+    pictures = len(parts)
+    return torch.cat(
+        [torch.full((len(part),), 1 / (pictures * max(1, len(part))), device=part.device) for part in parts]
+    )
+
+
+class _Drawn:
+    """A sampler of torchvision's that draws for each picture by that picture's key."""
+
+    def __init__(self, sampler: Any, draws: Sequence[int]) -> None:
+        self._sampler, self._draws = sampler, draws
+
+    def __call__(self, matched: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        found = []
+        for each, draw in zip(matched, self._draws, strict=True):
             with torch.random.fork_rng():
                 torch.manual_seed(draw & (2**63 - 1))
-                proposals, found = model.rpn(one, mine, [wanted[i]])
-                _, more = model.roi_heads(mine, proposals, one.image_sizes, [wanted[i]])
-            for name, loss in {**found, **more}.items():
-                sums[name] = sums.get(name, 0.0) + loss
-    return {name: total / len(draws) for name, total in sums.items()}
-
-
-class _One:
-    """torchvision's ImageList of one picture."""
-
-    def __init__(self, tensors: Tensor, image_sizes: list[tuple[int, int]]) -> None:
-        self.tensors, self.image_sizes = tensors, image_sizes
+                found.append(self._sampler([each]))
+        return [positive for (positive,), _ in found], [negative for _, (negative,) in found]
 
 
 @contextmanager
-def _training(*modules: torch.nn.Module) -> Iterator[None]:
-    """These modules give losses, in eval mode too; what is inside them keeps its mode."""
-    before = [module.training for module in modules]
-    for module in modules:
-        module.training = True
+def _training(stage: Any, draws: Sequence[int]) -> Iterator[None]:
+    """``stage`` gives losses, in eval mode too, and draws by these keys; what is inside it keeps its mode."""
+    mode, sampler = stage.training, stage.fg_bg_sampler
+    stage.training, stage.fg_bg_sampler = True, _Drawn(sampler, draws)
     try:
         yield
     finally:
-        for module, mode in zip(modules, before, strict=True):
-            module.training = mode
+        stage.training, stage.fg_bg_sampler = mode, sampler
 
 
 def instance_iou(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> tuple[list[float], float]:

@@ -81,12 +81,14 @@ class FilesSegmenter(Segmenter):
         try:
             runs = [_run(each["segmentation"], height, width) for each in given]
             labels = [self._labels[each["category_id"]] for each in given]
+            masks_NHW = rle.decode(runs, height, width)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{self._path}: the masks of {frame.key}, frame {frame.number}, cannot be read "
                 f"({type(error).__name__}: {error}); expected polygons or run lengths of {height} x {width} pixels."
             ) from None
-        return _of_runs(runs, labels, height, width)
+        boxes_N4 = _boxes(runs, height, width)
+        return Instances(torch.from_numpy(masks_NHW), torch.tensor(labels).long(), torch.ones(len(runs)), boxes_N4)
 
     def _name(self, key: str) -> str:
         names = self._names.of(key)
@@ -142,29 +144,39 @@ def _numbers(files: Sequence[PurePosixPath]) -> list[int]:
 
 
 class _Names:
-    """Names by their endings. A suffix counts only where two names differ in nothing else."""
+    """Names by their endings."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._by_last: dict[str, list[str]] = {}
         for name in names:
-            self._by_last.setdefault(_parts(name)[-1], []).append(name)
+            for last in dict.fromkeys(_lasts(name)):
+                self._by_last.setdefault(last, []).append(name)
 
     def of(self, key: str) -> list[str]:
-        """The names that fit best; one where it is known which."""
-        wanted = _parts(key)
-        fits: dict[tuple[int, bool], list[str]] = {}
-        for name in self._by_last.get(wanted[-1], []):
-            parts = _parts(name)
-            shared = min(len(parts), len(wanted))
-            if parts[-shared:] == wanted[-shared:]:
-                exact = PurePosixPath(name).name == PurePosixPath(key).name
-                fits.setdefault((shared, exact), []).append(name)
+        """The names that fit best: with most folders in common, then with the suffix, or one that neither has."""
+        fits: dict[tuple[int, int], list[str]] = {}
+        for last in dict.fromkeys(_lasts(key)):
+            for name in self._by_last.get(last, []):
+                folders, own = _folders(key), _folders(name)
+                shared = min(len(folders), len(own))
+                if folders[len(folders) - shared :] == own[len(own) - shared :]:
+                    alike = sum(each == last for each in (*_lasts(key)[:1], *_lasts(name)[:1]))
+                    fits.setdefault((shared, alike), []).append(name)
         return fits[max(fits)] if fits else []
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    path = PurePosixPath(name.replace("\\", "/"))
-    return tuple(part for part in path.with_suffix("").parts if part not in ("/", "."))
+    return tuple(part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "."))
+
+
+def _folders(name: str) -> tuple[str, ...]:
+    return _parts(name)[:-1]
+
+
+def _lasts(name: str) -> tuple[str, str]:
+    """The file's name with its suffix and without."""
+    last = PurePosixPath(_parts(name)[-1])
+    return last.name, last.stem
 
 
 def _run(mask: Any, height: int, width: int) -> bytes:
@@ -172,8 +184,8 @@ def _run(mask: Any, height: int, width: int) -> bytes:
     from pycocotools import mask as coco
 
     if isinstance(mask, list):
-        if not mask:
-            raise ValueError("a mask without polygons")
+        if not mask or any(len(corners) < 6 or len(corners) % 2 for corners in mask):
+            raise ValueError("a mask without polygons of three corners or more")
         whole = coco.merge(coco.frPyObjects(mask, height, width))
     else:
         if [int(side) for side in mask["size"]] != [height, width]:
@@ -185,13 +197,11 @@ def _run(mask: Any, height: int, width: int) -> bytes:
     return bytes(whole["counts"])
 
 
-def _of_runs(runs: Sequence[bytes], labels: Sequence[int], height: int, width: int) -> Instances:
+def _boxes(runs: Sequence[bytes], height: int, width: int) -> torch.Tensor:
+    """x0, y0, x1, y1 around each mask, N x 4."""
     from pycocotools import mask as coco
 
-    masks_NHW = rle.decode(runs, height, width)
     boxes = [coco.toBbox({"size": [height, width], "counts": run}) for run in runs]
     boxes_N4 = torch.tensor(np.array(boxes, np.float32).reshape(-1, 4))
     boxes_N4[:, 2:] += boxes_N4[:, :2]
-    return Instances(
-        torch.from_numpy(masks_NHW), torch.tensor(labels, dtype=torch.int64), torch.ones(len(runs)), boxes_N4
-    )
+    return boxes_N4

@@ -1,0 +1,26 @@
+"""The real Detectron2 code, where `make .venv/detectron2` put it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CODE = Path(__file__).parents[2] / ".venv/detectron2"
+
+
+@pytest.fixture(scope="session")
+def detectron2() -> Iterator[None]:
+    """Detectron2 can be imported while tests use this."""
+    if not CODE.is_dir():
+        pytest.skip("needs Detectron2's code: make .venv/detectron2")
+    sys.path.append(str(CODE))
+    with warnings.catch_warnings():  # of its year: pkg_resources, torch.jit.script
+        warnings.simplefilter("ignore")
+        import detectron2.engine
+        import detectron2.model_zoo  # noqa: F401
+    yield
+    sys.path.remove(str(CODE))
