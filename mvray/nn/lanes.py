@@ -26,7 +26,7 @@ def in_passes(
 
     ``most`` items go through together; None is all of a kind on a GPU and one on a CPU. There a pass of
     several frames is hardly faster for each, and its parts that use one core only (sorting, suppression,
-    RoIAlign) would hold up the others; so each core works on a frame of its own.
+    pasting) would hold up the others; so each core works on a frame of its own.
     """
     most = most or (len(items) if device.type != "cpu" else 1)
     groups = _groups(kinds, most)

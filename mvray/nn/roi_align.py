@@ -1,4 +1,4 @@
-"""RoIAlign (He et al. 2017, section 3) on CPUs, ten times as fast as torchvision's, with the same results.
+"""RoIAlign (He et al. 2017, section 3) for CPUs: the results of torchvision's in a fraction of the time.
 
 torchvision's kernel goes through the channels of a picture one by one, on one core. Here each place of
 the feature map is a row of all its channels, and each bin of a region is a weighted sum of rows, which
@@ -15,17 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def roi_align(
-    features_BCHW: Tensor, boxes_N5: Tensor, bins: int, scale: float, samples: int, aligned: bool
-) -> Tensor:
+def roi_align(features_BCHW: Tensor, boxes_N5: Tensor, bins: int, scale: float, samples: int, aligned: bool) -> Tensor:
     """The mean of bilinear samples in each of bins x bins parts of each box: N x C x bins x bins.
 
     ``boxes_N5`` are the picture's position in the batch and x0, y0, x1, y1 in pixels, of which ``scale``
     makes places of the feature map. ``samples`` along each side of a bin; 0: at least one for each place.
-    ``aligned`` takes half a place off, as Detectron2 does. The same as torchvision.ops.roi_align.
+    ``aligned`` takes half a place off, as Detectron2 does. The same as torchvision.ops.roi_align; fastest
+    where the features are laid out channels last.
     """
     batch, channels, height, width = features_BCHW.shape
-    rows = features_BCHW.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+    rows = features_BCHW.permute(0, 2, 3, 1).reshape(batch * height * width, channels).contiguous()
     boxes_N4 = boxes_N5[:, 1:] * scale - (0.5 if aligned else 0.0)
     sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
     if not aligned:

@@ -1,8 +1,9 @@
 """Detectron2's instance segmentation (Wu et al. 2019), the segmenter of Object-ABN: as its DefaultPredictor, faster.
 
 Detectron2 is not on the package registry; infra/README.md says how it is installed. It finds the same
-as its DefaultPredictor does frame by frame, and is faster because frozen batch norm becomes part of the
-convolutions, memory is laid out channels last, and several frames are worked on at the same time.
+as its DefaultPredictor does frame by frame, and is faster because several frames are worked on at the same time, frozen batch norm
+becomes part of the convolutions and, on CPUs, RoIAlign is our own (nn/roi_align.py), which works on memory
+laid out channels last.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from mvray.errors import DataError, SettingError
 from mvray.job import FILE, Read, SegmenterConfig
 from mvray.method import Frame, Instances, Method, Segmenter
 from mvray.nn.lanes import in_passes
+from mvray.nn.roi_align import roi_align
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -124,6 +127,8 @@ class Detectron2Segmenter(Segmenter):
         self._model: Any = build_model(cfg).eval()
         _load(self._model, cfg.MODEL.WEIGHTS)
         fold_batch_norm(self._model)
+        if self._device.type == "cpu":
+            use_our_roi_align(self._model)
         self._model.to(memory_format=torch.channels_last)
         self._multiple = max(1, self._model.backbone.size_divisibility)
         names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", None) if cfg.DATASETS.TEST else None
@@ -201,3 +206,18 @@ def fold_batch_norm(model: torch.nn.Module) -> None:
             shift += layer.bias.double() * factor
         layer.weight = torch.nn.Parameter((layer.weight.double() * factor[:, None, None, None]).float())
         layer.bias, layer.norm = torch.nn.Parameter(shift.float()), None
+
+
+def use_our_roi_align(model: torch.nn.Module) -> None:
+    """Let Detectron2's RoIAlign layers, which are torchvision's, be those of nn/roi_align.py. In place."""
+    from detectron2.layers import ROIAlign
+
+    for layer in model.modules():
+        if isinstance(layer, ROIAlign) and len(set(layer.output_size)) == 1:
+            layer.forward = partial(
+                roi_align,
+                bins=layer.output_size[0],
+                scale=layer.spatial_scale,
+                samples=layer.sampling_ratio,
+                aligned=layer.aligned,
+            )
