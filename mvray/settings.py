@@ -74,7 +74,9 @@ def _text(function: Callable[..., Any]) -> str:
 
 
 def _content(file: str) -> str:
-    """The hash of a file's content, "" for no file. Raises DataError where it is not there."""
+    """The hash of a file's content, "" for no file, an address as it is. Raises DataError where it is not there."""
+    if "://" in file:
+        return file
     if not file:
         return ""
     try:

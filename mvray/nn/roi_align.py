@@ -31,7 +31,7 @@ def roi_align(features_BCHW: Tensor, boxes_N5: Tensor, bins: int, scale: float, 
         sides_N2 = sides_N2.clamp(min=1.0)
     counts_N2 = torch.full_like(sides_N2, samples) if samples > 0 else (sides_N2 / bins).ceil().clamp(min=0)
     out_NPPC = features_BCHW.new_zeros(len(boxes_N5), bins, bins, channels)
-    for count_x, count_y in counts_N2.long().unique(dim=0).tolist():
+    for count_x, count_y in counts_N2.long().unique(dim=0).tolist():  # type: ignore[no-untyped-call]
         if not count_x or not count_y:  # an empty box has no samples and stays zero
             continue
         some = (counts_N2 == counts_N2.new_tensor([count_x, count_y])).all(1).nonzero()[:, 0]

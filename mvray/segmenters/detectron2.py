@@ -1,9 +1,9 @@
 """Detectron2's instance segmentation (Wu et al. 2019), the segmenter of Object-ABN: as its DefaultPredictor, faster.
 
 Detectron2 is not on the package registry; infra/README.md says how it is installed. It finds the same
-as its DefaultPredictor does frame by frame, and is faster because several frames are worked on at the same time, frozen batch norm
-becomes part of the convolutions and, on CPUs, RoIAlign is our own (nn/roi_align.py), which works on memory
-laid out channels last.
+as its DefaultPredictor does frame by frame, and is faster because several frames are worked on at the
+same time, frozen batch norm becomes part of the convolutions and, on CPUs, RoIAlign is our own
+(nn/roi_align.py), which works on memory laid out channels last.
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""Mask R-CNN as a method: its losses are torchvision's, samples count alike, and it learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mvray.errors import DataError, SettingError
+from mvray.method import Facts
+from mvray.methods import mask_rcnn
+from mvray.nn import detectors
+
+FACTS = Facts(classes=("walk",), height=112, width=112, channels=3, samples=4, frames=1)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def method_of(seed: int = 0, **settings: object) -> mask_rcnn.MaskRcnn:
+    torch.manual_seed(seed)
+    return mask_rcnn.Config(**settings).build(FACTS)
+
+
+def batch_of(samples: int = 3) -> dict[str, torch.Tensor]:
+    """Two bright blocks on noise, the second partly behind the first."""
+    rand = torch.Generator().manual_seed(3)
+    clip = torch.randint(0, 60, (samples, 3, 1, 112, 112), generator=rand)
+    masks = torch.zeros(samples, 1, 112, 112, dtype=torch.uint8)
+    for i, at in enumerate(torch.randint(0, 30, (samples,), generator=rand).tolist()):
+        masks[i, 0, at + 30 : at + 60, at + 20 : at + 70] = 2
+        masks[i, 0, at : at + 40, at : at + 30] = 1
+    clip[:, 0:1] += 150 * (masks[:, None] == 1)
+    clip[:, 1:2] += 150 * (masks[:, None] == 2)
+    labels = torch.full((samples, 1, 32), -1)
+    labels[:, 0, 0], labels[:, 0, 1] = 0, 1
+    return {
+        "clip": clip.to(torch.uint8),
+        "label": torch.zeros(samples, dtype=torch.int64),
+        "draw": torch.arange(samples) * 7919 + 5,
+        "masks": masks,
+        "mask_labels": labels,
+    }
+
+
+def test_a_picture_alone_has_torchvisions_own_losses() -> None:
+    """With the same draw, of one picture at a time."""
+    method, batch = method_of().train(), batch_of(1)
+    targets = [detectors.target(batch["masks"][0, 0], batch["mask_labels"][0, 0])]
+    image = batch["clip"][0, :, 0].float() / 255
+    torch.manual_seed(1)
+    found = method(batch, "train")
+    with torch.random.fork_rng():
+        draws = method.model.rpn.fg_bg_sampler, method.model.roi_heads.fg_bg_sampler
+        for stage, sampler in zip((method.model.rpn, method.model.roi_heads), draws, strict=True):
+            stage.fg_bg_sampler = seeded(sampler, int(batch["draw"][0]))
+        expected = method.model([image], targets)
+    assert found.keys() == expected.keys()
+    for name, loss in expected.items():
+        assert found[name].item() == pytest.approx(loss.item(), rel=1e-4), name
+
+
+def seeded(sampler: object, seed: int) -> object:
+    def draw(matched: list[torch.Tensor]) -> object:
+        torch.manual_seed(seed)
+        return sampler(matched)
+
+    return draw
+
+
+def test_targets_are_the_instances_that_are_there() -> None:
+    batch = batch_of(1)
+    masks, labels = batch["masks"][0, 0], batch["mask_labels"][0, 0]
+    masks[5, 111] = 7  # one pixel of something
+    labels[6] = 1
+    target = detectors.target(masks, labels)
+    assert target["labels"].tolist() == [1, 2]
+    for mask, box, number in zip(target["masks"], target["boxes"].long().tolist(), (1, 2), strict=True):
+        assert torch.equal(mask.bool(), masks == number)
+        y, x = (masks == number).nonzero().T
+        assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    empty = detectors.target(torch.zeros(8, 8, dtype=torch.uint8), labels)
+    assert (empty["boxes"].shape, empty["masks"].shape) == ((0, 4), (0, 8, 8))
+
+
+def test_frames_without_instances_give_finite_losses() -> None:
+    method, batch = method_of().train(), batch_of(2)
+    batch["masks"][1] = 0
+    found = method(batch, "train")
+    sum(found.values()).backward()
+    assert all(loss.isfinite() for loss in found.values())
+    batch["masks"][0] = 0
+    assert all(loss.isfinite() for loss in method(batch, "train").values())
+
+
+@pytest.mark.slow
+def test_it_learns_to_find_blocks() -> None:
+    method, batch = method_of().train(), batch_of(4)
+    optimiser = torch.optim.AdamW(method.parameters(), 2e-3)
+    for _ in range(120):
+        optimiser.zero_grad()
+        sum(method(batch, "train").values()).backward()
+        optimiser.step()
+    with torch.no_grad():
+        found = method.eval().predict(batch)
+    assert found["union_iou"].min() > 0.85
+    assert found["mask_iou"].min() > 0.8
+    assert torch.equal(found["instances"], torch.full((4,), 2.0))
+    (instances,) = method.segment([batch["clip"][0, :, 0]])
+    assert set(instances.labels[instances.scores > 0.5].tolist()) == {0, 1}
+
+
+def test_iou_of_what_is_not_found_is_0() -> None:
+    truth = detectors.target(*(batch_of(1)[name][0, 0] for name in ("masks", "mask_labels")))
+    half = truth["masks"][:1].bool().clone()
+    half[:, :20] = False
+    each, union = detectors.instance_iou({"masks": half, "labels": torch.tensor([1])}, truth)
+    assert each == pytest.approx([float(half.sum() / truth["masks"][0].sum()), 0.0])
+    assert union == pytest.approx(float(half.sum() / truth["masks"].bool().any(0).sum()))
+    nothing = {"masks": half[:0], "labels": torch.zeros(0, dtype=torch.int64)}
+    assert detectors.instance_iou(nothing, truth) == ([0.0, 0.0], 0.0)
+
+
+def test_mistakes() -> None:
+    with pytest.raises(SettingError, match=r"There is no Mask R-CNN 'rcnn'; expected one of maskrcnn-small"):
+        mask_rcnn.Config(network="rcnn").check()
+    with pytest.raises(SettingError, match=r"method.least_score is 2; expected 0 to 1"):
+        mask_rcnn.Config(least_score=2)
+    with pytest.raises(DataError, match="validation samples have no instance masks"):
+        method_of().score({})
