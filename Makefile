@@ -21,11 +21,15 @@ help:
 $(SAMPLE)/books.txt: | .venv/ready
 	$(BIN)/mvray sample comics $(SAMPLE)
 
+# The real Detectron2's Python code, for tests and the benchmark alone.
+.venv/detectron2: tests/segmenters/unpack_detectron2.py tests/segmenters/requirements.lock tests/segmenters/detectron2.lock | .venv/ready
+	$(BIN)/python tests/segmenters/unpack_detectron2.py $@
+
 demo: .venv/ready $(SAMPLE)/books.txt ## compose sample comics, run the tiny experiment on them, write report.html
 	$(BIN)/mvray run $(JOB) --tiny --data $(SAMPLE)
 	$(BIN)/mvray report $(JOB) --tiny --data $(SAMPLE) --html report.html
 
-test: .venv/ready ## all tests (with Ray, MLflow and S3 servers)
+test: .venv/ready .venv/detectron2 ## all tests (with Ray, MLflow and S3 servers)
 	$(BIN)/python -m pytest
 
 test-fast: .venv/ready ## tests without Ray and servers
@@ -45,7 +49,7 @@ format: .venv/ready ## let ruff format the code
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r tests/benchmarks/requirements.lock
 	@touch $@
 
-bench: .venv/bench ## the measured comparisons, as ratios
+bench: .venv/bench .venv/detectron2 ## the measured comparisons, as ratios
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
 clean: ## remove the environment and everything that was made
