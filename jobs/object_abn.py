@@ -64,13 +64,15 @@ def experiment(
     Where attention lies is judged by them, or by the masks of ``truth``.
     """
     if tiny:
-        clips = Data(UCF101(), Clips(80, 80, frames=8, every=4, short_side=(80, 96), test_side=88))
-        network = "x3d-tiny"
-        optim = Optim(name="adam", lr=0.002, batch_size=16, epochs=12, schedule="cosine", warmup_epochs=1)
+        clips = Data(UCF101(), Clips(64, 64, frames=8, every=4, short_side=(64, 80), test_side=68))
+        network, dropout = "x3d-tiny", 0.2
+        optim = Optim(
+            name="adamw", lr=0.003, weight_decay=0.05, batch_size=16, epochs=50, schedule="cosine", warmup_epochs=5
+        )
         scale = Scale(workers=2, loader_workers=1, checkpoint_steps=20)
     else:
         clips = Data(UCF101(), Clips())
-        network = "x3d-m"
+        network, dropout = "x3d-m", 0.5
         optim = Optim(name="adam", lr=1e-4, batch_size=32, epochs=50)
         scale = Scale(workers=4, loader_workers=6)
 
@@ -82,7 +84,7 @@ def experiment(
     trained: dict[str, Train] = {}
     looks: dict[str, Generate] = {}
     for which, lambda_mask in LAMBDA_MASK.items():
-        method = object_abn.Config(network=network, lambda_attention=1.0, lambda_mask=lambda_mask)
+        method = object_abn.Config(network, lambda_attention=1.0, lambda_mask=lambda_mask, dropout=dropout)
         data = masked if lambda_mask else clips
         trained[which] = Train(which, method, data, optim, select="top1", scale=scale)
         looks[which] = Generate(f"look-{which}", predictions.Config(of=trained[which]), judged, scale)

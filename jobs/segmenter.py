@@ -44,7 +44,7 @@ def steps(tiny: bool) -> tuple[Data, Generate, Train]:
     return (
         seen,
         truth,
-        Train("segmenter", mask_rcnn.Config(network=network), seen, optim, select="mask_iou", scale=scale),
+        Train("segmenter", mask_rcnn.Config(network=network, distort=0.4), seen, optim, select="mask_iou", scale=scale),
     )
 
 

@@ -16,13 +16,14 @@ import torch
 from mvray.errors import DataError, SettingError
 from mvray.job import FILE, MethodConfig
 from mvray.method import Batch, Facts, Instances, Method
-from mvray.nn import detectors
+from mvray.nn import detectors, draws
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
 MASKS, LABELS = "masks", "mask_labels"
+_COLOUR = 104  # the stream of a sample's draw (nn/draws.py)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Config(MethodConfig):
     """``network`` is one of detectors.NAMES; ``classes`` name the labels of the masks that are learnt from.
 
     ``weights``: a state dict of the same network, classes included ("": random). ``least_score``: from
-    which score on an instance counts in ``predict``.
+    which score on an instance counts in ``predict``. ``distort``: in training, each sample's channels are
+    shuffled and each is multiplied by 1 - distort .. 1 + distort and shifted by half as much of the whole
+    range, after Liu et al. 2016 (SSD, arXiv 1512.02325, section 2.2): outlines must tell, not colours.
     """
 
     scores: ClassVar[tuple[str, ...]] = ("mask_iou", "union_iou")
@@ -38,10 +41,13 @@ class Config(MethodConfig):
     classes: tuple[str, ...] = ("person", "object")
     weights: str = field(default="", metadata=FILE)
     least_score: float = 0.5
+    distort: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.least_score <= 1:
             raise SettingError(f"method.least_score is {self.least_score}; expected 0 to 1.")
+        if not 0 <= self.distort < 1:
+            raise SettingError(f"method.distort is {self.distort}; expected 0 up to, not including, 1.")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -72,8 +78,11 @@ class MaskRcnn(Method):
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         frames_NCHW = _frames(batch).float() / 255
-        draws = [draw + t for draw in batch["draw"].tolist() for t in range(len(frames_NCHW) // len(batch["draw"]))]
-        return detectors.losses(self.model, list(frames_NCHW), _targets(batch), draws)
+        if self.training and self.config.distort:
+            frames_NCHW = distorted(frames_NCHW, batch["draw"], self.config.distort)
+        frames = len(frames_NCHW) // len(batch["draw"])
+        keys = [draw + t for draw in batch["draw"].tolist() for t in range(frames)]
+        return detectors.losses(self.model, list(frames_NCHW), _targets(batch), keys)
 
     def segment(self, images: Sequence[Tensor]) -> list[Instances]:
         """The instances of pictures, 3 x H x W uint8 of any sizes, with any score."""
@@ -128,6 +137,16 @@ class MaskRcnn(Method):
                 "to run over them too. Let it run over all splits."
             )
         return {name: float(np.nanmean(columns[name])) for name in ("mask_iou", "union_iou")}
+
+
+def distorted(frames_NCHW: Tensor, draw_B: Tensor, strength: float) -> Tensor:
+    """Pictures (0..1) with channels shuffled, stretched and shifted, all frames of a sample alike."""
+    order_B3, gain_B3, shift_B3 = draws.uniform(draw_B, _COLOUR, (3, 3)).unbind(1)
+    order_B3, gain_B3, shift_B3 = order_B3.argsort(1), 1 + strength * (2 * gain_B3 - 1), strength * (shift_B3 - 0.5)
+    frames = len(frames_NCHW) // len(draw_B)
+    order_N3, gain_N3, shift_N3 = (each.repeat_interleave(frames, 0) for each in (order_B3, gain_B3, shift_B3))
+    shuffled_NCHW = frames_NCHW.gather(1, order_N3[..., None, None].expand_as(frames_NCHW))
+    return (shuffled_NCHW * gain_N3[..., None, None] + shift_N3[..., None, None]).clamp(0, 1)
 
 
 def _frames(batch: Batch) -> Tensor:

@@ -26,7 +26,7 @@ from mvray.samples.whole import done, is_whole, replacing
 
 VERSION = 1
 """Grows when the same settings give other videos."""
-CLIPS_PER_GROUP = 3
+CLIPS_PER_GROUP = 2
 FEWEST_GROUPS = 3
 SPLITS = (1, 2, 3)
 VIDEOS, LISTS, INSTANCES = "UCF-101", "ucfTrainTestlist", "instances.json"

@@ -12,6 +12,7 @@ from mvray.samples.film import HEIGHT, MARGIN_X, MARGIN_Y, WIDTH
 
 FINE = 2
 """Painted at twice the size, then reduced: soft edges."""
+BLUR_PX = 1.5
 W, H = FINE * (WIDTH + 2 * MARGIN_X), FINE * (HEIGHT + 2 * MARGIN_Y)
 Colour = tuple[int, int, int]
 
@@ -82,6 +83,8 @@ def scenery(kind: str, rng: np.random.Generator) -> Image.Image:
         image = _lights(rng)
     else:
         image = _land(LANDS[kind], rng)
+    # The lens is on the actor: what is drawn into the backdrop is scenery, and looks other than a thing in view.
+    image = image.filter(ImageFilter.GaussianBlur(FINE * BLUR_PX))
     tint_3 = rng.uniform(0.94, 1.06, 3) * rng.uniform(0.92, 1.05)
     return Image.fromarray(np.clip(np.asarray(image.reduce(FINE)) * tint_3, 0, 255).astype(np.uint8))
 
