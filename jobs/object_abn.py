@@ -105,7 +105,7 @@ def experiment(
         ),
         note="Smaller entropy is sharper. IoU and pointing are against the generated masks.",
     )
-    sheets = (Sheet("test clips", clips.test, tuple((TITLES[which], looks[which]) for which in looks)),)
+    sheets = (Sheet("test clips", clips.test, tuple((TITLES[which], looks[which]) for which in looks), samples=6),)
     search = Search(
         step="object-abn",
         space=(("method.lambda_attention", (0.1, 1.0, 10.0)), ("method.lambda_mask", (1.0, 10.0, 100.0))),

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from mvray import one_machine
 from mvray.crew import Crews
 from mvray.errors import ClusterError
-from mvray.job import Job, Step, Train
+from mvray.job import Generate, Job, Step, Train
 from mvray.storage import Storage
 
 OBJECT_STORE_BYTES = 1 << 30
@@ -155,4 +155,5 @@ def needs(step: Step, gpus: float) -> tuple[float, float]:
     scale = getattr(step, "scale", None)
     if scale is None:
         return 0.0, 0.0
-    return scale.workers * scale.cpus_per_worker, float(scale.workers) if gpus else 0.0
+    each = scale.gpus_per_actor if isinstance(step, Generate) else 1.0
+    return scale.workers * scale.cpus_per_worker, scale.workers * each if gpus else 0.0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     """H x W x 3 uint8."""
 
 WIDTH_PX, DPI = 1600, 160
-ANIMATION_PX = 1000
+ANIMATION_PX = 720
 INK, FAINT, PAPER = "#24292f", "#d0d7de", "#b3541e"
 LINES = ("#1f6fb4", "#d1495b", "#2e8b57", "#8e5fbf", "#c98a00", "#3aa6a6", "#7a5c44", "#666c74")
 MANY_CLASSES = 25

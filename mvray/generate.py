@@ -319,7 +319,7 @@ def _made(work: Work, missing: list[int], cluster: Cluster) -> Iterator[tuple[in
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         num_cpus=scale.cpus_per_worker,
-        num_gpus=1 if gpus else None,
+        num_gpus=scale.gpus_per_actor if gpus else None,
     )
     for row in made.iter_rows():
         if row["error"]:

@@ -192,12 +192,14 @@ class Scale:
 
     ``workers`` processes, with one GPU each where there are GPUs; ``loader_workers`` decode in each. A
     checkpoint is written at every epoch's end and, inside an epoch, every ``checkpoint_steps`` steps and
-    often enough that no more than ``checkpoint_minutes`` minutes of work are ever done again.
+    often enough that no more than ``checkpoint_minutes`` minutes of work are ever done again. Each actor of
+    a Generate step holds ``gpus_per_actor``: 0.5 lets two share a GPU, 0 leaves the GPUs to others.
     """
 
     workers: int = 1
     loader_workers: int = 2
     cpus_per_worker: float = 1.0
+    gpus_per_actor: float = 1.0
     checkpoint_steps: int | None = None
     checkpoint_minutes: float = 5.0
     channels_last: bool = True
@@ -205,7 +207,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         check_above_0(self, "scale", "workers", "cpus_per_worker", "checkpoint_steps", "checkpoint_minutes")
-        check_above_0(self, "scale", "loader_workers", or_0=True)
+        check_above_0(self, "scale", "loader_workers", "gpus_per_actor", or_0=True)
 
 
 @dataclass(frozen=True)

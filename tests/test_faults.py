@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 
 from mvray.samples.comics import compose
 
@@ -256,3 +258,100 @@ def test_maps_that_are_there_are_not_made_again(trained, uninterrupted_maps, tmp
     assert 2 <= len(before) < len(after)
     assert {name: after[name].stat().st_mtime_ns for name in before} == before
     assert {name: path.read_bytes() for name, path in after.items()} == uninterrupted_maps
+
+
+# -- masks of videos -----------------------------------------------------------------------------
+
+VIDEOS, FRAMES, SHARD_FRAMES = 60, 80, 256
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory):
+    """Videos in UCF101's layout (copies of a few films), with two instances in each frame."""
+    place = tmp_path_factory.mktemp("masks")
+    film = place / "film.avi"
+    draw = np.random.default_rng(0)
+    with av.open(str(film), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25, options={"threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for _ in range(FRAMES):
+            pixels = draw.integers(0, 256, (12, 16, 3)).astype(np.uint8).repeat(10, 0).repeat(10, 1)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        out.mux(stream.encode())
+    names = [f"Walk/v_Walk_g{number + 1:02d}_c01.avi" for number in range(VIDEOS)]
+    root = place / "data"
+    (root / "UCF-101/Walk").mkdir(parents=True)
+    (root / "ucfTrainTestlist").mkdir()
+    for name in names:
+        shutil.copy(film, root / "UCF-101" / name)
+    half = VIDEOS // 2
+    lists = {
+        "classInd": ["1 Walk"],
+        "trainlist01": [f"{name} 1" for name in names[:half]],
+        "testlist01": names[half:],
+    }
+    for name, lines in lists.items():
+        (root / f"ucfTrainTestlist/{name}.txt").write_text("\n".join(lines) + "\n")
+    masks = np.zeros((2, 120, 160), np.uint8)
+    masks[0, 20:80, 5:40], masks[1, 50:100, 90:150] = 1, 1
+    encoded = [coco.encode(np.asfortranarray(mask)) for mask in masks]
+    runs = [[{"size": run["size"], "counts": run["counts"].decode()}] for run in encoded]
+    annotations = [
+        {"id": 2 * i + j, "video_id": i, "category_id": 1, "segmentations": runs[j] * FRAMES}
+        for i in range(VIDEOS)
+        for j in range(2)
+    ]
+    told = {
+        "videos": [
+            {"id": i, "width": 160, "height": 120, "file_names": [f"{name}/{t:05d}" for t in range(FRAMES)]}
+            for i, name in enumerate(names)
+        ],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": annotations,
+    }
+    (root / "instances.json").write_text(json.dumps(told))
+    return root
+
+
+def _segmenting(data, storage):
+    job = str(ROOT / "jobs/object_abn.py")
+    given = ["--set", "masks.scale.loader_workers=1"]
+    return [str(MVRAY), "run", job, "--tiny", "--data", str(data), "--storage", str(storage), "--only", "masks", *given]
+
+
+def _mask_shards(storage):
+    return {path.name: path for path in sorted(Path(storage).glob("masks-*/columns/*.parquet"))}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_masks(footage, tmp_path_factory):
+    storage = tmp_path_factory.mktemp("whole-masks")
+    _finish(_start(_segmenting(footage, storage), storage / "log"), storage / "log")
+    made = _mask_shards(storage)
+    assert len(made) == -(-VIDEOS * FRAMES // SHARD_FRAMES)
+    return {name: path.read_bytes() for name, path in made.items()}
+
+
+@pytest.mark.parametrize("victim", ["actor", "command"])
+def test_masks_that_are_there_are_not_made_again(footage, uninterrupted_masks, tmp_path, victim):
+    storage, log = tmp_path / "runs", tmp_path / "log"
+    process = _start(_segmenting(footage, storage), log)
+    end = time.monotonic() + 180
+    while len(_mask_shards(storage)) < 2 and time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+    if victim == "actor":
+        makers = [c for c in psutil.Process(process.pid).children(recursive=True) if "Maker" in _command_of(c)]
+        assert makers
+        before = {name: path.stat().st_mtime_ns for name, path in _mask_shards(storage).items()}
+        makers[0].kill()
+    else:
+        process.kill()
+        process.wait()
+        before = {name: path.stat().st_mtime_ns for name, path in _mask_shards(storage).items()}
+        process = _start(_segmenting(footage, storage), log)
+    _finish(process, log)
+    after = _mask_shards(storage)
+    assert 2 <= len(before) < len(after)
+    assert {name: after[name].stat().st_mtime_ns for name in before} == before
+    assert {name: path.read_bytes() for name, path in after.items()} == uninterrupted_masks

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -172,3 +173,25 @@ def test_masks_in_a_file_beside_the_videos_count_by_their_content(videos: Path, 
     told["annotations"].pop()
     (root / "masks.json").write_text(json.dumps(told))
     assert planned_of(root, tmp_path / "runs", config).id != planned.id
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_videos(videos: Path, tmp_path: Path) -> None:
+    """100,000 frames: what the process holds after a third of them and at the end differs by little."""
+    film = videos / "ada" / "00.avi"
+    root = tmp_path / "many"
+    for number in range(100_000 // FRAMES):
+        folder = root / f"{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:05d}.avi").hardlink_to(film)
+    planned = planned_of(root, tmp_path / "runs", Bright(batch_size=64))
+    held: list[int] = []
+    work = generate.work_of(planned)
+    maker = generate.Maker(work, [])
+    shards = len(work.shards) - 1
+    for shard in range(shards):
+        maker.make(shard)
+        held.append(psutil.Process().memory_info().rss)
+    assert work.shards[-1] * FRAMES == 100_000
+    growth = (held[-1] - held[shards // 3]) / 2**20
+    assert growth < 30

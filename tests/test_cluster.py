@@ -1,0 +1,31 @@
+"""What steps hold of a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mvray.cluster import needs
+from mvray.data.folder import Folder
+from mvray.errors import SettingError
+from mvray.generators import gradcam
+from mvray.job import Data, Generate, Measure, Scale, Train
+from mvray.methods import classifier
+
+SCALE = Scale(workers=4, cpus_per_worker=2, gpus_per_actor=0.25)
+TRAIN = Train("train", classifier.Config(), Data(Folder()), scale=SCALE)
+LOOK = Generate("look", gradcam.Config(of=TRAIN), Data(Folder()), SCALE)
+
+
+def test_training_takes_whole_gpus_and_actors_may_share_them() -> None:
+    assert needs(TRAIN, gpus=8) == (8, 4)
+    assert needs(LOOK, gpus=8) == (8, 1)
+    assert needs(replace(LOOK, scale=replace(SCALE, gpus_per_actor=0)), gpus=8) == (8, 0)
+    assert needs(LOOK, gpus=0) == needs(TRAIN, gpus=0) == (8, 0)
+    assert needs(Measure("score", Data(Folder()), ()), gpus=8) == (0, 0)
+
+
+def test_a_negative_share_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"scale.gpus_per_actor is -1; expected 0 or more"):
+        Scale(gpus_per_actor=-1)
