@@ -76,7 +76,7 @@ def experiment(
         optim = Optim(name="adam", lr=1e-4, batch_size=32, epochs=50)
         scale = Scale(workers=4, loader_workers=6)
 
-    masks = Generate("masks", instance_masks.Config(segmenter, every), clips, scale)
+    masks = Generate("masks", instance_masks.Config(segmenter, every), Data(UCF101()), scale)
     masked = clips.with_masks(masks, Masks(classes="all", least_score=0.5))
     judged = clips.test.with_masks(truth or masks, masked.masks)
 

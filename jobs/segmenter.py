@@ -22,15 +22,15 @@ def steps(tiny: bool) -> tuple[Data, Generate, Train]:
     """The videos, their true masks, and the segmenter that learns from them."""
     if tiny:
         network = "maskrcnn-small"
-        clips = Data(UCF101(), Clips(112, 112, frames=4, every=8, short_side=(112, 144), test_side=120))
+        clips = Data(UCF101(), Clips(112, 112, frames=1, every=1, short_side=(112, 144), test_side=120))
         optim = Optim(
             name="adamw",
-            lr=0.002,
+            lr=0.003,
             weight_decay=1e-4,
-            batch_size=6,
-            epochs=16,
+            batch_size=12,
+            epochs=64,
             schedule="cosine",
-            warmup_epochs=1,
+            warmup_epochs=4,
             clip_norm=5.0,
         )
         scale = Scale(workers=2, loader_workers=1, checkpoint_steps=20)
@@ -39,7 +39,7 @@ def steps(tiny: bool) -> tuple[Data, Generate, Train]:
         clips = Data(UCF101(), Clips(240, 240, frames=2, every=16, short_side=(240, 320), test_side=240))
         optim = Optim(lr=0.02, momentum=0.9, weight_decay=1e-4, batch_size=16, epochs=24, schedule="cosine")
         scale = Scale(workers=4, loader_workers=6)
-    truth = Generate("truth", instance_masks.Config(files.Config("instances.json")), clips, scale)
+    truth = Generate("truth", instance_masks.Config(files.Config("instances.json")), Data(UCF101()), scale)
     seen = clips.with_masks(truth, Masks(union=False))
     return (
         seen,

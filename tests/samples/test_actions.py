@@ -90,13 +90,13 @@ def test_splits_test_on_groups_as_ucf101_does() -> None:
         assert all(part and part < set(range(groups)) for part in parts)
 
 
-def test_groups_have_about_three_clips() -> None:
-    assert clips_of(30) == [3] * 10
-    for videos in range(3, 298):
+def test_groups_have_about_two_clips() -> None:
+    assert clips_of(30) == [2] * 15
+    for videos in range(3, 199):
         clips = clips_of(videos)
         assert sum(clips) == videos
         assert 3 <= len(clips) <= 99
-        assert 1 <= min(clips) <= max(clips) <= 4
+        assert 1 <= min(clips) <= max(clips) <= 3
 
 
 def test_videos_are_as_they_are_listed(sample: Path, instances: dict[str, Any]) -> None:
@@ -436,8 +436,8 @@ def test_refuses_a_place_where_something_else_is(kind: str, tmp_path: Path) -> N
     [
         ({"classes": 13}, "classes is 13; expected 2 to 12, the number of motions"),
         ({"classes": 1}, "classes is 1; expected 2 to 12"),
-        ({"videos": 2}, "videos is 2; expected 3 to 297 of each class"),
-        ({"videos": 298}, "videos is 298; expected 3 to 297"),
+        ({"videos": 2}, "videos is 2; expected 3 to 198 of each class"),
+        ({"videos": 199}, "videos is 199; expected 3 to 198"),
         ({"seed": -1}, "seed is -1"),
         ({"processes": 0}, "processes is 0"),
     ],
