@@ -57,7 +57,8 @@ def described(value: Any, step_id: Callable[[Step], str]) -> Any:
         return [described(item, step_id) for item in value]
     if callable(value):
         return {"function": name_of(value), "text": _text(value)}
-    return value
+    # 7 in a job file and 7.0 from --set are the same setting.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _text(function: Callable[..., Any]) -> str:

@@ -92,6 +92,17 @@ def test_seed_data_and_version_are_in_the_id(monkeypatch: pytest.MonkeyPatch) ->
     assert not set(before.values()) & set(ids(JOB).values())
 
 
+def test_a_whole_number_is_the_same_setting_however_it_is_written() -> None:
+    def id_of(step: Train) -> str:
+        return identify(step, 0, "f", lambda other: other.name)
+
+    step = step_of(JOB, "plain")
+    whole = replace(step, optim=replace(step.optim, warmup_epochs=7))
+    assert id_of(whole) == id_of(replace(step, optim=replace(step.optim, warmup_epochs=7.0)))
+    assert id_of(whole) == id_of(step_of(replaced(JOB, {"plain.optim.warmup_epochs": "7"}), "plain"))
+    assert id_of(whole) != id_of(step)
+
+
 def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
     found = []
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("a.pth", b"two")):
