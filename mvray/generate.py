@@ -143,7 +143,7 @@ class Maker:
             if len(dataset.failures) < len(rows):
                 raise
         if dataset.failures:
-            found = {dataset.location(row): reason for row, reason in dataset.failures.items()}
+            found = {dataset.location(row): reason for row, reason in sorted(dataset.failures.items())}
             self._folder.write(f"unreadable/{shard:05d}.json", json.dumps(found).encode())
         if not tables:
             return 0, len(rows)  # no shard: without a sample its columns are not known
