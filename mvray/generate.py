@@ -155,7 +155,7 @@ class Maker:
             tables, failures = self._of_samples(generator, rows)
         if failures:
             locations = rows["location"].to_pylist()
-            found = {locations[row]: reason for row, reason in failures.items()}
+            found = {locations[row]: reason for row, reason in sorted(failures.items())}
             self._folder.write(f"unreadable/{shard:05d}.json", json.dumps(found).encode())
         samples = len(rows) - len(failures)
         if not tables or not samples:

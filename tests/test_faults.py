@@ -65,7 +65,8 @@ def _command(pages, storage, *more):
 
 def _start(command, log):
     with log.open("ab") as out:
-        started = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        environ = {**os.environ, "PYTHONFAULTHANDLER": "1"}  # a crash must leave its traceback in the log
+        started = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=environ)
     STARTED.append(started)
     return started
 
@@ -170,8 +171,8 @@ def test_interrupting_says_how_to_go_on(pages, tmp_path, workers):
     process = _start(_command(pages, storage, "--workers", str(workers)), log)
     _wait_for_checkpoint(storage, CHECKPOINT_STEPS, process, log)
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=120) == 130
-    said = log.read_text()
+    code, said = process.wait(timeout=120), log.read_text()
+    assert code == 130, said
     assert "goes on where it stopped" in said
     assert "Traceback" not in said
 
