@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,20 @@ class Packet:
         return cls(packet.pts, packet.dts, is_key, is_shown, pictures, kind)
 
 
-def table_of(packets: Sequence[Packet], turned: int, guessed: bool = False) -> FrameTable | None:
+def leading(packets: Sequence[Packet]) -> set[int]:
+    """The times before the first key of what is coded after it, as B-frames at the start of MPEG-2."""
+    first = next((at for at, packet in enumerate(packets) if packet.is_key), len(packets))
+    start = packets[first].shown_at if first < len(packets) else None
+    times = (packet.shown_at for packet in packets[first:] if packet.is_shown)
+    return {time for time in times if time is not None and start is not None and time < start}
+
+
+def table_of(
+    packets: Sequence[Packet], turned: int, guessed: bool = False, decodable: Set[int] = frozenset()
+) -> FrameTable | None:
     """None where the packets do not have a time of their own each. Raises Unreadable where none is shown.
+
+    Of what is shown before the first key, only what is ``decodable`` (times) counts.
 
     AVI has no times at which frames are shown. Where FFmpeg ``guessed`` them, they are trusted only as
     long as frames are shown in the order in which they are decoded.
@@ -91,7 +103,8 @@ def table_of(packets: Sequence[Packet], turned: int, guessed: bool = False) -> F
     shown = sorted(packet.shown_at for packet in packets if packet.is_shown and packet.shown_at is not None)
     if len(shown) < sum(packet.is_shown for packet in packets) or len(set(shown)) < len(shown) or not keys:
         return None
-    del shown[: bisect_left(shown, keys[0])]  # what comes before the first key cannot be decoded
+    before = bisect_left(shown, keys[0])
+    shown[:before] = [time for time in shown[:before] if time in decodable]
     if not shown:
         raise Unreadable("has no frames")
     numbers = array("q", (bisect_left(shown, key) for key in keys))

@@ -22,14 +22,15 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from mvray.data.frame_table import FrameTable, Packet, counted, table_of, unpacked_table
+from mvray.data.frame_table import FrameTable, Packet, counted, leading, table_of, unpacked_table
 from mvray.data.quarantine import MAX_MEGAPIXELS, Unreadable
 from mvray.data.video_file import check_whole, why_not
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-_CONTAINERS = "avi,mov,matroska,webm,mpeg,mpegvideo,m4v,asf,flv,ogg"  # FFmpeg knows others, some open other files
+# FFmpeg knows others, some of which open other files.
+_CONTAINERS = "avi,mov,matroska,webm,mpeg,mpegts,mpegvideo,m4v,asf,flv,ogg"
 _TURNING = ("mov", "matroska")  # the containers that can say that a video lies on its side
 _SEEK_FRAMES = 4  # a seek takes as long as decoding some frames
 
@@ -231,7 +232,7 @@ class Video:
                 table = unpacked_table(unpacked, turned)
             else:
                 guessed = self._container.format.name == "avi" and self._context.name != "mpeg4"
-                table = table_of(packets, turned, guessed)
+                table = table_of(packets, turned, guessed, self._leading(packets))
         except av.error.FFmpegError as error:
             raise Unreadable(f"truncated or broken ({error.strerror})") from error
         self._fresh = False
@@ -251,6 +252,23 @@ class Video:
                     for frame in self._context.decode(packet)[:1]:
                         turned = round(frame.rotation / 90) * 90 % 360
         return packets, turned or 0
+
+    def _leading(self, packets: Sequence[Packet]) -> set[int]:
+        """When frames are shown that come before the first key, but are coded after it and can be decoded."""
+        import av
+
+        times, found, started = leading(packets), set[int](), False
+        if not times:
+            return found
+        self._open()
+        for packet in chain(self._packets(unpack=False), (None,)):
+            started = started or packet is None or packet.is_keyframe
+            with suppress(av.error.FFmpegError):  # as above
+                for frame in self._context.decode(packet) if started else ():
+                    if frame.pts not in times:
+                        return found
+                    found.add(frame.pts)
+        return found
 
     def _count_instead(self, numbers: Sequence[int]) -> list[int]:
         """Trust the file's times no more. There may be fewer frames than packets, which ``numbers`` counted."""

@@ -38,13 +38,14 @@ def check_whole(file: IO[bytes]) -> None:
 def why_not(file: IO[bytes]) -> str | None:
     """What a file is that cannot be opened as a video; None where it looks like one."""
     head = file.read(_HEAD_BYTES)
-    if head[8:12] == b"AVI " or head[4:8] in _BOXES or head.startswith(_OTHER_STARTS):
+    stream = b"GG" in (head[0:189:188], head[4:197:192])  # MPEG-TS, each packet with or without its time before it
+    if stream or head[8:12] == b"AVI " or head[4:8] in _BOXES or head.startswith(_OTHER_STARTS):
         return None
     return f"not a video: {'a picture' if is_picture(head) else looks_like(head)}"
 
 
 def _boxes_end(file: IO[bytes], size: int) -> int:
-    """Where the last box of an MP4 or MOV file ends. Raises Unreadable where none of them is its index."""
+    """Where the last box of an MP4 or MOV file ends. Raises Unreadable where its index or its media data is missing."""
     at, names = 0, set()
     while at + 8 <= size:
         file.seek(at)
@@ -58,6 +59,8 @@ def _boxes_end(file: IO[bytes], size: int) -> int:
         at += length
     if b"moov" not in names:
         raise Unreadable(f"truncated ({size} bytes of an MP4 or MOV file, without its index, moov)")
+    if b"mdat" not in names:
+        raise Unreadable("has no frames (an MP4 or MOV file with an index, moov, but without media data, mdat)")
     return at
 
 

@@ -12,7 +12,10 @@ from mvray.data.sources import VideoSource as VideoSource
 if TYPE_CHECKING:
     from mvray.storage import Entry
 
-SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
+SUFFIXES = (
+    *(".avi", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".ogv", ".flv", ".wmv", ".asf"),
+    *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class Videos(ClassFolders, VideoSource):
     """Videos in a folder per class. ``read`` gives the frame in the middle.
 
     ``frames`` in the index is what each file's header says, or the number of its packets where it does
-    not (Matroska, WebM, MPEG, WMV, FLV, Ogg); `VideoSource.open` counts exactly. Sound is not read. An
+    not (Matroska, WebM, MPEG, ASF, FLV, Ogg); `VideoSource.open` counts exactly. Sound is not read. An
     animated GIF is a picture here (folder.py), not a video.
     """
 

@@ -161,12 +161,13 @@ def test_a_folder_without_classes(tmp_path: Path) -> None:
 
 
 def test_every_suffix_is_one_that_can_be_opened(tmp_path: Path) -> None:
-    codecs = {".webm": "libvpx", ".wmv": "wmv2", ".flv": "flv", ".mpg": "mpeg1video", ".mpeg": "mpeg2video"}
+    codecs = {".webm": "libvpx", ".wmv": "wmv2", ".asf": "wmv2", ".flv": "flv", ".mpg": "mpeg1video"}
+    codecs |= dict.fromkeys((".mpeg", ".vob", ".ts", ".mts", ".m2ts"), "mpeg2video")
     for suffix in set(SUFFIXES) - {".ogv"}:  # the FFmpeg here cannot write Theora
-        film(tmp_path / "a" / f"1{suffix}", 3, codecs.get(suffix, "mpeg4"), (176, 144))
+        film(tmp_path / "a" / f"1{suffix}", 12, codecs.get(suffix, "mpeg4"), (176, 144))
     index = Videos(root=str(tmp_path)).index()
     assert index.bad == ()
-    assert index.rows["frames"].to_pylist() == [3] * (len(SUFFIXES) - 1)
+    assert index.rows["frames"].to_pylist() == [12] * (len(SUFFIXES) - 1)
 
 
 @pytest.mark.slow
