@@ -233,7 +233,8 @@ def _rebuilt(job: Job, change: Callable[[Any], Any]) -> Job:
 
 def _set(part: T, path: list[str], value: Any, whole: str) -> T:
     name, *rest = path
-    names = [f.name for f in dataclasses.fields(part)]  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(part)}  # type: ignore[arg-type]
+    names = list(fields)
     if name not in names:
         raise SettingError(
             f"--set {whole}: {type(part).__name__} has no setting {name!r}{_nearest(name, names)}. "
@@ -247,7 +248,10 @@ def _set(part: T, path: list[str], value: Any, whole: str) -> T:
     for base, package in CATALOGUE.items():
         if isinstance(current, base) and isinstance(value, str):
             return _with(part, **{name: _from_catalogue(value, base, package, current, whole)})
-    return _with(part, **{name: _coerced(value, _hints(type(part))[name], whole)})
+    made = _coerced(value, _hints(type(part))[name], whole)
+    if fields[name].metadata.get("file") and made and "://" not in made:
+        made = str(Path(made).expanduser().absolute())  # Ray's workers have another working folder
+    return _with(part, **{name: made})
 
 
 def _with(part: T, **changes: Any) -> T:

@@ -117,6 +117,20 @@ def _half(table: Any, classes: tuple[str, ...]) -> dict[str, float]:
     return {"half": 0.5}
 
 
+def test_a_file_stays_where_it_was_for_processes_that_work_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    for given, expected in (
+        ("nets/x.pth", str(tmp_path / "nets" / "x.pth")),
+        ("~/x.pth", "/home/someone/x.pth"),
+        ("https://host/x.pth", "https://host/x.pth"),
+        ("", ""),
+    ):
+        assert step_of(replaced(JOB, {"phase1.method.weights": given}), "phase1").method.weights == expected
+
+
 def test_a_metric_counts_by_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
     step = replace(step_of(JOB, "score-plain"), metrics=(_half,))
     before = identify(step, 0, "f", lambda step: step.name)

@@ -44,12 +44,17 @@ ROWS = pa.schema(
     }
 )
 SPLITS = ("train", "validation", "test")
+_MOST_FRAMES = 2**31 - 1  # as the column holds; broken headers say more, or more frames than the file has bytes
 _ORIENTATION = 0x0112  # the EXIF tag; above 4 width and height are swapped
 
 
 @dataclass(frozen=True)
 class FileSource(Source):
-    """A source of files, below a local folder or s3://bucket/prefix."""
+    """A source of files, below a local folder or s3://bucket/prefix; ``root`` becomes absolute."""
+
+    def __post_init__(self) -> None:
+        if self.root:  # Ray's workers have another working folder
+            object.__setattr__(self, "root", Storage(self.root).uri)
 
     @cached_property
     def storage(self) -> Storage:
@@ -85,6 +90,7 @@ class Shares(FileSource):
     split_seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in SPLITS:
             size = float(getattr(self, name))
             object.__setattr__(self, name, size)
@@ -145,15 +151,16 @@ class VideoSource(FileSource):
     def frame_counts(self, entries: Iterable[Entry]) -> tuple[dict[str, int], dict[str, str]]:
         """How many frames each file has, and why which of them cannot be read, by path.
 
-        Opens each file's header and decodes nothing. A header that does not say how many frames there
-        are has the packets read; what shows only when frames are decoded is not found here.
+        Opens each file's header and decodes nothing. Where it does not say how many frames there are, or
+        cannot be true, the packets are read; what shows only when frames are decoded is not found here.
         """
         counts: dict[str, int] = {}
 
         def look(storage: Storage, entry: Entry) -> None:
             file = storage.local(entry.path) or Ranges(storage, entry)
             with Video(file) as video:
-                counts[entry.path] = video.header_count or video.count
+                said = video.header_count
+                counts[entry.path] = said if 0 < said <= min(entry.size, _MOST_FRAMES) else video.count
 
         wrong = inspect(self.storage, entries, look)
         return counts, wrong

@@ -58,6 +58,7 @@ class UCF101(VideoSource):
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.split not in (1, 2, 3):
             raise SettingError(f"source.split is {self.split}; expected 1, 2 or 3, the official lists.")
         if not 0 <= self.validation < 1:

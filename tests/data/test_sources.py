@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from mvray.data.sources import drawn, shares
+from mvray.data.folder import Folder
+from mvray.data.manga109 import Manga109
+from mvray.data.sources import FileSource, drawn, shares
+from mvray.data.ucf101 import UCF101
+from mvray.data.videos import Videos
 from mvray.errors import DataError
 
 
@@ -53,3 +59,16 @@ def test_more_than_there_is() -> None:
         DataError, match=r"Found 167 samples; the splits ask for 168 \(100 train, 60 validation, 8 test\)"
     ):
         drawn(KEYS, CLASSES, (100, 60, 0.05), seed=0)
+
+
+@pytest.mark.parametrize("kind", [Folder, Manga109, UCF101, Videos])
+def test_a_root_stays_where_it_was_for_processes_that_work_elsewhere(
+    kind: type[FileSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sent = pickle.dumps(kind(root="data/clips"))
+    monkeypatch.chdir("/")
+    source = pickle.loads(sent)  # noqa: S301 (our own)
+    assert source.root == source.storage.uri == str(tmp_path / "data" / "clips")
+    assert kind(root="s3://bucket/clips").root == "s3://bucket/clips"
+    assert kind().root == ""
