@@ -56,9 +56,9 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     planned = running.pop(future)
-                    if future.exception() is not None:
+                    if (error := future.exception()) is not None:
                         waiting.clear()
-                        progress.say(f"{_title(planned)}: stopped")
+                        progress.say(f"{_title(planned)}: stopped ({str(error).partition(chr(10))[0]})")
                         wait(running)
                         future.result()
         except BaseException:
