@@ -163,7 +163,8 @@ def _content(files: tuple[str, ...], step: Generate) -> str:
         except FileNotFoundError:
             raise DataError(
                 f"Step {step.name!r} reads the file {name} below {root}, which is not there. Expected the masks of its "
-                "samples; give the file's path below the data's root, or choose another segmenter."
+                "samples; give the file's path below the data's root, or choose another segmenter: "
+                f"--set {step.name}.generator.segmenter=mask_rcnn or detectron2."
             ) from None
     return hashed.hexdigest() if files else ""
 

@@ -50,7 +50,7 @@ class Config(SegmenterConfig):
             found = "both segmenter.of and segmenter.weights" if self.weights else "no weights"
             raise SettingError(
                 f"The segmenter mask_rcnn has {found}; expected either of, a Train step of the job, or weights, "
-                "the path of a state dict of torchvision's Mask R-CNN."
+                "the path of a state dict of torchvision's Mask R-CNN (--set STEP.generator.segmenter.weights=FILE)."
             )
 
     def build(self, method: Method | None, read: Read) -> Segmenter:
