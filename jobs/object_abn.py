@@ -16,7 +16,7 @@ same X3D-M with an attention branch after res4; they differ in lambda_mask alone
 Chosen, as the paper does not say: the generated masks' least score 0.5, all classes, no dilation; a
 validation share of 10 % of the training list by whole groups, to select the epoch by its top-1 (the paper
 reports on the test list, and so does this); batch size 32. The tiny job trains a small X3D from random
-weights on clips of 8 x 80 x 80.
+weights on clips of 8 x 64 x 64.
 """
 
 from mvray import metrics
@@ -67,7 +67,7 @@ def experiment(
         clips = Data(UCF101(), Clips(64, 64, frames=8, every=4, short_side=(64, 80), test_side=68))
         network, dropout = "x3d-tiny", 0.2
         optim = Optim(
-            name="adamw", lr=0.003, weight_decay=0.05, batch_size=16, epochs=50, schedule="cosine", warmup_epochs=5
+            name="adamw", lr=0.002, weight_decay=0.05, batch_size=8, epochs=60, schedule="cosine", warmup_epochs=12
         )
         scale = Scale(workers=2, loader_workers=1, checkpoint_steps=20)
     else:

@@ -25,12 +25,12 @@ def steps(tiny: bool) -> tuple[Data, Generate, Train]:
         clips = Data(UCF101(), Clips(112, 112, frames=1, every=1, short_side=(112, 144), test_side=120))
         optim = Optim(
             name="adamw",
-            lr=0.003,
+            lr=0.004,
             weight_decay=1e-4,
-            batch_size=12,
-            epochs=64,
+            batch_size=8,
+            epochs=150,
             schedule="cosine",
-            warmup_epochs=4,
+            warmup_epochs=10,
             clip_norm=5.0,
         )
         scale = Scale(workers=2, loader_workers=1, checkpoint_steps=20)
@@ -44,7 +44,14 @@ def steps(tiny: bool) -> tuple[Data, Generate, Train]:
     return (
         seen,
         truth,
-        Train("segmenter", mask_rcnn.Config(network=network, distort=0.4), seen, optim, select="mask_iou", scale=scale),
+        Train(
+            "segmenter",
+            mask_rcnn.Config(network=network, distort=0.3, least_score=0.3),
+            seen,
+            optim,
+            select="mask_iou",
+            scale=scale,
+        ),
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMALL = "maskrcnn-small"
+FINEST = "0"  # what the finest features are called, at 1/4 of the picture
 NAMES = (SMALL, "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
 LEAST_PX = 2.0
 """Instances whose box is thinner are no targets: nothing of them is left at the features' resolution."""
@@ -41,20 +42,18 @@ def mask_rcnn(name: str, classes: int) -> Any:
 
 
 def _small(classes: int) -> Any:
-    """Mask R-CNN for frames of about 120 pixels: four convolutional stages, features at 1/4, 1/8 and 1/16.
+    """Mask R-CNN for frames of about 120 pixels, of about a tenth of ResNet50-FPN's width.
 
-    Widths are about a tenth of ResNet50-FPN's.
+    In training it also tells each pixel's class from the finest features.
     """
     from torchvision.models.detection import MaskRCNN
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
     from torchvision.models.detection.rpn import AnchorGenerator
-    from torchvision.ops import MultiScaleRoIAlign
 
-    from mvray.nn.small_pyramid import OUT, SmallPyramid
+    from mvray.nn.small_pyramid import OUT, BoxHead, RoiPool, SmallPyramid, norm
 
-    levels = ["0", "1", "2"]
-    return MaskRCNN(
+    model = MaskRCNN(
         SmallPyramid(),
         min_size=120,
         max_size=400,
@@ -64,15 +63,17 @@ def _small(classes: int) -> Any:
         rpn_post_nms_top_n_train=100,
         rpn_post_nms_top_n_test=60,
         rpn_batch_size_per_image=128,
-        box_roi_pool=MultiScaleRoIAlign(levels, 7, 1),
-        box_head=TwoMLPHead(OUT * 7 * 7, 128),
+        box_roi_pool=RoiPool(7, 1),
+        box_head=BoxHead(OUT * 7 * 7, 128),
         box_predictor=FastRCNNPredictor(128, classes),
         box_batch_size_per_image=32,
         box_detections_per_img=20,
-        mask_roi_pool=MultiScaleRoIAlign(levels, 14, 2),
-        mask_head=MaskRCNNHeads(OUT, (OUT, OUT), 1),
+        mask_roi_pool=RoiPool(14, 2),
+        mask_head=MaskRCNNHeads(OUT, (OUT, OUT), 1, norm_layer=norm),
         mask_predictor=MaskRCNNPredictor(OUT, OUT, classes),
     )
+    model.semantic = torch.nn.Conv2d(OUT, classes, 1)
+    return model
 
 
 def target(instances_HW: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
@@ -105,6 +106,8 @@ def losses(
     with _training(model.rpn, draws), _training(model.roi_heads, draws):
         proposals, found = model.rpn(made, features, wanted)
         found |= _second_stage(model.roi_heads, features, proposals, made.image_sizes, wanted)
+    if hasattr(model, "semantic"):
+        found["loss_semantic"] = _semantic(model.semantic(features[FINEST]), wanted)
     losses: dict[str, Tensor] = found
     return losses
 
@@ -140,6 +143,24 @@ def _second_stage(
         "loss_box_reg": (share_R[positive] * box_loss_P).sum(),
         "loss_mask": (_share(chosen) * mask_loss_Pmm.mean((1, 2))).sum(),
     }
+
+
+def _semantic(scores_BKhw: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
+    """Cross-entropy of each pixel's class, the mean over pictures (Kirillov et al. 2019, arXiv 1901.02446, section 3).
+
+    Every pixel says something, where the second stage learns from a few regions of a picture: from random
+    weights the features are learnt in fewer steps.
+    """
+    scores_BKHW = torch.nn.functional.interpolate(scores_BKhw, scale_factor=4, mode="bilinear")
+    each = []
+    for scores_KHW, target in zip(scores_BKHW, targets, strict=True):
+        masks_NHW = target["masks"]
+        height, width = masks_NHW.shape[1:]
+        classes_HW = masks_NHW.new_zeros((height, width), dtype=torch.long)
+        for mask_HW, label in zip(masks_NHW.bool(), target["labels"], strict=True):
+            classes_HW[mask_HW] = label
+        each.append(torch.nn.functional.cross_entropy(scores_KHW[None, :, :height, :width], classes_HW[None]))
+    return torch.stack(each).mean()
 
 
 def _share(parts: Sequence[Tensor]) -> Tensor:

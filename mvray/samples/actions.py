@@ -1,7 +1,7 @@
 """`mvray sample actions`: little cartoon videos in the layout of UCF101, with exact instance masks.
 
-A class is a motion. Its groups have the same actors and scenes as those of every other class, so that
-only who looks at the motion can tell the class.
+A class is a motion. Its clips have the same actors and scenes as those of every other class, so that
+only who looks at the motion can tell the class. A group is a kind of scene; no actor is in two groups.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from mvray.samples.avi import write_avi
 from mvray.samples.drawings import NOTICE
 from mvray.samples.film import HEIGHT, WIDTH, shoot
 from mvray.samples.motions import MOTIONS
-from mvray.samples.staging import ACTOR, MOST_ACTORS, THING, film_of
+from mvray.samples.staging import ACTOR, CLIPS_PER_GROUP, MOST_ACTORS, THING, film_of
 from mvray.samples.whole import done, is_whole, replacing
 
-VERSION = 1
+VERSION = 2
 """Grows when the same settings give other videos."""
-CLIPS_PER_GROUP = 2
 FEWEST_GROUPS = 3
 SPLITS = (1, 2, 3)
 VIDEOS, LISTS, INSTANCES = "UCF-101", "ucfTrainTestlist", "instances.json"
 CATEGORIES = ({"id": 1, "name": ACTOR}, {"id": 2, "name": THING})
 ABOUT = """Sample actions, composed by mvray out of real drawings (licences: NOTICE.md, which stays with them).
 
-UCF-101/CLASS/v_CLASS_gXX_cYY.avi   160 x 120, 25 frames a second; gXX the group (one actor, one scene), cYY the clip
+UCF-101/CLASS/v_CLASS_gXX_cYY.avi   160 x 120, 25 frames a second; gXX is a kind of scene, cYY an actor
 ucfTrainTestlist/                   classInd.txt, trainlist01..03.txt, testlist01..03.txt, as in UCF101
 instances.json                      exact masks of the actor (person) and the things in view (object), as in YouTube-VIS
 sample.json                         the settings, and size and checksum of every file
@@ -91,10 +90,10 @@ def _check(classes: int, videos: int, seed: int, processes: int | None) -> None:
         raise SettingError(
             f"classes is {classes}; expected 2 to {len(MOTIONS)}, the number of motions ({', '.join(MOTIONS)})."
         )
-    most = MOST_ACTORS * CLIPS_PER_GROUP
-    if not FEWEST_GROUPS <= videos <= most:
+    if not FEWEST_GROUPS <= videos <= MOST_ACTORS:
         raise SettingError(
-            f"videos is {videos}; expected {FEWEST_GROUPS} to {most} of each class, about {CLIPS_PER_GROUP} to a group."
+            f"videos is {videos}; expected {FEWEST_GROUPS} to {MOST_ACTORS} of each class, "
+            f"{CLIPS_PER_GROUP} to a group."
         )
     if seed < 0:
         raise SettingError(f"seed is {seed}; expected 0 or more.")
@@ -108,8 +107,8 @@ def names_of(classes: int) -> list[str]:
 
 
 def clips_of(videos: int) -> list[int]:
-    """How many clips each group has: about three, and at least three groups."""
-    groups = max(FEWEST_GROUPS, round(videos / CLIPS_PER_GROUP))
+    """How many clips each group has: two or one, and there are at least three groups."""
+    groups = max(FEWEST_GROUPS, -(-videos // CLIPS_PER_GROUP))
     return [videos // groups + (group < videos % groups) for group in range(groups)]
 
 

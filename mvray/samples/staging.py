@@ -1,7 +1,7 @@
-"""Stage a sample action: the same actor, scene and things in every class, only the motion is its own.
+"""Stage a sample action: the same actors and scenes in every class, only the motion is its own.
 
-So nothing but the motion tells the class. Place, size, speed, light and camera are drawn anew for each video,
-alike for all classes. Legend: T frames.
+So nothing but the motion tells the class. Things in view, place, size, speed and camera are drawn anew for each
+video, alike for all classes. Legend: T frames.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from mvray.samples.sprites import Pose, Sprite, half_extent, sprite
 
 FEWEST_FRAMES, MOST_FRAMES = 40, 80
 LEAST_HEIGHT_PX = 0.35 * HEIGHT
-MOST_ACTORS = 99
+MOST_ACTORS = 300
+CLIPS_PER_GROUP = 2
 ACTOR, THING = "person", "object"
 
 
 def film_of(name: str, group: int, clip: int, seed: int) -> Film:
-    """The video of class ``name``, with the actor and the scene of its ``group`` and the things of its ``clip``."""
+    """The video of class ``name``, with the actor and the scene of this ``clip`` of its ``group``."""
     rng = _rng(seed, 3, list(MOTIONS).index(name), group, clip)
     frames = int(rng.integers(FEWEST_FRAMES, MOST_FRAMES + 1))
-    things = props(_rng(seed, 2, group, clip))
+    things = props(rng)
     behind = [_thing(prop, frames, rng) for prop in things if not prop.in_front]
     before = [_thing(prop, frames, rng) for prop in things if prop.in_front]
-    layers = (*behind, _actor(name, _actors(seed)[group], frames, rng), *before)
+    layers = (*behind, _actor(name, _actors(seed)[group * CLIPS_PER_GROUP + clip], frames, rng), *before)
     camera_T2 = _camera(frames, rng)
-    return Film(_scene(seed, group), tuple(_moved(layer, camera_T2.mean(axis=0)) for layer in layers), camera_T2)
+    return Film(_scene(seed, group, clip), tuple(_moved(layer, camera_T2.mean(axis=0)) for layer in layers), camera_T2)
 
 
 def _rng(*numbers: int) -> np.random.Generator:
@@ -46,10 +47,11 @@ def _actors(seed: int) -> tuple[tuple[str, str], ...]:
     return tuple(actors(MOST_ACTORS, _rng(seed, 0)))
 
 
-@lru_cache(2)
-def _scene(seed: int, group: int) -> Image.Image:
+@lru_cache(4)
+def _scene(seed: int, group: int, clip: int) -> Image.Image:
+    """Clips of a group have a kind of scene in common, and one of its kind each."""
     order = _rng(seed, 1).permutation(len(KINDS))
-    return scenery(KINDS[order[group % len(KINDS)]], _rng(seed, 1, group))
+    return scenery(KINDS[order[group % len(KINDS)]], _rng(seed, 1, group, clip))
 
 
 def _actor(name: str, drawing: tuple[str, str], frames: int, rng: np.random.Generator) -> Layer:
