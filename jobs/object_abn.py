@@ -67,7 +67,7 @@ def experiment(
         clips = Data(UCF101(), Clips(64, 64, frames=8, every=4, short_side=(64, 80), test_side=68))
         network, dropout = "x3d-tiny", 0.2
         optim = Optim(
-            name="adamw", lr=0.002, weight_decay=0.05, batch_size=8, epochs=60, schedule="cosine", warmup_epochs=12
+            name="adamw", lr=0.006, weight_decay=0.05, batch_size=16, epochs=70, schedule="cosine", warmup_epochs=14
         )
         scale = Scale(workers=2, loader_workers=1, checkpoint_steps=20)
     else:

@@ -52,9 +52,35 @@ def test_a_picture_alone_has_torchvisions_own_losses() -> None:
         for stage, sampler in zip((method.model.rpn, method.model.roi_heads), draws, strict=True):
             stage.fg_bg_sampler = seeded(sampler, int(batch["draw"][0]))
         expected = method.model([image], targets)
-    assert found.keys() == expected.keys()
+    assert found.keys() == {*expected, "loss_semantic"}
     for name, loss in expected.items():
         assert found[name].item() == pytest.approx(loss.item(), rel=1e-4), name
+
+
+def test_every_pixels_class_is_learnt_from_too() -> None:
+    method, batch = method_of().train(), batch_of(2)
+    found = method(batch, "train")["loss_semantic"]
+    images = [clip[:, 0].float() / 255 for clip in batch["clip"]]
+    made, _ = method.model.transform(images)  # 120 pixels on a side, filled up to 128 with zeros
+    maps = method.model.semantic(method.model.backbone(made.tensors)["0"])
+    scores = torch.nn.functional.interpolate(maps, size=made.tensors.shape[-2:], mode="bilinear")[..., :120, :120]
+    classes = torch.nn.functional.interpolate(batch["masks"].float(), size=(120, 120), mode="nearest")[:, 0].long()
+    log_p = scores.log_softmax(1).gather(1, classes[:, None])[:, 0]
+    assert found.item() == pytest.approx(-float(log_p.mean()), rel=1e-3)
+
+
+def test_regions_are_pooled_as_by_torchvision() -> None:
+    """Those of less than 112 x 112 pixels, as all are in small frames."""
+    from torchvision.ops import MultiScaleRoIAlign
+
+    from mvray.nn.small_pyramid import RoiPool
+
+    rand = torch.Generator().manual_seed(0)
+    features = {name: torch.randn(2, 8, 32 >> at, 40 >> at, generator=rand) for at, name in enumerate("012")}
+    corners = torch.rand(9, 2, generator=rand) * 60
+    boxes = torch.cat([corners, corners + 3 + torch.rand(9, 2, generator=rand) * 90], 1)
+    given = (features, [boxes[:5], boxes[5:]], [(120, 150), (120, 150)])
+    torch.testing.assert_close(RoiPool(7, 2)(*given), MultiScaleRoIAlign(list("012"), 7, 2)(*given))
 
 
 def seeded(sampler: object, seed: int) -> object:

@@ -35,6 +35,16 @@ def test_as_torchvision(bins: int, samples: int, aligned: bool, layout: torch.me
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_gradients_are_torchvisions() -> None:
+    made = []
+    for align in (roi_align, torchvision.ops.roi_align):
+        given = features().requires_grad_()
+        out = align(given, boxes(), 7, SCALE, 2, False)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        made.append(given.grad)
+    torch.testing.assert_close(*made, rtol=1e-4, atol=1e-4)
+
+
 def test_no_boxes() -> None:
     assert roi_align(features(), torch.zeros(0, 5), 7, SCALE, 0, True).shape == (0, CHANNELS, 7, 7)
 
