@@ -28,9 +28,9 @@ def steps(tiny: bool) -> tuple[Data, Generate, Train]:
             lr=0.004,
             weight_decay=1e-4,
             batch_size=8,
-            epochs=150,
+            epochs=100,
             schedule="cosine",
-            warmup_epochs=10,
+            warmup_epochs=8,
             clip_norm=5.0,
         )
         scale = Scale(workers=2, loader_workers=1, checkpoint_steps=20)

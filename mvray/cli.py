@@ -96,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--json", action="store_true", help="print the report as JSON")
     report.set_defaults(command=_report)
 
-    look = commands.add_parser("look", help="show where a trained step looks on any pictures")
+    look = commands.add_parser("look", help="show where a trained step looks on any pictures or videos")
     look.add_argument("step", metavar="STEP_PATH", help="folder of a finished Train step")
-    look.add_argument("pictures", type=Path, nargs="+", metavar="PICTURES", help="pictures, or folders of them")
+    look.add_argument("files", type=Path, nargs="+", metavar="FILES", help="pictures or videos, or folders of them")
     look.add_argument("--out", type=Path, required=True, metavar="DIR")
     look.add_argument("--layer", default="", help="name of the layer (default: the method's)")
     look.set_defaults(command=_look)
@@ -283,7 +283,7 @@ def _report(given: argparse.Namespace) -> int:
 def _look(given: argparse.Namespace) -> int:
     from mvray.look import look
 
-    sheet = look(given.step, given.pictures, given.out, given.layer)
+    sheet = look(given.step, given.files, given.out, given.layer)
     print(f"Wrote {sheet}.")
     return 0
 

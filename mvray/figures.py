@@ -50,6 +50,17 @@ def overlay(image_HWC: Picture, map_HW: np.ndarray[Any, Any]) -> Picture:
     return result
 
 
+def attended(frames_THWC: Picture, maps_Thw: np.ndarray[Any, Any]) -> Picture:
+    """A clip with attention over each frame, each frame's map scaled to 0..1 as its entropy is (nn/sharpness.py).
+
+    There may be fewer maps than frames: each belongs to as many frames in a row.
+    """
+    least, most = maps_Thw.min((1, 2), keepdims=True), maps_Thw.max((1, 2), keepdims=True)
+    maps_Thw = (maps_Thw - least) / np.where(most > least, most - least, 1)
+    nearest = np.arange(len(frames_THWC)) * len(maps_Thw) // len(frames_THWC)
+    return np.stack([overlay(frame, maps_Thw[t]) for frame, t in zip(frames_THWC, nearest, strict=True)])
+
+
 def sheet(
     rows: Sequence[Sequence[Picture | None]], column_titles: Sequence[str], row_titles: Sequence[str], title: str
 ) -> bytes:

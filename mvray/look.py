@@ -1,4 +1,4 @@
-"""`mvray look`: where a trained step looks on anyone's pictures, as overlays and a contact sheet."""
+"""`mvray look`: where a trained step looks on anyone's pictures or videos, as overlays and a contact sheet."""
 
 from __future__ import annotations
 
@@ -12,34 +12,43 @@ from PIL import Image
 from mvray import figures
 from mvray.data.quarantine import Unreadable
 from mvray.data.sources import picture, pixels
-from mvray.data.view import View, seen
-from mvray.errors import DataError
-from mvray.job import Train
+from mvray.data.video import Video
+from mvray.data.videos import SUFFIXES
+from mvray.data.view import ClipView, View, seen
+from mvray.errors import DataError, SettingError
+from mvray.job import Clips, Train
 from mvray.manifest import MANIFEST
-from mvray.method import Facts, Generator
+from mvray.method import Facts, Generator, Method
 from mvray.settings import decoded
 from mvray.storage import Storage
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SHEET_PICTURES = 24
+SHEET_CLIPS, SHEET_FRAMES = 12, 8
 
 
-def look(step_path: str, pictures: Sequence[Path], out: Path, layer: str = "") -> Path:
-    """Write an overlay for each picture and sheet.png to ``out``; returns the sheet's path.
+def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> Path:
+    """Write an overlay for each picture, or an animation for each video, and sheet.png to ``out``; returns the
+    sheet's path.
 
-    ``step_path`` is the folder of a finished Train step (a path or s3://...). Raises DataError where
-    it is not one, or where no picture can be read; single bad pictures are named and left out.
+    ``step_path`` is the folder of a finished Train step (a path or s3://...): one trained on pictures looks by
+    Grad-CAM at ``layer``, one trained on clips by its own attention. Raises DataError where it is not one, or
+    where no file can be read; single bad files are named and left out. Raises SettingError for a method for clips
+    without attention.
     """
     from mvray.generate import load_method
     from mvray.generators import gradcam
 
     folder = Storage(step_path)
     step, facts = _finished(folder, step_path)
-    generator = gradcam.Config(of=step, layer=layer).build(load_method(step, facts, folder), folder.read)
+    method = load_method(step, facts, folder)
+    if isinstance(step.data.pictures, Clips):
+        return _look_at_videos(step, facts, method, files, out)
+    generator = gradcam.Config(of=step, layer=layer).build(method, folder.read)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[list[np.ndarray]] = []
     names: list[str] = []
-    for path in _found(pictures):
+    for path in _found(files, ENDINGS):
         try:
             given = _read(path, facts)
         except (Unreadable, OSError) as error:
@@ -52,11 +61,44 @@ def look(step_path: str, pictures: Sequence[Path], out: Path, layer: str = "") -
         names.append(f"{path.name}\n{facts.classes[predicted]}\n{probability:.0%}")
         rows.append([shown, over])
     if not rows:
-        raise DataError(f"None of {', '.join(map(str, pictures))} is a picture that can be read.")
+        raise DataError(f"None of {', '.join(map(str, files))} is a picture that can be read.")
     sheet = out / "sheet.png"
     sheet.write_bytes(
         figures.sheet(rows[:SHEET_PICTURES], ["picture", f"where {step.name} looks"], names[:SHEET_PICTURES], step.name)
     )
+    return sheet
+
+
+def _look_at_videos(step: Train, facts: Facts, method: Method, files: Sequence[Path], out: Path) -> Path:
+    """The middle clip of each video, as it is made for tests."""
+    clips, titles = step.data.pictures, ["clip", f"where {step.name} looks"]
+    assert isinstance(clips, Clips)
+    at = np.unique(np.linspace(0, clips.frames - 1, min(clips.frames, SHEET_FRAMES)).round().astype(int))
+    rows: list[list[np.ndarray]] = []
+    names: list[str] = []
+    out.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for path in _found(files, set(SUFFIXES)):
+        try:
+            with Video(path) as video:
+                clip = ClipView.of(clips, video.count, video.height, video.width, None)
+                frames_THWC = np.ascontiguousarray(clip.cut(video.frames(clip.numbers, *clip.scaled)))
+        except (Unreadable, OSError) as error:
+            print(f"left out: {path}: {error}")
+            continue
+        maps_Thw, predicted, probability = _attended(method, frames_THWC, step.name)
+        over = figures.attended(frames_THWC, maps_Thw)
+        name = f"{path.name}\n{facts.classes[predicted]}\n{probability:.0%}"
+        moments = [[[frame, attended]] for frame, attended in zip(frames_THWC, over, strict=True)]
+        (out / f"{count:04d}-{path.stem}.gif").write_bytes(figures.animation(moments, titles, [name], step.name))
+        count += 1
+        if count <= SHEET_CLIPS:
+            rows += [[frames_THWC[t] for t in at], [over[t] for t in at]]
+            names += [name, titles[1]]
+    if not rows:
+        raise DataError(f"None of {', '.join(map(str, files))} is a video that can be read.")
+    sheet = out / "sheet.png"
+    sheet.write_bytes(figures.sheet(rows, [f"frame {t}" for t in at], names, step.name))
     return sheet
 
 
@@ -74,14 +116,14 @@ def _finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
     return step, Facts.of(tuple(manifest["data"]["classes"]), step.data.pictures, samples)
 
 
-def _found(given: Sequence[Path]) -> Iterator[Path]:
+def _found(given: Sequence[Path], endings: set[str]) -> Iterator[Path]:
     for path in given:
         if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
         elif path.is_file():
             yield path
         else:
-            raise DataError(f"{path}: there is no such picture or folder.")
+            raise DataError(f"{path}: there is no such file or folder.")
 
 
 def _read(path: Path, facts: Facts) -> np.ndarray:
@@ -90,6 +132,20 @@ def _read(path: Path, facts: Facts) -> np.ndarray:
     view = seen(image[..., 0] if image.shape[2] == 1 else image, facts.height, facts.width, View())
     planes = view[None] if view.ndim == 2 else view.transpose(2, 0, 1)
     return np.array(np.broadcast_to(planes, (facts.channels, facts.height, facts.width)))
+
+
+def _attended(method: Method, frames_THWC: np.ndarray, name: str) -> tuple[np.ndarray, int, float]:
+    """As `_looked`, the method's own map of each frame."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip_BCTHW = torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)[None].to(device)
+    with torch.inference_mode():
+        made = method.predict({"clip": clip_BCTHW, "label": torch.tensor([-1], device=device)})
+    if "attention" not in made:
+        raise SettingError(f"Step {name} was trained without attention; expected one that has it, such as ABN.")
+    predicted = int(made["predicted"][0])
+    return made["attention"][0].cpu().numpy(), predicted, float(made["scores"][0, predicted])
 
 
 def _looked(generator: Generator, image_CHW: np.ndarray) -> tuple[np.ndarray, int, float]:

@@ -92,11 +92,7 @@ def _shown(
 
 
 def _overlaid(frames_THWC: np.ndarray, table: pa.Table, at: int) -> np.ndarray:
-    """Each frame's attention over it, scaled to 0..1 per frame as its entropy is."""
+    """Each frame's attention over it."""
     field = table.schema.field("attention")
     shape = [int(side) for side in field.metadata[b"shape"].split(b",")]
-    maps_Thw = np.array(table["attention"][at].as_py(), np.float32).reshape(shape)
-    least, most = maps_Thw.min((1, 2), keepdims=True), maps_Thw.max((1, 2), keepdims=True)
-    maps_Thw = (maps_Thw - least) / np.where(most > least, most - least, 1)
-    nearest = np.arange(len(frames_THWC)) * len(maps_Thw) // len(frames_THWC)
-    return np.stack([figures.overlay(frame, maps_Thw[t]) for frame, t in zip(frames_THWC, nearest, strict=True)])
+    return figures.attended(frames_THWC, np.array(table["attention"][at].as_py(), np.float32).reshape(shape))
