@@ -176,10 +176,10 @@ def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
     """``job`` with settings changed by dotted name.
 
     A name is ``STEP.path`` ("masked.method.probability"), or job-wide: "source.", "pictures.",
-    "scale." and "seeds". Values may be text, as typed on a command line. The value of a part with
-    a catalogue (source, method, generator) may be the name of another file of that catalogue.
-    Raises SettingError that lists what exists where a name is unknown, or where a value has the
-    wrong type.
+    "scale." and "seeds", for every such part that has the setting. Values may be text, as typed on
+    a command line. The value of a part with a catalogue (source, method, generator) may be the name
+    of another file of that catalogue. Raises SettingError that lists what exists where a name is
+    unknown, or where a value has the wrong type.
     """
     # A part of another kind first: what is set in it would be lost with the old one.
     for name in sorted(changes, key=lambda name: name.rpartition(".")[2] not in REPLACEABLE):
@@ -197,7 +197,9 @@ def _replaced_one(job: Job, name: str, value: Any) -> Job:
     if head in JOB_WIDE:
         kind = JOB_WIDE[head]
         if path:
-            return _rebuilt(job, lambda part: _set(part, path, value, name) if isinstance(part, kind) else part)
+            kinds = _kinds(job, kind)
+            meant = {each for each in kinds if path[0] in {f.name for f in dataclasses.fields(each)}} or kinds
+            return _rebuilt(job, lambda part: _set(part, path, value, name) if type(part) in meant else part)
         return _rebuilt(job, lambda part: _set(part, [head], value, name) if isinstance(part, Data) else part)
     if head in steps:
         names = [f.name for f in dataclasses.fields(steps[head])]
@@ -206,6 +208,19 @@ def _replaced_one(job: Job, name: str, value: Any) -> Job:
         f"--set {name}: nothing in the job {job.name!r} is named {head!r}{_nearest(head, [*steps, *JOB_WIDE])}. "
         f"Expected STEP.SETTING with a step of {', '.join(steps)}, or one of {', '.join(JOB_WIDE)}, seeds."
     )
+
+
+def _kinds(job: Job, base: Any) -> set[type]:
+    """The types of the job's parts that are of kind ``base``: it may have pictures as well as clips."""
+    found: set[type] = set()
+
+    def note(part: Any) -> Any:
+        if isinstance(part, base):
+            found.add(type(part))
+        return part
+
+    _rebuilt(job, note)
+    return found
 
 
 def _named(part: Any, name: str) -> bool:

@@ -215,6 +215,40 @@ def test_look_at_anyones_pictures(experiment: Experiment, drawings: Path, tmp_pa
     assert "is a Generate step; expected a Train step" in wrong.err
 
 
+def test_look_at_anyones_videos(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a network for clips that was trained on a folder per class."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    small = (
+        "source=videos",
+        "pictures.frames=2",
+        "pictures.every=2",
+        "abn.optim.epochs=1",
+        "abn.optim.warmup_epochs=0",
+    )
+    sets = [option for setting in small for option in ("--set", setting)]
+    job = FILE.with_name("object_abn.py")
+    clips = shutil.copytree(videos, tmp_path / "clips")
+    (clips / "instances.json").write_text("{}")  # of a step that does not run
+    said = mvray("run", job, "--tiny", "--data", clips, *sets, "--workers", 0, "--only", "abn")
+    assert said.code == 0, said.err
+    (trained,) = (tmp_path / "runs").glob("abn-*")
+    folder = next(path for path in sorted(videos.iterdir()) if path.is_dir())
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    said = mvray("look", trained, folder, tmp_path / "broken.mp4", "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    assert "left out" in said.out
+    assert "broken.mp4" in said.out
+    shown = sorted((tmp_path / "out").glob("0*.gif"))
+    assert [path.name[5:-4] for path in shown] == sorted(path.stem for path in folder.iterdir())
+    with Image.open(shown[0]) as moving:
+        assert moving.n_frames == 2
+    assert (tmp_path / "out" / "sheet.png").stat().st_size > 1000
+    nothing = mvray("look", trained, tmp_path / "broken.mp4", "--out", tmp_path / "out")
+    assert (nothing.code, nothing.err.count("\n")) == (2, 1)
+    assert "is a video that can be read" in nothing.err
+
+
 def test_a_folder_per_artist_goes_through_the_same_job(experiment: Experiment, drawings: Path) -> None:
     """With --data and --set alone. Other data are other steps."""
     job, tiny, _, _, *rest = experiment.options

@@ -211,6 +211,18 @@ def test_a_change_reaches_every_place_of_a_step() -> None:
     assert step_of(JOB, "phase1").optim.epochs != 1
 
 
+def test_job_wide_settings_reach_the_parts_that_have_them() -> None:
+    """Frames are a setting of clips, height one of pictures too."""
+    job = replaced(
+        load_job(FILE.with_name("object_abn.py"), True, None, []), {"pictures.frames": 4, "pictures.height": 9}
+    )
+    pictures = {step.name: step.data.pictures for step in job.walk()}
+    assert pictures["abn"].frames == pictures["look-abn"].frames == 4
+    assert {each.height for each in pictures.values()} == {9}
+    with pytest.raises(SettingError, match="has no setting 'frame'"):
+        replaced(job, {"pictures.frame": 4})
+
+
 def test_job_wide_settings_reach_every_part() -> None:
     job = replaced(JOB, {"source.root": "/data", "pictures.width": "64", "scale.workers": 5, "seeds": "3, 4"})
     for step in job.walk():
