@@ -215,6 +215,7 @@ def test_look_at_anyones_pictures(experiment: Experiment, drawings: Path, tmp_pa
     assert "is a Generate step; expected a Train step" in wrong.err
 
 
+@pytest.mark.slow
 def test_look_at_anyones_videos(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a network for clips that was trained on a folder per class."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

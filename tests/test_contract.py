@@ -306,7 +306,7 @@ def test_two_ranks_equal_one(
     assert two_ranks(two) == ["done", "done"]
     first, second = weights(one), weights(two)
     for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=5e-5)  # sums in another order, over steps
     torch.manual_seed(0)
     start = short.method.build(one.facts).state_dict()
     assert any(float((first[name] - start[name]).abs().max()) > 1e-3 for name in first)

@@ -1,6 +1,7 @@
 """The doctor on real patients: this machine, and places and packages that are really broken."""
 
 import socket
+import sys
 import textwrap
 
 import pytest
@@ -75,6 +76,8 @@ def test_a_detectron2_that_was_built_for_another_torch(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("__version__ = '0.6'\n")
     (package / "_C.py").write_text("raise ImportError('undefined symbol: _ZN2at4_ops')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:
+        monkeypatch.delitem(sys.modules, name)  # the real one, of other tests
     finding = only(software.detectron2())
     assert finding.state == "warn"
     assert "undefined symbol: _ZN2at4_ops" in finding.text

@@ -59,14 +59,14 @@ def test_a_picture_alone_has_torchvisions_own_losses() -> None:
 
 def test_every_pixels_class_is_learnt_from_too() -> None:
     method, batch = method_of().train(), batch_of(2)
-    found = method(batch, "train")["loss_semantic"]
+    found = method(batch, "train")["loss_semantic"].item()
     images = [clip[:, 0].float() / 255 for clip in batch["clip"]]
     made, _ = method.model.transform(images)  # 120 pixels on a side, filled up to 128 with zeros
     maps = method.model.semantic(method.model.backbone(made.tensors)["0"])
     scores = torch.nn.functional.interpolate(maps, size=made.tensors.shape[-2:], mode="bilinear")[..., :120, :120]
     classes = torch.nn.functional.interpolate(batch["masks"].float(), size=(120, 120), mode="nearest")[:, 0].long()
     log_p = scores.log_softmax(1).gather(1, classes[:, None])[:, 0]
-    assert found.item() == pytest.approx(-float(log_p.mean()), rel=1e-3)
+    assert found == pytest.approx(-log_p.mean().item(), rel=1e-3)
 
 
 def test_regions_are_pooled_as_by_torchvision() -> None:

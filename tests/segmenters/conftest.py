@@ -12,7 +12,7 @@ import pytest
 CODE = Path(__file__).parents[2] / ".venv/detectron2"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def detectron2() -> Iterator[None]:
     """Detectron2 can be imported while tests use this."""
     if not CODE.is_dir():

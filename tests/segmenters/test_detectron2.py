@@ -18,7 +18,10 @@ OPTIONS = ("INPUT.MIN_SIZE_TEST", "160", "INPUT.MAX_SIZE_TEST", "240", "TEST.DET
 SIZES = ((120, 160), (240, 320), (150, 100), (120, 160), (90, 250), (240, 320))
 
 # DefaultPredictor's own calls, in the version of 2022
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning", "ignore:.*torch.jit:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning", "ignore:.*torch.jit:FutureWarning"),
+]
 
 
 def settings(weights: str, *options: str) -> Any:
