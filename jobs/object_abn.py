@@ -2,7 +2,7 @@
 
 Paper: Nitta, Hirakawa, Fujiyoshi, Tamaki (Nagoya Institute of Technology, Chubu University), "Object-ABN".
        Attention Branch Network: Fukui et al. 2019. X3D: Feichtenhofer 2020 (arXiv 2004.04730).
-Full:  mvray run jobs/object_abn.py --data UCF101 --workers 4 --set scale.workers=4 \\
+Full:  mvray run jobs/object_abn.py --data UCF101 --workers 4 \\
            --set abn.method.weights=X3D_M.pyth --set object-abn.method.weights=X3D_M.pyth
        (needs Detectron2, see infra/README.md; UCF101 split 1, 50 epochs twice; not run by us)
 Tiny:  mvray run jobs/object_abn.py --tiny --data samples/actions

@@ -2,7 +2,7 @@
 
 The masks are a generated column (generators/instance_masks.py), used without union: data joined by
 ``with_masks(step, Masks(union=False))``. Trained on the frames of clips, or on pictures. A trained step
-finds instances for others through segmenters/torchvision.py.
+finds instances for others through segmenters/mask_rcnn.py.
 """
 
 from __future__ import annotations
