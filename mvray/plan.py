@@ -103,15 +103,16 @@ def rows_of(index: Index, splits: tuple[str, ...]) -> pa.Table:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every step of a job under every seed, inputs before what reads them."""
+    """Every step of a job under every seed that it depends on, inputs before what reads them."""
 
     job: Job
     storage: Storage
     steps: tuple[Planned, ...]
 
     def of(self, step: Step, seed: int) -> Planned:
-        """The planned form of a step of the job."""
-        return next(p for p in self.steps if p.name == step.name and p.seed == seed)
+        """The planned form of a step of the job; one that does not depend on the seed has one for all."""
+        named = [planned for planned in self.steps if planned.name == step.name]
+        return next((planned for planned in named if planned.seed == seed), named[0])
 
     def missing(self) -> list[Planned]:
         return [planned for planned in self.steps if not planned.finished]
@@ -129,7 +130,7 @@ def make(job: Job, storage: Storage) -> Plan:
     """Index the job's data and work out ids. Raises DataError for bad data, before anything starts."""
     indexes: dict[Source, Index] = {}
     prints: dict[tuple[Source, tuple[str, ...]], str] = {}
-    steps: list[Planned] = []
+    steps: dict[str, Planned] = {}
     for step in job.walk():
         data = step.data  # type: ignore[attr-defined]
         if data.source not in indexes:
@@ -147,11 +148,13 @@ def make(job: Job, storage: Storage) -> Plan:
         for step in job.walk():
             data = step.data  # type: ignore[attr-defined]
             print_ = prints[data.source, splits_of(step)] + beside.get(step.name, "")
-            id_ = identify(step, seed, print_, lambda other, known=known: known[other.name].id)  # type: ignore[misc]
+            # What no training comes before is the same under every seed: masks by given weights, or from files.
+            own = seed if isinstance(step, Train) or any(known[other.name].seed == seed for other in step.inputs) else 0
+            id_ = identify(step, own, print_, lambda other, known=known: known[other.name].id)  # type: ignore[misc]
             inputs = {other.name: known[other.name] for other in step.inputs}
-            known[step.name] = Planned(step, seed, id_, storage, indexes[data.source], print_, inputs)
-        steps.extend(known.values())
-    return Plan(job, storage, tuple(steps))
+            planned = Planned(step, own, id_, storage, indexes[data.source], print_, inputs)
+            known[step.name] = steps.setdefault(planned.path, planned)
+    return Plan(job, storage, tuple(steps.values()))
 
 
 def _content(files: tuple[str, ...], step: Generate) -> str:

@@ -13,8 +13,9 @@ from toys import Linear
 from mvray import plan
 from mvray.data.folder import Folder
 from mvray.errors import DataError
-from mvray.generators import gradcam
+from mvray.generators import gradcam, instance_masks
 from mvray.job import Data, Generate, Job, Measure, Train
+from mvray.segmenters import mask_rcnn
 from mvray.storage import Storage
 
 
@@ -46,6 +47,24 @@ def test_every_step_is_planned_for_every_seed(drawings: Path, tmp_path: Path) ->
     assert look.folder.uri == f"{tmp_path}/look-{look.id}"
     assert len(list(made.indexes())) == 1
     assert list(tmp_path.iterdir()) == []  # planning changes nothing
+
+
+def test_what_no_training_comes_before_is_planned_once(drawings: Path, tmp_path: Path) -> None:
+    """Masks by given weights or from files do not depend on a seed: they are made once for all."""
+    data, file = Data(Folder(root=str(drawings))), tmp_path / "w.pth"
+    file.write_bytes(b"weights")
+    found = Generate("found", instance_masks.Config(mask_rcnn.Config(weights=str(file))), data)
+    train = Train("phase1", Linear(), data.with_columns(found))
+    score = Measure("score", data.test.with_columns(Generate("look", gradcam.Config(of=train), data.test)), ())
+    for seeds in ((0, 1), (3, 4)):
+        made = plan.make(Job("job", (score,), seeds=seeds), Storage(str(tmp_path / "runs")))
+        assert sorted((p.name, p.seed) for p in made.steps) == sorted(
+            [("found", 0), *((name, seed) for name in ("look", "phase1", "score") for seed in seeds)]
+        )
+        masks = made.of(found, seeds[1])
+        assert masks is made.of(found, seeds[0])
+        assert all(made.of(train, seed).inputs["found"] is masks for seed in seeds)
+        assert len({made.of(train, seed).id for seed in seeds}) == 2
 
 
 def test_training_never_sees_the_test_pictures(drawings: Path, tmp_path: Path) -> None:
