@@ -103,7 +103,7 @@ def experiment(
             Column("test/attention_iou", "attention's IoU with the masks, %", 100),
             Column("test/attention_pointing", "attention's peak in a mask, %", 100),
         ),
-        note="Smaller entropy is sharper. IoU and pointing are against the generated masks.",
+        note="Smaller entropy is sharper. IoU and peak are against masks as Object-ABN is trained to follow.",
     )
     sheets = (Sheet("test clips", clips.test, tuple((TITLES[which], looks[which]) for which in looks), samples=6),)
     search = Search(

@@ -82,7 +82,7 @@ def _convolution(inputs: int, outputs: int, stride: int) -> tuple[torch.nn.Conv2
 
 class RoiPool(MultiScaleRoIAlign):  # type: ignore[misc]
     """R x C x side x side from the finest features alone, which is where the original looks for regions of less
-    than 112 x 112 pixels, through our roi_align: a third of the time in training on a CPU."""
+    than 112 x 112 pixels, through our roi_align: 0.42 of the time, there and back, on a CPU."""
 
     def __init__(self, side: int, samples: int) -> None:
         super().__init__([FINEST], side, samples)
