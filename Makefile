@@ -33,7 +33,7 @@ test: .venv/ready .venv/detectron2 ## all tests (with Ray, MLflow and S3 servers
 	$(BIN)/python -m pytest
 
 test-fast: .venv/ready ## tests without Ray and servers
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: .venv/ready ## ruff, mypy, layers and budgets
 	$(BIN)/ruff check .

@@ -21,6 +21,9 @@ from PIL import Image
 from mvray.settings import encoded
 
 BUCKET = "mvray-tests"
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not imported yet: as many processes as cores, so a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 COCO_WARNS = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"  # as in pyproject.toml
 
 

@@ -66,7 +66,7 @@ def slow_grad_cam(net: nn.Module, layer: str, images_BCHW: Tensor, classes: list
         Z = A.shape[2] * A.shape[3]
         total = torch.zeros(A.shape[2:], dtype=torch.float64)
         for k in range(A.shape[1]):
-            alpha_k = sum(row.sum() for row in A.grad[0, k]) / Z
+            alpha_k = A.grad[0, k].sum() / Z
             total += alpha_k * A[0, k].detach()
         maps.append(torch.clamp(total, min=0))
     return torch.stack(maps)

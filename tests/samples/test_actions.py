@@ -401,6 +401,7 @@ def test_interrupted_composing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_killed_composing_leaves_no_sample_and_no_worker(tmp_path: Path) -> None:
     out = tmp_path / "actions"
     code = (

@@ -206,6 +206,7 @@ def test_interrupted_composing_leaves_nothing_and_keeps_what_was_there(sample: P
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.slow
 def test_killed_composing_leaves_no_sample_no_worker_and_no_obstacle(tmp_path: Path) -> None:
     out = tmp_path / "comics"
     script = (
