@@ -7,7 +7,7 @@ finds instances for others through segmenters/mask_rcnn.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MASKS, LABELS = "masks", "mask_labels"
+INSTANCES, PIXELS = "instances", "pixels"
 _COLOUR = 104  # the stream of a sample's draw (nn/draws.py)
 
 
@@ -34,6 +35,10 @@ class Config(MethodConfig):
     which score on an instance counts in ``predict``. ``distort``: in training, each sample's channels are
     shuffled and each is multiplied by 1 - distort .. 1 + distort and shifted by half as much of the whole
     range, after Liu et al. 2016 (SSD, arXiv 1512.02325, section 2.2): outlines must tell, not colours.
+
+    ``learns`` PIXELS is a first step for the small network: it learns what class each pixel has, and no more,
+    for a third of the work; a step that learns INSTANCES begins with its weights (``Train.start_from``). What
+    such a step finds is one region for each class.
     """
 
     scores: ClassVar[tuple[str, ...]] = ("mask_iou", "union_iou")
@@ -42,12 +47,15 @@ class Config(MethodConfig):
     weights: str = field(default="", metadata=FILE)
     least_score: float = 0.5
     distort: float = 0.0
+    learns: str = INSTANCES
 
     def __post_init__(self) -> None:
         if not 0 <= self.least_score <= 1:
             raise SettingError(f"method.least_score is {self.least_score}; expected 0 to 1.")
         if not 0 <= self.distort < 1:
             raise SettingError(f"method.distort is {self.distort}; expected 0 up to, not including, 1.")
+        if self.learns not in (INSTANCES, PIXELS):
+            raise SettingError(f"method.learns is {self.learns!r}; expected {INSTANCES!r} or {PIXELS!r}.")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -59,6 +67,10 @@ class Config(MethodConfig):
 
     def check(self) -> None:
         detectors.check_name(self.network)
+        if self.learns == PIXELS and self.network != detectors.SMALL:
+            raise SettingError(
+                f"{self.network} does not tell pixels' classes; expected {detectors.SMALL} to learn pixels."
+            )
 
     def build(self, facts: Facts) -> Method:
         return MaskRcnn(self)
@@ -75,11 +87,19 @@ class MaskRcnn(Method):
             from mvray.nn import weights
 
             weights.load(self.model, config.network, config.weights, "")
+        if config.learns == PIXELS:
+            for waiting in detectors.unseen_by_pixels(self.model):
+                waiting.requires_grad_(False)
+
+    def trained_in(self, phase: str) -> Iterable[torch.nn.Parameter]:
+        return (each for each in self.parameters() if each.requires_grad)
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         frames_NCHW = _frames(batch).float() / 255
         if self.training and self.config.distort:
             frames_NCHW = distorted(frames_NCHW, batch["draw"], self.config.distort)
+        if self.config.learns == PIXELS:
+            return detectors.pixel_losses(self.model, list(frames_NCHW), _targets(batch))
         frames = len(frames_NCHW) // len(batch["draw"])
         keys = [draw + t for draw in batch["draw"].tolist() for t in range(frames)]
         return detectors.losses(self.model, list(frames_NCHW), _targets(batch), keys)
@@ -88,6 +108,8 @@ class MaskRcnn(Method):
         """The instances of pictures, 3 x H x W uint8 of any sizes, with any score."""
         from mvray.nn.mask_rcnn import segment
 
+        if self.config.learns == PIXELS:
+            return detectors.regions(self.model, images)
         return segment(self.model, images)
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from mvray.nn.roi_align import roi_align
@@ -21,7 +22,9 @@ WIDTHS = (24, 48, 80, 112)
 BLOCKS = (0, 1, 2, 2)
 """Residual blocks of each stage after the convolution that halves the sides."""
 OUT = 48
-FINEST = "0"
+FINEST, FINE = "0", "1"
+"""What the features at 1/2 and at 1/4 of the picture are called."""
+STRIDES = {FINEST: 2, FINE: 4}
 
 
 def norm(channels: int) -> torch.nn.GroupNorm:
@@ -33,7 +36,7 @@ def norm(channels: int) -> torch.nn.GroupNorm:
 
 
 class SmallPyramid(torch.nn.Module):
-    """B x 3 x H x W to features of `OUT` channels at 1/4, 1/8 and 1/16, named "0", "1" and "2"."""
+    """B x 3 x H x W to features of `OUT` channels at 1/2, 1/4, 1/8 and 1/16, named "0" to "3"."""
 
     out_channels = OUT
 
@@ -41,14 +44,13 @@ class SmallPyramid(torch.nn.Module):
         super().__init__()
         sizes = zip((3, *WIDTHS[:-1]), WIDTHS, BLOCKS, strict=True)
         self.stages = torch.nn.ModuleList(_Stage(*size) for size in sizes)
-        self.pyramid = FeaturePyramidNetwork(list(WIDTHS[1:]), OUT, norm_layer=norm)
+        self.pyramid = FeaturePyramidNetwork(list(WIDTHS), OUT, norm_layer=norm)
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         levels = OrderedDict()
         for at, stage in enumerate(self.stages):
             images_BCHW = stage(images_BCHW)
-            if at:
-                levels[str(at - 1)] = images_BCHW
+            levels[str(at)] = images_BCHW
         found: dict[str, Tensor] = self.pyramid(levels)
         return found
 
@@ -84,16 +86,38 @@ class RoiPool(MultiScaleRoIAlign):  # type: ignore[misc]
     """R x C x side x side from the finest features alone, which is where the original looks for regions of less
     than 112 x 112 pixels, through our roi_align: 0.42 of the time, there and back, on a CPU."""
 
-    def __init__(self, side: int, samples: int) -> None:
-        super().__init__([FINEST], side, samples)
+    def __init__(self, level: str, side: int, samples: int) -> None:
+        super().__init__([level], side, samples)
 
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
         numbered = [torch.nn.functional.pad(each, (1, 0), value=float(at)) for at, each in enumerate(boxes)]
-        finest_BCHW = features[FINEST].contiguous(memory_format=torch.channels_last)
-        side, samples = self.output_size[0], self.sampling_ratio
-        return roi_align(finest_BCHW, torch.cat(numbered), side, 1 / 4, samples, aligned=False)
+        (level,), side, samples = self.featmap_names, self.output_size[0], self.sampling_ratio
+        features_BCHW = features[level].contiguous(memory_format=torch.channels_last)
+        return roi_align(features_BCHW, torch.cat(numbered), side, 1 / STRIDES[level], samples, aligned=False)
+
+
+class Anchors(AnchorGenerator):  # type: ignore[misc]
+    """Boxes of three shapes and one size at each place of all features but the finest, which only masks need."""
+
+    def __init__(self) -> None:
+        super().__init__(((16,), (36,), (72,)), ((0.5, 1.0, 2.0),) * 3)
+
+    def forward(self, images: Any, features: list[Tensor]) -> list[Tensor]:
+        made: list[Tensor] = super().forward(images, features[1:])
+        return made
+
+
+class ProposalHead(RPNHead):  # type: ignore[misc]
+    """Scores and moves them."""
+
+    def __init__(self, anchors: Anchors) -> None:
+        super().__init__(OUT, anchors.num_anchors_per_location()[0])
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        made: tuple[list[Tensor], list[Tensor]] = super().forward(features[1:])
+        return made
 
 
 class BoxHead(torch.nn.Sequential):

@@ -70,17 +70,18 @@ def test_every_pixels_class_is_learnt_from_too() -> None:
 
 
 def test_regions_are_pooled_as_by_torchvision() -> None:
-    """Those of less than 112 x 112 pixels, as all are in small frames."""
+    """From the features at 1/4: those of less than 112 x 112 pixels, as all are in small frames."""
     from torchvision.ops import MultiScaleRoIAlign
 
     from mvray.nn.small_pyramid import RoiPool
 
     rand = torch.Generator().manual_seed(0)
-    features = {name: torch.randn(2, 8, 32 >> at, 40 >> at, generator=rand) for at, name in enumerate("012")}
+    features = {name: torch.randn(2, 8, 64 >> at, 80 >> at, generator=rand) for at, name in enumerate("0123")}
     corners = torch.rand(9, 2, generator=rand) * 60
     boxes = torch.cat([corners, corners + 3 + torch.rand(9, 2, generator=rand) * 90], 1)
     given = (features, [boxes[:5], boxes[5:]], [(120, 150), (120, 150)])
-    torch.testing.assert_close(RoiPool(7, 2)(*given), MultiScaleRoIAlign(list("012"), 7, 2)(*given))
+    for level, others in (("0", "0"), ("1", "123")):
+        torch.testing.assert_close(RoiPool(level, 7, 2)(*given), MultiScaleRoIAlign(list(others), 7, 2)(*given))
 
 
 def seeded(sampler: object, seed: int) -> object:
@@ -133,6 +134,49 @@ def test_it_learns_to_find_blocks() -> None:
     assert set(instances.labels[instances.scores > 0.5].tolist()) == {0, 1}
 
 
+def test_pixels_alone_have_the_same_loss_and_wait_with_the_rest() -> None:
+    batch = batch_of()
+    whole, pixels = method_of().train(), method_of(learns="pixels").train()
+    (name,) = found = pixels(batch, "train")
+    torch.testing.assert_close(found[name], whole(batch, "train")[name])
+    found[name].backward()
+    assert all(each.grad is not None for each in pixels.trained_in("train"))
+    waiting = {name.split(".")[1] for name, each in pixels.named_parameters() if not each.requires_grad}
+    assert waiting >= {"rpn", "roi_heads"}
+    assert len(list(pixels.trained_in("train"))) < len(list(whole.trained_in("train")))
+    whole.load_state_dict(pixels.state_dict())  # as Train.start_from does
+
+
+def test_regions_are_the_likeliest_classes_of_pixels() -> None:
+    method = method_of(learns="pixels", least_score=0.0).eval()
+    image = batch_of(1)["clip"][0, :, 0]
+    with torch.no_grad():
+        made, _ = method.model.transform([image.float() / 255])
+        scores = method.model.semantic(method.model.backbone(made.tensors)["0"])
+        finer = torch.nn.functional.interpolate(scores, scale_factor=2, mode="bilinear")[:, :, :120, :120].softmax(1)
+        expected_HW = torch.nn.functional.interpolate(finer, (112, 112), mode="bilinear")[0].argmax(0)
+        (found,) = method.segment([image])
+    assert expected_HW.any()
+    again_HW = torch.zeros_like(expected_HW)
+    for mask_HW, label, score, box in zip(found.masks, found.labels, found.scores, found.boxes, strict=True):
+        again_HW[mask_HW] = label + 1
+        y, x = mask_HW.nonzero().T
+        assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert 1 / 3 <= score <= 1
+    assert torch.equal(again_HW, expected_HW)
+    assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+
+
+def test_a_picture_of_nothing_has_no_regions() -> None:
+    method = method_of(learns="pixels").eval()
+    torch.nn.init.zeros_(method.model.semantic.weight)
+    method.model.semantic.bias.data = torch.tensor([1.0, 0.0, 0.0])
+    with torch.no_grad():
+        (found,) = method.segment([batch_of(1)["clip"][0, :, 0]])
+        assert method.predict(batch_of(2))["union_iou"].tolist() == [0.0, 0.0]
+    assert (found.masks.shape, found.boxes.shape, len(found.scores)) == ((0, 112, 112), (0, 4), 0)
+
+
 def test_iou_of_what_is_not_found_is_0() -> None:
     truth = detectors.target(*(batch_of(1)[name][0, 0] for name in ("masks", "mask_labels")))
     half = truth["masks"][:1].bool().clone()
@@ -149,5 +193,9 @@ def test_mistakes() -> None:
         mask_rcnn.Config(network="rcnn").check()
     with pytest.raises(SettingError, match=r"method.least_score is 2; expected 0 to 1"):
         mask_rcnn.Config(least_score=2)
+    with pytest.raises(SettingError, match=r"method.learns is 'edges'; expected 'instances' or 'pixels'"):
+        mask_rcnn.Config(learns="edges")
+    with pytest.raises(SettingError, match=r"resnet50_fpn does not tell pixels' classes; expected maskrcnn-small"):
+        mask_rcnn.Config(network="maskrcnn_resnet50_fpn", learns="pixels").check()
     with pytest.raises(DataError, match="validation samples have no instance masks"):
         method_of().score({})
