@@ -41,19 +41,19 @@ def _whole(seen: Data, scale: Scale) -> Train:
 
 def _small(seen: Data, scale: Scale) -> Train:
     """Outlines first: a step over pixels' classes is a third of the work of one over instances."""
-    method = mask_rcnn.Config(distort=0.3, least_score=0.3)
+    method = mask_rcnn.Config(distort=0.5, paste=0.5, least_score=0.3)
     optim = Optim(
         name="adamw",
         lr=0.004,
         weight_decay=1e-4,
         batch_size=8,
-        epochs=100,
+        epochs=150,
         schedule="cosine",
-        warmup_epochs=8,
+        warmup_epochs=12,
         clip_norm=5.0,
     )
     pixels = Train("pixels", replace(method, learns=mask_rcnn.PIXELS), seen, optim, select="union_iou", scale=scale)
-    optim = replace(optim, lr=0.002, epochs=40, warmup_epochs=3)
+    optim = replace(optim, lr=0.002, epochs=50, warmup_epochs=4)
     return Train("segmenter", method, seen, optim, start_from=pixels, select="mask_iou", scale=scale)
 
 

@@ -21,6 +21,7 @@ from mvray.data.tables import write_table
 from mvray.environment import Local
 from mvray.job import Data, Job, MethodConfig, Optim, Pictures, Scale, Train
 from mvray.method import Batch, EpochWork, Facts, Method
+from mvray.nn.copy_paste import CopyPaste
 from mvray.storage import Storage
 from mvray.task import Task
 from mvray.train import task_of
@@ -181,7 +182,7 @@ BUILT: list[Method] = []
 class Shared(MethodConfig):
     """``of``'s method without what by its nature depends on how a batch is shared out over ranks.
 
-    Dropout drops nothing, and batch normalisation keeps the statistics that it has.
+    Dropout drops nothing, batch normalisation keeps the statistics that it has, and nothing is pasted.
     """
 
     of: MethodConfig
@@ -203,6 +204,8 @@ class Shared(MethodConfig):
         for layer in method.modules():
             if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
                 layer.p = 0.0
+            elif isinstance(layer, CopyPaste):
+                layer.share = 0.0
             elif isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 layer.eval().train = lambda mode, layer=layer: layer
         return method

@@ -17,6 +17,7 @@ from mvray.errors import DataError, SettingError
 from mvray.job import FILE, MethodConfig
 from mvray.method import Batch, Facts, Instances, Method
 from mvray.nn import detectors, draws
+from mvray.nn.copy_paste import CopyPaste
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,8 @@ class Config(MethodConfig):
     which score on an instance counts in ``predict``. ``distort``: in training, each sample's channels are
     shuffled and each is multiplied by 1 - distort .. 1 + distort and shifted by half as much of the whole
     range, after Liu et al. 2016 (SSD, arXiv 1512.02325, section 2.2): outlines must tell, not colours.
+    ``paste``: the share of the batch's next sample's instances that are pasted into each in training
+    (nn/copy_paste.py).
 
     ``learns`` PIXELS is a first step for the small network: it learns what class each pixel has, and no more,
     for a third of the work; a step that learns INSTANCES begins with its weights (``Train.start_from``). What
@@ -47,6 +50,7 @@ class Config(MethodConfig):
     weights: str = field(default="", metadata=FILE)
     least_score: float = 0.5
     distort: float = 0.0
+    paste: float = 0.0
     learns: str = INSTANCES
 
     def __post_init__(self) -> None:
@@ -54,6 +58,8 @@ class Config(MethodConfig):
             raise SettingError(f"method.least_score is {self.least_score}; expected 0 to 1.")
         if not 0 <= self.distort < 1:
             raise SettingError(f"method.distort is {self.distort}; expected 0 up to, not including, 1.")
+        if not 0 <= self.paste <= 1:
+            raise SettingError(f"method.paste is {self.paste}; expected a share, 0 to 1.")
         if self.learns not in (INSTANCES, PIXELS):
             raise SettingError(f"method.learns is {self.learns!r}; expected {INSTANCES!r} or {PIXELS!r}.")
 
@@ -83,6 +89,7 @@ class MaskRcnn(Method):
         super().__init__()
         self.config, self.classes = config, config.classes
         self.model = detectors.mask_rcnn(config.network, len(config.classes))
+        self.paste = CopyPaste(config.paste)
         if config.weights:
             from mvray.nn import weights
 
@@ -98,11 +105,13 @@ class MaskRcnn(Method):
         frames_NCHW = _frames(batch).float() / 255
         if self.training and self.config.distort:
             frames_NCHW = distorted(frames_NCHW, batch["draw"], self.config.distort)
+        frames_NCHW, *instances = self.paste(frames_NCHW, *_instances(batch), batch["draw"])
+        targets = _targets(*instances)
         if self.config.learns == PIXELS:
-            return detectors.pixel_losses(self.model, list(frames_NCHW), _targets(batch))
+            return detectors.pixel_losses(self.model, list(frames_NCHW), targets)
         frames = len(frames_NCHW) // len(batch["draw"])
         keys = [draw + t for draw in batch["draw"].tolist() for t in range(frames)]
-        return detectors.losses(self.model, list(frames_NCHW), _targets(batch), keys)
+        return detectors.losses(self.model, list(frames_NCHW), targets, keys)
 
     def segment(self, images: Sequence[Tensor]) -> list[Instances]:
         """The instances of pictures, 3 x H x W uint8 of any sizes, with any score."""
@@ -123,7 +132,7 @@ class MaskRcnn(Method):
         counts = torch.tensor([float(len(each["labels"])) for each in found], device=frames_NCHW.device)
         columns = {"instances": counts.reshape(samples, -1).mean(1)}
         if MASKS in batch:
-            columns |= self._agreement(found, _targets(batch), samples)
+            columns |= self._agreement(found, _targets(*_instances(batch)), samples)
         return columns
 
     def _agreement(
@@ -179,6 +188,10 @@ def _frames(batch: Batch) -> Tensor:
     return batch["image"].expand(-1, 3, -1, -1)
 
 
-def _targets(batch: Batch) -> list[dict[str, Tensor]]:
-    pairs = zip(batch[MASKS].flatten(0, 1), batch[LABELS].flatten(0, 1), strict=True)
-    return [detectors.target(masks_HW, labels_N) for masks_HW, labels_N in pairs]
+def _instances(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of all frames, the pixels' instances, N x H x W, and these ones' classes, N x K."""
+    return batch[MASKS].flatten(0, 1), batch[LABELS].flatten(0, 1)
+
+
+def _targets(masks_NHW: Tensor, labels_NK: Tensor) -> list[dict[str, Tensor]]:
+    return [detectors.target(masks_HW, labels_K) for masks_HW, labels_K in zip(masks_NHW, labels_NK, strict=True)]
