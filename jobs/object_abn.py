@@ -57,9 +57,14 @@ def job(tiny: bool = False) -> Job:
 
 
 def experiment(
-    tiny: bool, segmenter: SegmenterConfig, name: str = "object_abn", every: int = 1, truth: Generate | None = None
+    tiny: bool,
+    segmenter: SegmenterConfig,
+    name: str = "object_abn",
+    every: int = 1,
+    least_score: float = 0.5,
+    truth: Generate | None = None,
 ) -> Job:
-    """The experiment with ``segmenter``'s masks of every ``every``-th frame.
+    """The experiment with ``segmenter``'s masks of every ``every``-th frame, of ``least_score`` on.
 
     Where attention lies is judged by them, or by the masks of ``truth``.
     """
@@ -77,7 +82,7 @@ def experiment(
         scale = Scale(workers=4, loader_workers=6)
 
     masks = Generate("masks", instance_masks.Config(segmenter, every), Data(UCF101()), scale)
-    masked = clips.with_masks(masks, Masks(classes="all", least_score=0.5))
+    masked = clips.with_masks(masks, Masks(classes="all", least_score=least_score))
     judged = clips.test.with_masks(truth or masks, masked.masks)
 
     scores: dict[str, Measure] = {}

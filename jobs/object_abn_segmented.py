@@ -8,7 +8,7 @@ Score: none of a paper; IoU and pointing are against the exact masks.
 """
 
 from object_abn import experiment
-from segmenter import steps
+from segmenter import LEAST_SCORE, steps
 
 from mvray.job import Job
 from mvray.segmenters import mask_rcnn
@@ -17,4 +17,5 @@ from mvray.segmenters import mask_rcnn
 def job(tiny: bool = False) -> Job:
     """The segmenter is trained on the training list; its masks of every 4th frame sharpen the attention."""
     _, truth, segmenter = steps(tiny)
-    return experiment(tiny, mask_rcnn.Config(of=segmenter), "object_abn_segmented", every=4, truth=truth)
+    masks = mask_rcnn.Config(of=segmenter)
+    return experiment(tiny, masks, "object_abn_segmented", every=4, least_score=LEAST_SCORE, truth=truth)

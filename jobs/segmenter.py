@@ -19,6 +19,9 @@ from mvray.job import Clips, Column, Data, Generate, Job, Masks, Measure, Optim,
 from mvray.methods import mask_rcnn
 from mvray.segmenters import files
 
+LEAST_SCORE = 0.1
+"""From which score on something found counts."""
+
 
 def steps(tiny: bool) -> tuple[Data, Generate, Train]:
     """The videos, their true masks, and the segmenter that learns from them."""
@@ -34,14 +37,14 @@ def steps(tiny: bool) -> tuple[Data, Generate, Train]:
 
 
 def _whole(seen: Data, scale: Scale) -> Train:
-    method = mask_rcnn.Config(network="maskrcnn_resnet50_fpn", distort=0.3, least_score=0.3)
+    method = mask_rcnn.Config(network="maskrcnn_resnet50_fpn", distort=0.3, least_score=LEAST_SCORE)
     optim = Optim(lr=0.02, momentum=0.9, weight_decay=1e-4, batch_size=16, epochs=24, schedule="cosine")
     return Train("segmenter", method, seen, optim, select="mask_iou", scale=scale)
 
 
 def _small(seen: Data, scale: Scale) -> Train:
     """Outlines first: a step over pixels' classes is a third of the work of one over instances."""
-    method = mask_rcnn.Config(distort=0.5, paste=0.5, least_score=0.3)
+    method = mask_rcnn.Config(distort=0.5, paste=0.5, least_score=LEAST_SCORE)
     optim = Optim(
         name="adamw",
         lr=0.004,

@@ -17,7 +17,6 @@ from mvray.errors import DataError, SettingError
 from mvray.job import FILE, MethodConfig
 from mvray.method import Batch, Facts, Instances, Method
 from mvray.nn import detectors, draws
-from mvray.nn.copy_paste import CopyPaste
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +85,8 @@ class MaskRcnn(Method):
     """A Mask R-CNN on every frame of the batch."""
 
     def __init__(self, config: Config) -> None:
+        from mvray.nn.copy_paste import CopyPaste
+
         super().__init__()
         self.config, self.classes = config, config.classes
         self.model = detectors.mask_rcnn(config.network, len(config.classes))

@@ -1,6 +1,6 @@
 """Copy-paste: instances of one picture are pasted into another (Ghiasi et al. 2021, arXiv 2012.07177, section 3).
 
-Legend: N frames, B samples, K instances that a frame can have, H x W pixels.
+Needs torch while it is imported. Legend: N frames, B samples, K instances that a frame can have, H x W pixels.
 """
 
 from __future__ import annotations

@@ -45,17 +45,16 @@ def mask_rcnn(name: str, classes: int) -> Any:
 def _small(classes: int) -> Any:
     """Mask R-CNN for frames of about 120 pixels, of about a tenth of ResNet50-FPN's width.
 
-    In training it also tells each pixel's class from the finest features.
+    It also tells each pixel's class from the finest features.
     """
-    from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-    from mvray.nn.small_pyramid import FINE, FINEST, OUT, Anchors, BoxHead, ProposalHead, RoiPool, SmallPyramid, norm
+    from mvray.nn.small_pyramid import FINE, FINEST, OUT, Anchors, BoxHead, ProposalHead, RoiPool, SmallMaskRcnn, norm
 
     anchors = Anchors()
-    model = MaskRCNN(
-        SmallPyramid(),
+    return SmallMaskRcnn(
+        classes,
         min_size=120,
         max_size=400,
         rpn_anchor_generator=anchors,
@@ -74,8 +73,6 @@ def _small(classes: int) -> Any:
         mask_head=MaskRCNNHeads(OUT, (OUT, OUT), 1, norm_layer=norm),
         mask_predictor=MaskRCNNPredictor(OUT, OUT, classes),
     )
-    model.semantic = torch.nn.Conv2d(OUT, classes, 1)
-    return model
 
 
 def target(instances_HW: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
@@ -131,15 +128,9 @@ def regions(model: Any, images: Sequence[Tensor]) -> list[Instances]:
     Pictures are 3 x H x W uint8. The score is the mean probability over the region.
     """
     device = next(model.parameters()).device
-    made, _ = model.transform([image.to(device).float() / 255 for image in images], None)
-    scores_BKhw = model.semantic(model.backbone(made.tensors)[FINEST])
-    scores_BKHW = torch.nn.functional.interpolate(scores_BKhw, size=made.tensors.shape[2:], mode="bilinear")
-    found = []
-    for scores_KHW, image, (height, width) in zip(scores_BKHW, images, made.image_sizes, strict=True):
-        share_1KHW = scores_KHW[None, :, :height, :width].softmax(1)
-        share_KHW = torch.nn.functional.interpolate(share_1KHW, image.shape[1:], mode="bilinear")[0]
-        found.append(_regions(*share_KHW.max(0)))
-    return found
+    made, _ = model.transform([image.to(device).float() / 255 for image in images])
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    return [_regions(*share_KHW.max(0)) for share_KHW in model.shares(model.backbone(made.tensors), made, sizes)]
 
 
 def _regions(likely_HW: Tensor, class_HW: Tensor) -> Instances:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 
 from mvray.errors import DataError, SettingError
 from mvray.method import Facts
 from mvray.methods import mask_rcnn
-from mvray.nn import detectors
+from mvray.nn import detectors, small_pyramid
 
 FACTS = Facts(classes=("walk",), height=112, width=112, channels=3, samples=4, frames=1)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -175,6 +176,33 @@ def test_a_picture_of_nothing_has_no_regions() -> None:
         (found,) = method.segment([batch_of(1)["clip"][0, :, 0]])
         assert method.predict(batch_of(2))["union_iou"].tolist() == [0.0, 0.0]
     assert (found.masks.shape, found.boxes.shape, len(found.scores)) == ((0, 112, 112), (0, 4), 0)
+
+
+def test_two_experts_log_odds_are_added() -> None:
+    masks_N1HW, foreground_HW = torch.rand(3, 1, 5, 6) * 0.98 + 0.01, torch.rand(5, 6) * 0.9 + 0.05
+    expected = torch.sigmoid(torch.logit(masks_N1HW) + torch.logit(foreground_HW))
+    torch.testing.assert_close(small_pyramid.agreed(masks_N1HW, foreground_HW), expected)
+    masks_N1HW[0], masks_N1HW[1] = 0, 1
+    made = small_pyramid.agreed(masks_N1HW, torch.tensor([0.0, 1.0]).repeat(5, 3))
+    assert (made[0] == 0).all()
+    assert (made[1] == 1).all()
+
+
+def test_masks_are_those_of_both_experts() -> None:
+    """A pixel that is surely nothing is in no mask; with nothing to say the other one changes no mask."""
+    method, image = method_of().eval(), batch_of(1)["clip"][0, :, 0]
+    torch.nn.init.zeros_(method.model.semantic.weight)
+    found = {}
+    for name, bias in (("even", [0.0, -0.69314718, -0.69314718]), ("nothing", [50.0, 0.0, 0.0])):
+        method.model.semantic.bias.data = torch.tensor(bias)
+        with torch.no_grad():
+            (found[name],) = method.model([image.float() / 255])
+    with torch.no_grad():
+        (plain,) = torchvision.models.detection.MaskRCNN.forward(method.model, [image.float() / 255])
+    assert len(plain["masks"])
+    torch.testing.assert_close(found["even"]["masks"], plain["masks"])
+    torch.testing.assert_close(found["even"]["boxes"], plain["boxes"])
+    assert (found["nothing"]["masks"] < plain["masks"] + 1e-6).all()
 
 
 def test_iou_of_what_is_not_found_is_0() -> None:
