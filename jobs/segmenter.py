@@ -43,7 +43,7 @@ def _whole(seen: Data, scale: Scale) -> Train:
 
 
 def _small(seen: Data, scale: Scale) -> Train:
-    """Outlines first: a step over pixels' classes is a third of the work of one over instances."""
+    """Outlines first: a step over pixels' classes is half of the work of one over instances."""
     method = mask_rcnn.Config(distort=0.5, paste=0.5, least_score=LEAST_SCORE)
     optim = Optim(
         name="adamw",

@@ -39,7 +39,7 @@ class Config(MethodConfig):
     (nn/copy_paste.py).
 
     ``learns`` PIXELS is a first step for the small network: it learns what class each pixel has, and no more,
-    for a third of the work; a step that learns INSTANCES begins with its weights (``Train.start_from``). What
+    for half of the work; a step that learns INSTANCES begins with its weights (``Train.start_from``). What
     such a step finds is one region for each class.
     """
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMALL = "maskrcnn-small"
-FINEST = "0"  # what the finest features are called, at 1/4 of the picture
+FINEST = "0"  # what the finest features are called, at 1/2 of the picture
 NAMES = (SMALL, "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
 LEAST_PX = 2.0
 """Instances whose box is thinner are no targets: nothing of them is left at the features' resolution."""
@@ -112,7 +112,7 @@ def losses(
 
 
 def pixel_losses(model: Any, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """``loss_semantic`` of `losses` alone, for a third of the work; the small Mask R-CNN's only."""
+    """``loss_semantic`` of `losses` alone, for half of the work; the small Mask R-CNN's only."""
     made, wanted = model.transform(list(images), [dict(each) for each in targets])
     return {"loss_semantic": _semantic(model.semantic(model.backbone(made.tensors)[FINEST]), wanted)}
 

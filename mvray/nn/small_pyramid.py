@@ -126,8 +126,8 @@ def _convolution(inputs: int, outputs: int, stride: int) -> tuple[torch.nn.Conv2
 
 
 class RoiPool(MultiScaleRoIAlign):  # type: ignore[misc]
-    """R x C x side x side from the finest features alone, which is where the original looks for regions of less
-    than 112 x 112 pixels, through our roi_align: 0.42 of the time, there and back, on a CPU."""
+    """R x C x side x side from the features of one level, through our roi_align: 0.42 of the time, there and back,
+    on a CPU. The original takes the level at 1/4 for all regions of less than 112 x 112 pixels."""
 
     def __init__(self, level: str, side: int, samples: int) -> None:
         super().__init__([level], side, samples)
