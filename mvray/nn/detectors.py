@@ -50,7 +50,7 @@ def _small(classes: int) -> Any:
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-    from mvray.nn.small_pyramid import FINE, FINEST, OUT, Anchors, BoxHead, ProposalHead, RoiPool, SmallMaskRcnn, norm
+    from mvray.nn.small_pyramid import FINE, OUT, Anchors, BoxHead, ProposalHead, RoiPool, SmallMaskRcnn, norm
 
     anchors = Anchors()
     return SmallMaskRcnn(

@@ -14,6 +14,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from mvray.nn.detectors import FINEST
 from mvray.nn.roi_align import roi_align
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ WIDTHS = (24, 48, 80, 112)
 BLOCKS = (0, 1, 2, 2)
 """Residual blocks of each stage after the convolution that halves the sides."""
 OUT = 48
-FINEST, FINE = "0", "1"
-"""What the features at 1/2 and at 1/4 of the picture are called."""
+FINE = "1"
+"""What the features at 1/4 of the picture are called."""
 STRIDES = {FINEST: 2, FINE: 4}
 
 
