@@ -38,7 +38,6 @@ from mvray.plan import Planned
 from mvray.progress import duration
 from mvray.settings import without_files
 from mvray.storage import Storage
-from mvray.train import facts_of
 
 if TYPE_CHECKING:
     from mvray.cluster import Cluster
@@ -80,7 +79,7 @@ def work_of(planned: Planned) -> Work:
         seed=planned.seed,
         folder=planned.folder.uri,
         weights=of.folder.uri if of else None,
-        facts=facts_of(of) if of else None,
+        facts=of.facts if of else None,
         columns=tuple(planned.inputs[made.name].folder.uri for made in step.data.columns),
         shards=shards_of(planned.rows()["frames"].to_numpy(), getattr(step.generator, "every", None)),
     )

@@ -16,6 +16,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mvray.errors import SettingError
+from mvray.exhibits import Column as Column
+from mvray.exhibits import Groups as Groups
+from mvray.exhibits import Matches as Matches
+from mvray.exhibits import Row as Row
+from mvray.exhibits import Sheet as Sheet
+from mvray.exhibits import Table as Table
 from mvray.inputs import Clips as Clips
 from mvray.inputs import Masks as Masks
 from mvray.inputs import Pictures as Pictures
@@ -23,11 +29,14 @@ from mvray.inputs import check_above_0
 from mvray.source import NOT_IDENTITY, Source
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     from mvray.method import Facts, FrameGenerator, Generator, Method, Segmenter
 
 FILE: Mapping[str, Any] = {"file": True}
+LAST = "last"
+"""The value of Train.select for methods whose numbers must not choose, or cannot."""
 Read = Callable[[str], bytes]
 """The content of a file, whose path is below the data's root. Raises FileNotFoundError."""
 
@@ -96,8 +105,8 @@ class MethodConfig(ABC):
     def predict_uses(self) -> tuple[str, ...]:
         return ()
 
-    def check(self) -> None:  # noqa: B027 (most have nothing to check)
-        """Raise UserError for what cannot be built. Called before anything is started, so it must be quick."""
+    def check(self, facts: Facts) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise UserError for what cannot be trained on such data. Called before anything is started: be quick."""
 
     @abstractmethod
     def build(self, facts: Facts) -> Method:
@@ -227,7 +236,8 @@ class Train(Step):
     """Train ``method`` on ``data.train``, select by ``select`` on ``data.validation``.
 
     With ``start_from``, the selected weights of that step are loaded first; with
-    ``count_start_epochs``, ``optim.epochs`` includes the epochs that it was trained for.
+    ``count_start_epochs``, ``optim.epochs`` includes the epochs that it was trained for. Where ``select``
+    is LAST, the last epoch's weights are the selected ones.
     """
 
     method: MethodConfig
@@ -240,10 +250,10 @@ class Train(Step):
     scale: Scale = field(default=Scale(), metadata=NOT_IDENTITY)
 
     def __post_init__(self) -> None:
-        if self.select not in self.method.scores:
+        if self.select not in (*self.method.scores, LAST):
             raise SettingError(
                 f"{self.name}.select is {self.select!r}; {type(self.method).__module__} scores "
-                f"{', '.join(self.method.scores)}."
+                f"{', '.join(self.method.scores)}; {LAST!r} takes the last epoch."
             )
 
     @property
@@ -269,15 +279,16 @@ class Generate(Step):
         return (*self.data.columns, *((self.of,) if self.of else ()))
 
 
-Metric = Callable[["pa.Table", tuple[str, ...]], dict[str, float]]
+Metric = Callable[["pa.Table", tuple[str, ...]], "Mapping[str, float | np.ndarray]"]
 
 
 @dataclass(frozen=True)
 class Measure(Step):
-    """Numbers out of columns: ``metrics`` are functions of mvray/metrics.py.
+    """Numbers out of columns: ``metrics`` are functions of mvray/metrics.py, or frozen dataclasses that are called.
 
-    Each gets the joined table (index columns and generated columns of the samples of ``data``) and
-    the class names, and returns named numbers. Values are reported per split as "split/name".
+    Each gets the joined table (index columns and generated columns of the samples of ``data``, one
+    split at a time) and the names of the classes, and returns named numbers, reported as
+    "split/name", and arrays with one value per row, kept in samples.parquet (measure.py).
     """
 
     data: Data
@@ -286,34 +297,6 @@ class Measure(Step):
     @property
     def inputs(self) -> tuple[Step, ...]:
         return self.data.columns
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: the metric's key, a title with unit, and a factor for print."""
-
-    metric: str
-    title: str
-    factor: float = 1.0
-    digits: int = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: the Measure that it shows, and the paper's figures by metric key."""
-
-    name: str
-    measure: Measure
-    paper: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """What the job reports: one row per compared thing, mean and 95 % interval over the seeds."""
-
-    rows: tuple[Row, ...]
-    columns: tuple[Column, ...]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -327,21 +310,6 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A sheet of pictures for people: the same samples, one column per entry of ``maps``.
-
-    ``maps`` pairs a title with the Generate step whose maps are drawn over the pictures; the step
-    of ``masked``, if given, also shows what training saw hidden.
-    """
-
-    title: str
-    data: Data
-    maps: tuple[tuple[str, Generate], ...]
-    masked: Train | None = None
-    samples: int = 8
-
-
-@dataclass(frozen=True)
 class Job:
     """Steps in any order; what they point at is part of the job too."""
 
@@ -349,7 +317,7 @@ class Job:
     steps: tuple[Step, ...]
     table: Table | None = None
     seeds: tuple[int, ...] = (0,)
-    sheets: tuple[Sheet, ...] = ()
+    sheets: tuple[Sheet | Groups | Matches, ...] = ()
     search: Search | None = None
 
     def __post_init__(self) -> None:

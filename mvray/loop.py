@@ -21,10 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.environment import placed
 from mvray.errors import DataError, NonFiniteLoss, SettingError
+from mvray.job import LAST
 from mvray.optim import lr_factor, optimiser, precision
-from mvray.state import Parts, State, resume, save
+from mvray.state import EpochView, Parts, State, resume, save
 from mvray.storage import Storage
-from mvray.task import Board, EpochView, Samples, Task, gathered
+from mvray.task import Board, Samples, Task, gathered
 
 if TYPE_CHECKING:
     from mvray.environment import Environment
@@ -64,7 +65,7 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
     method = task.step.method.build(task.facts)
     if task.start_weights:
         place, _, name = task.start_weights.rpartition("/")
-        method.load_state_dict(weights_from_bytes(Storage(place).read(name)))
+        method.start(weights_from_bytes(Storage(place).read(name)))
     placed(method, here.device, scale.channels_last)
     # From here on each rank draws its own numbers (dropout); the model above is the same on all.
     torch.manual_seed(task.seed * 1_000_003 + here.rank + 1)
@@ -72,7 +73,8 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
     if here.world > 1:
         partly = len(method.phases) > 1
         ids = [here.device.index] if here.device.type == "cuda" else None
-        call = DistributedDataParallel(method, device_ids=ids, find_unused_parameters=partly)
+        # Buffers (batch norm's running sums) are rank 0's at each epoch's end; no forward in training reads them.
+        call = DistributedDataParallel(method, device_ids=ids, find_unused_parameters=partly, forward_sync_buffers=False)
     if scale.compile:
         call = torch.compile(call)
     optimisers = {phase: optimiser(optim, method, phase) for phase in method.phases}
@@ -85,8 +87,8 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
     """Train from ``state.position`` to the epoch's end. False when it was asked to stop before."""
     optim, samples = task.step.optim, parts.samples
     if state.position == 0:
-        parts.values = parts.method.before_epoch(EpochView(parts.method, samples, state.epoch, task.seed, here))
-        state.sums = {}
+        state.sums, state.notes = {}, {}
+        parts.values = parts.method.before_epoch(EpochView(parts, state, task.seed, here))
     sums: dict[str, Tensor] = {}
     bad_step = torch.full((), -1, device=here.device)
     saved_at = started_at = time.monotonic()
@@ -158,13 +160,15 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
             torch.distributed.broadcast(buffer, 0)  # BatchNorm's running sums differ between ranks
     metrics = {"epoch": float(state.epoch), "lr": task.step.optim.lr * _last_factor(task, parts, state)}
     metrics["samples_per_s"] = state.sums.pop("samples_per_s")
+    metrics |= {f"epoch/{name}": value for name, value in state.notes.items()}
     everyone = gathered(state.sums, here)
     for name in state.sums:
         metrics[f"train/{name}"] = sum(sums[name] for sums in everyone) / here.world / state.position
     scores = parts.method.score(parts.samples.predictions(parts.method, "validation"))
     metrics |= {f"validation/{name}": value for name, value in scores.items()}
-    value = scores[task.step.select]
-    better = _is_better(value, state.best, task.step.select_max)
+    last = task.step.select == LAST
+    value = float(state.epoch) if last else scores[task.step.select]
+    better = last or _is_better(value, state.best, task.step.select_max)
     state.epochs_without_better = 0 if better else state.epochs_without_better + 1
     if better:
         state.best, state.best_epoch, state.best_name = value, state.epoch, f"{state.steps:09d}"

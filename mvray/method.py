@@ -66,12 +66,27 @@ class EpochWork(Protocol):
     def world(self) -> int: ...
     @property
     def samples(self) -> int: ...
+    @property
+    def batch_size(self) -> int:
+        """Training samples of one step over all ranks."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each training sample, N int64 on the CPU, -1 where it is not known."""
+        ...
 
     def predictions(self) -> Iterable[tuple[Tensor, Mapping[str, Tensor]]]:
         """(index_B, Method.predict of the batch) over this rank's share of the training samples, unaugmented."""
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, on every rank."""
+
+    def note(self, name: str, value: float) -> None:
+        """Log a number of the coming epoch as "epoch/NAME", equal on all ranks."""
+
+    def fresh(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Forget what the optimisers remember of these parameters, which were set anew."""
 
 
 @cache
@@ -100,6 +115,13 @@ class Method(_Module, metaclass=ABCMeta):
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Named scalar losses, already weighted; their sum is minimised."""
 
+    def start(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over the weights of the step that training starts from. Raises where they do not fit.
+
+        That step may be another method's, and may have a head for other classes.
+        """
+        self.load_state_dict(weights)
+
     def trained_in(self, phase: str) -> Iterable[torch.nn.Parameter]:
         """Parameters that ``phase`` updates."""
         return self.parameters()
@@ -120,8 +142,9 @@ class Method(_Module, metaclass=ABCMeta):
         """Per-sample values for the coming epoch, each with ``work.samples`` rows, equal on all ranks.
 
         They enter each batch under their name (replacing what the batch has), except ``weight``,
-        by which samples are then drawn with replacement. Called before every epoch; the values are
-        part of the checkpoint. DeepCluster returns its pseudo-labels here.
+        by which samples are then drawn with replacement, and ``order``: the rows of the whole epoch, one
+        global batch after another. Called before every epoch; the values are part of the checkpoint.
+        DeepCluster returns its pseudo-labels here.
         """
         return {}
 

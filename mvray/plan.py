@@ -20,6 +20,7 @@ from mvray.data.quarantine import check
 from mvray.errors import DataError
 from mvray.job import Data, Generate, Job, Measure, Step, Train
 from mvray.manifest import MANIFEST
+from mvray.method import Facts
 from mvray.settings import identify
 from mvray.source import Index, Source
 from mvray.storage import Storage
@@ -81,6 +82,11 @@ class Planned:
         assert isinstance(self.step, Train | Generate | Measure)
         return self.step.data
 
+    @property
+    def facts(self) -> Facts:
+        """What the method of a Train step is built for."""
+        return facts_of(self.data, self.index)
+
     def rows(self) -> pa.Table:
         """The index rows that this step works on."""
         return rows_of(self.index, splits_of(self.step))
@@ -139,9 +145,9 @@ def make(job: Job, storage: Storage) -> Plan:
         splits = splits_of(step)
         if (data.source, splits) not in prints:
             prints[data.source, splits] = fingerprint(indexes[data.source], splits)
-        if isinstance(step, Train):
-            step.method.check()
         _check_splits(step, rows_of(indexes[data.source], splits), data.source)
+        if isinstance(step, Train):
+            step.method.check(facts_of(data, indexes[data.source]))
     beside = {step.name: _content(step.generator.reads, step) for step in job.walk() if isinstance(step, Generate)}
     for seed in job.seeds:
         known: dict[str, Planned] = {}
@@ -155,6 +161,12 @@ def make(job: Job, storage: Storage) -> Plan:
             planned = Planned(step, own, id_, storage, indexes[data.source], print_, inputs)
             known[step.name] = steps.setdefault(planned.path, planned)
     return Plan(job, storage, tuple(steps.values()))
+
+
+def facts_of(data: Data, index: Index) -> Facts:
+    """What a method that is trained on ``data`` is built for."""
+    samples = pc.sum(pc.equal(index.rows["split"], "train")).as_py() or 0
+    return Facts.of(index.classes, data.pictures, samples)
 
 
 def _content(files: tuple[str, ...], step: Generate) -> str:

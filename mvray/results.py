@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mvray import sheets, strips
+from mvray.exhibits import Groups, Matches, Sheet
 from mvray.job import Clips, Row
 from mvray.plan import Plan
 
@@ -54,10 +55,22 @@ def pictures(plan: Plan) -> dict[str, bytes]:
     """The job's sheets of pictures for each seed, by artifact path, as far as their steps are finished."""
     found: dict[str, bytes] = {}
     for sheet in plan.job.sheets:
-        draw = strips.draw if isinstance(sheet.data.pictures, Clips) else sheets.draw
         for seed in plan.job.seeds:
-            found |= draw(plan, sheet, seed)
+            found |= _drawn(plan, sheet, seed)
     return found
+
+
+def _drawn(plan: Plan, sheet: Sheet | Groups | Matches, seed: int) -> dict[str, bytes]:
+    if isinstance(sheet, Groups):
+        from mvray import group_sheets
+
+        return group_sheets.draw(plan, sheet, seed)
+    if isinstance(sheet, Matches):
+        from mvray import match_sheets
+
+        return match_sheets.draw(plan, sheet, seed)
+    draw = strips.draw if isinstance(sheet.data.pictures, Clips) else sheets.draw
+    return draw(plan, sheet, seed)
 
 
 def comparison(plan: Plan) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from mvray.job import Measure, Train
 from mvray.plan import Plan, Planned
 from mvray.settings import flat
+from mvray.source import UNSEEN
 from mvray.storage import Storage
 from mvray.tracking import REUSED, STEP_ID, Tracker
 
@@ -97,7 +98,7 @@ class RunLog:
 
     def _data(self, run: str, planned: Planned) -> None:
         rows = planned.rows()
-        facts: dict[str, Any] = {"samples": len(rows), "classes": len(planned.index.classes)}
+        facts: dict[str, Any] = {"samples": len(rows), "classes": len(planned.index.names)}
         for split in pc.unique(rows["split"]).to_pylist():
             facts[split] = pc.sum(pc.equal(rows["split"], split)).as_py()
         source = planned.data.source
@@ -132,7 +133,7 @@ class RunLog:
             return {}
         classes = planned.index.classes
         found = {}
-        for split in pc.unique(table["split"]).to_pylist():
+        for split in pc.unique(pc.filter(table["split"], pc.not_equal(table["split"], UNSEEN))).to_pylist():
             counts = confusion(table.filter(pc.equal(table["split"], split)), classes)
             title = f"{planned.name}, {split}, seed {planned.seed}"
             found[f"confusion/{split}.png"] = figures.confusion_matrix(counts, classes, title)

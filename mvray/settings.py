@@ -162,7 +162,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> Any:
-    return value.__name__ if callable(value) else value
+    return getattr(value, "__name__", str(value)) if callable(value) else value
 
 
 def _in_catalogue(cls: type) -> bool:

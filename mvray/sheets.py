@@ -43,7 +43,7 @@ def draw(plan: Plan, sheet: Sheet, seed: int) -> dict[str, bytes]:
         if sheet.masked is not None and found[0] is not None:
             line.insert(2, _hidden(page, found[0]["map"], sheet))
         lines.append(line)
-        names.append(_caption(row, found, index.classes))
+        names.append(_caption(row, found, index.names))
     if not lines:
         return {}
     content = figures.sheet(lines, titles, names, f"{plan.job.name}: {sheet.title}, seed {seed}")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 NOT_IDENTITY: Mapping[str, Any] = {"identity": False}
 """Metadata of a field that changes how a step is executed, but not what it makes (settings.py)."""
+UNSEEN = "unseen"
+"""The split of the classes that training never sees."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,24 @@ class Index:
 
     ``rows`` has one row per sample: ``key`` (string, unique, stable), ``location`` (string, path
     below the root), ``part`` (string, which piece of that file, "" for all of it), ``label``
-    (int32 into ``classes``, -1 for none), ``split`` (string), ``group`` (string), ``regions``
+    (int32 into ``names``, -1 for none), ``split`` (string), ``group`` (string), ``regions``
     (list of struct {kind: string, id: string, x0, y0, x1, y1: float32}, pixels of the sample as
     ``Source.read`` returns it), ``bytes`` (int64, size of the file) and ``frames`` (int32, how many
     pictures the sample has: 1, or what a video's header says).
+
+    Classes that training must never see, because they are kept for the split "unseen", are in
+    ``unseen``; labels count through ``names``, the classes and then these.
     """
 
     rows: pa.Table
     classes: tuple[str, ...]
     bad: tuple[BadRecord, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What labels count through."""
+        return (*self.classes, *self.unseen)
 
 
 @dataclass(frozen=True)

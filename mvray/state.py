@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ class State:
     finished: bool = False
     sums: dict[str, float] = field(default_factory=dict)
     """Losses of this epoch so far, summed over this rank's steps."""
+    notes: dict[str, float] = field(default_factory=dict)
+    """What the method noted before this epoch."""
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -48,6 +50,57 @@ class Parts:
     board: Board
     values: Mapping[str, Tensor]
     """What Method.before_epoch gave for the running epoch."""
+
+
+@dataclass(frozen=True)
+class EpochView:
+    """What `Method.before_epoch` gets (method.EpochWork)."""
+
+    parts: Parts
+    state: State
+    seed: int
+    here: Environment
+
+    @property
+    def epoch(self) -> int:
+        return self.state.epoch
+
+    @property
+    def rank(self) -> int:
+        return self.here.rank
+
+    @property
+    def world(self) -> int:
+        return self.here.world
+
+    @property
+    def samples(self) -> int:
+        return self.parts.samples.samples
+
+    @property
+    def batch_size(self) -> int:
+        return self.parts.samples.batch_size
+
+    @property
+    def labels(self) -> Tensor:
+        return self.parts.samples.labels
+
+    def predictions(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        return self.parts.samples.train_predictions(self.parts.method)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if self.world > 1:
+            tensor = tensor.clone()
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def note(self, name: str, value: float) -> None:
+        self.state.notes[name] = float(value)
+
+    def fresh(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        for parameter in parameters:
+            for optimiser in self.parts.optimisers.values():
+                optimiser.state.pop(parameter, None)
 
 
 def save(parts: Parts, state: State, here: Environment) -> None:

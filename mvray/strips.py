@@ -43,7 +43,7 @@ def draw(plan: Plan, sheet: Sheet, seed: int) -> dict[str, bytes]:
     shown = [
         clip
         for row in chosen(rows_of(index, sheet.data.splits), sheet.samples)
-        if (clip := _shown(sheet, row, index.rows, tables, index.classes)) is not None
+        if (clip := _shown(sheet, row, index.rows, tables, index.names)) is not None
     ]
     name, title = sheet.title.replace(" ", "-"), f"{plan.job.name}: {sheet.title}, seed {seed}"
     found = _pictures(shown, list(tables), f"{name}-seed{seed}", title) if shown else {}

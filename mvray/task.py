@@ -116,6 +116,7 @@ class Samples:
         # Training samples as evaluation sees them: unaugmented, without columns.
         self._plain = of("train", {})
         self.samples, self.total = len(self._plain), len(rows)
+        self.labels = torch.from_numpy(rows["label"].to_numpy()[pc.equal(rows["split"], "train").to_numpy()]).long()
         self.batch_size = min(step.optim.batch_size, self.samples)
         """Samples of one step over all ranks; an incomplete last batch of an epoch is left out."""
         self.batches = sampler.batches(self.samples, self.batch_size)
@@ -123,7 +124,7 @@ class Samples:
     def train_batches(self, epoch: int, position: int, values: Mapping[str, Tensor]) -> Batches:
         """This rank's part of each global batch of ``epoch`` from ``position`` on, on the device."""
         values = dict(values)
-        weights = values.pop("weight", None)
+        weights, rows = values.pop("weight", None), values.pop("order", None)
         order = sampler.order(
             self.samples,
             self.batch_size,
@@ -133,6 +134,7 @@ class Samples:
             epoch=epoch,
             position=position,
             weights=None if weights is None else weights.double().cpu().numpy(),
+            rows=None if rows is None else rows.cpu().numpy(),
         )
         for batch in self._loaded(self._sets["train"], order, epoch):
             yield batch | {name: value.to(self._here.device)[batch["index"]] for name, value in values.items()}
@@ -183,35 +185,3 @@ class Samples:
         with contextlib.closing(batches):
             for batch in batches:
                 yield {name: value.to(self._here.device, non_blocking=on_gpu) for name, value in batch.items()}
-
-
-@dataclass(frozen=True)
-class EpochView:
-    """What `Method.before_epoch` gets (method.EpochWork)."""
-
-    method: Method
-    batches: Samples
-    epoch: int
-    seed: int
-    here: Environment
-
-    @property
-    def rank(self) -> int:
-        return self.here.rank
-
-    @property
-    def world(self) -> int:
-        return self.here.world
-
-    @property
-    def samples(self) -> int:
-        return self.batches.samples
-
-    def predictions(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
-        return self.batches.train_predictions(self.method)
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        if self.world > 1:
-            tensor = tensor.clone()
-            torch.distributed.all_reduce(tensor)
-        return tensor

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from mvray.errors import MvrayError, StepFailed
 from mvray.job import Train
-from mvray.method import Facts
 from mvray.plan import Planned
 from mvray.storage import Storage
 
@@ -65,12 +64,6 @@ class OnRay:
         return self._stop.is_set()
 
 
-def facts_of(planned: Planned) -> Facts:
-    """What the method of a Train step is built for."""
-    samples = sum(split == "train" for split in planned.rows()["split"].to_pylist())
-    return Facts.of(planned.index.classes, planned.data.pictures, samples)
-
-
 def task_of(planned: Planned, epochs_before: int) -> Task:
     """The task of a Train step, whose index.parquet must be in its folder."""
     from mvray.task import Task
@@ -82,7 +75,7 @@ def task_of(planned: Planned, epochs_before: int) -> Task:
         step=step,
         seed=planned.seed,
         folder=planned.folder.uri,
-        facts=facts_of(planned),
+        facts=planned.facts,
         epochs=max(1, step.optim.epochs - epochs_before),
         attempt=uuid.uuid4().hex,
         columns=tuple(planned.inputs[made.name].folder.uri for made in step.data.columns),

@@ -29,7 +29,6 @@ from mvray.methods import classifier
 from mvray.nn import cam
 from mvray.plan import Planned
 from mvray.storage import Storage
-from mvray.train import facts_of
 
 SIZE = Pictures(48, 32, 1)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +47,7 @@ def planned_of(trained_on: Path, looked_at: Path, place: Path, **settings: objec
     look = Generate("look", config, data, Scale(loader_workers=2))
     made = plan.make(Job("job", (look,)), Storage(str(place)))
     torch.manual_seed(0)
-    method = first.method.build(facts_of(made.of(first, 0)))
+    method = first.method.build(made.of(first, 0).facts)
     made.of(first, 0).folder.write("weights.safetensors", weights_to_bytes(method.state_dict()))
     planned = made.of(look, 0)
     write_table(planned.folder, "index.parquet", planned.rows())
@@ -82,7 +81,7 @@ def test_columns_are_what_the_network_says_of_that_sample(drawings: Path, tmp_pa
     run(planned)
     table, rows = columns_of(planned.folder), planned.rows()
     of = planned.inputs["first"]
-    method = generate.load_method(of.step, facts_of(of), of.folder)
+    method = generate.load_method(of.step, of.facts, of.folder)
     dataset = PictureDataset(planned.data.source, rows, SIZE)
     for row in (0, 19, 20, 41, 59):
         image = torch.from_numpy(dataset[row, 0]["image"].copy())[None].to(next(method.parameters()).device)

@@ -14,7 +14,7 @@ LOOP_LINES, FILE_LINES, FUNCTION_LINES = 250, 400, 60
 # A module may import from its own layer and from those below. First match of the longest name counts.
 LAYERS = (
     ("errors",),
-    ("job", "source", "inputs", "method", "metrics", "clustering", "figures", "progress", "nn", "settings"),
+    ("job", "exhibits", "source", "inputs", "method", "metrics", "clustering", "figures", "progress", "nn", "settings"),
     ("methods", "segmenters", "generators"),
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("environment", "task", "optim", "state", "loop"),

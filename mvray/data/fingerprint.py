@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mvray.source import UNSEEN
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,6 +31,8 @@ def fingerprint(index: Index, splits: Sequence[str] = ()) -> str:
         table = table.filter(pc.is_in(table["split"], pa.array(splits, pa.string())))
     table = table.sort_by("key")
     hashed = hashlib.sha256(json.dumps(list(index.classes)).encode())
+    if index.unseen and (not splits or UNSEEN in splits):
+        hashed.update(json.dumps(list(index.unseen)).encode())
     for name in _COLUMNS:
         hashed.update(name.encode())
         _add(hashed, pa.concat_arrays(table[name].chunks or [pa.array([], table[name].type)]))

@@ -25,16 +25,21 @@ def order(
     epoch: int = 0,
     position: int = 0,
     weights: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """This rank's rows (int64) of each global batch of a training epoch, from batch ``position`` on.
 
     ``batch_size`` counts the samples of all ranks. The epoch's permutation depends on (seed, epoch)
     alone; batch k is the same set of samples however many ranks share it, every ``world``-th
     sample each, so their parts differ by one at most. Data smaller than a batch is one batch.
-    With ``weights`` (one per sample, at least 0), samples are drawn with replacement instead.
+    With ``weights`` (one per sample, at least 0), samples are drawn with replacement instead; ``rows``
+    are the rows of the epoch, decided elsewhere.
     """
     draw = np.random.default_rng([seed, epoch])
-    rows = draw.permutation(samples) if weights is None else draw.choice(samples, samples, p=weights / weights.sum())
+    if weights is not None:
+        rows = draw.choice(samples, samples, p=weights / weights.sum())
+    elif rows is None:
+        rows = draw.permutation(samples)
     for batch in range(position, batches(samples, batch_size)):
         yield rows[batch * batch_size : (batch + 1) * batch_size][rank::world]
 

@@ -81,7 +81,7 @@ class Config(MethodConfig):
     def needs(self) -> tuple[str, ...]:
         return (MAP,) if self.hide == "attention" else ()
 
-    def check(self) -> None:
+    def check(self, facts: Facts) -> None:
         networks.check_name(self.network)
 
     def build(self, facts: Facts) -> Method:

@@ -70,7 +70,7 @@ class Config(MethodConfig):
     def predict_uses(self) -> tuple[str, ...]:
         return (MASKS,)
 
-    def check(self) -> None:
+    def check(self, facts: Facts) -> None:
         detectors.check_name(self.network)
         if self.learns == PIXELS and self.network != detectors.SMALL:
             raise SettingError(

@@ -81,7 +81,7 @@ class Config(MethodConfig):
     def predict_uses(self) -> tuple[str, ...]:
         return () if self.attention == "none" else (MASKS,)
 
-    def check(self) -> None:
+    def check(self, facts: Facts) -> None:
         x3d.check_name(self.network)
 
     def build(self, facts: Facts) -> Method:
