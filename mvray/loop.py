@@ -74,7 +74,9 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
         partly = len(method.phases) > 1
         ids = [here.device.index] if here.device.type == "cuda" else None
         # Buffers (batch norm's running sums) are rank 0's at each epoch's end; no forward in training reads them.
-        call = DistributedDataParallel(method, device_ids=ids, find_unused_parameters=partly, forward_sync_buffers=False)
+        call = DistributedDataParallel(
+            method, device_ids=ids, find_unused_parameters=partly, forward_sync_buffers=False
+        )
     if scale.compile:
         call = torch.compile(call)
     optimisers = {phase: optimiser(optim, method, phase) for phase in method.phases}

@@ -260,3 +260,43 @@ def initial(task: Task) -> dict[str, Tensor]:
     """The weights that training begins with."""
     torch.manual_seed(task.seed)
     return {name: value.clone() for name, value in task.step.method.build(task.facts).state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Ordered(MethodConfig):
+    """The order of each epoch is the method's own; with ``fresh`` its momentum begins anew with every epoch."""
+
+    fresh: bool = False
+
+    def build(self, facts: Facts) -> Method:
+        return OrderedMethod(self, facts)
+
+
+class OrderedMethod(Method):
+    def __init__(self, config: Ordered, facts: Facts) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = torch.nn.Linear(facts.height * facts.width * facts.channels, len(facts.classes))
+        self.labels: Tensor | None = None
+        self.seen: list[list[int]] = []
+
+    def start(self, weights: Mapping[str, Tensor]) -> None:
+        self.layer.weight.data.copy_(weights["layer.weight"])  # and the bias stays as it is
+
+    def before_epoch(self, work: EpochWork) -> Mapping[str, Tensor]:
+        self.labels = work.labels
+        work.note("first", work.epoch * work.batch_size)
+        if self.config.fresh:
+            work.fresh(self.parameters())
+        return {"order": torch.arange(work.samples).roll(work.epoch).flip(0)}
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        self.seen.append(batch["index"].tolist())
+        scores = self.layer(batch["image"].flatten(1).float() / 255)
+        return {"cross_entropy": torch.nn.functional.cross_entropy(scores, batch["label"])}
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        return {"predicted": self.layer(batch["image"].flatten(1).float() / 255).argmax(1)}
+
+    def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {"accuracy": float((columns["predicted"] == columns["label"]).mean())}
