@@ -83,12 +83,13 @@ def _fitted(metric: Any, seed: int, tables: Mapping[str, pa.Table], names: tuple
 
 
 def _kept(rows: pa.Table, columns: Mapping[str, np.ndarray]) -> pa.Table:
-    """The rows' keys and splits with what metrics said of each; N x d arrays become fixed-size lists."""
+    """The rows' keys and splits with what metrics said of each; N x d arrays become lists."""
     table = rows.select(["key", "split", "group", "label"])
     for name, values in columns.items():
         column = pa.array(values.reshape(-1))
         if values.ndim > 1:
-            column = pa.FixedSizeListArray.from_arrays(column, int(np.prod(values.shape[1:])))
+            size = values.size // max(1, len(values))
+            column = pa.ListArray.from_arrays(pa.array(np.arange(len(values) + 1) * size, pa.int32()), column)
         table = table.append_column(name, column)
     return table
 
