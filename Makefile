@@ -29,8 +29,8 @@ demo: .venv/ready $(SAMPLE)/books.txt ## compose sample comics, run the tiny exp
 	$(BIN)/mvray run $(JOB) --tiny --data $(SAMPLE)
 	$(BIN)/mvray report $(JOB) --tiny --data $(SAMPLE) --html report.html
 
-test: .venv/ready .venv/detectron2 ## all tests (with Ray, MLflow and S3 servers)
-	$(BIN)/python -m pytest
+test: test-fast .venv/detectron2 ## all tests (with Ray, MLflow and S3 servers)
+	$(BIN)/python -m pytest -m slow
 
 test-fast: .venv/ready ## tests without Ray and servers
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
