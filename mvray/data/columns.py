@@ -11,19 +11,14 @@ column ``frame`` makes the rows those of frames, instance masks (masks.py).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
-import time
-import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from mvray.data.masks import MaskColumn, found_in
+from mvray.data.node_cache import made_once, node_folder
 from mvray.data.tables import read_table
 from mvray.data.view import seen
 from mvray.errors import DataError, SettingError
@@ -32,11 +27,9 @@ from mvray.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from mvray.data.view import View
-
-KEPT_S = 7 * 24 * 3600.0
-"""How long a node's copy of generated columns stays after it was last opened."""
 
 
 def map_field(name: str, height: int, width: int, kind: str = "float16") -> pa.Field:
@@ -105,7 +98,7 @@ class Columns:
     @staticmethod
     def open(uri: str, cache: Path | None = None, masks: Masks = Masks()) -> Mapping[str, Joined]:
         """The payload columns below the step's folder ``uri``, by name. Raises DataError where there are none."""
-        file = _local_copy(Storage(uri), cache or _node_cache())
+        file = _local_copy(Storage(uri), cache or node_folder("columns"))
         with pa.memory_map(str(file)) as source:
             table = pa.ipc.open_file(source).read_all()
         if "frame" in table.column_names:
@@ -151,10 +144,6 @@ def _values(chunk: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(chunk.flatten().to_numpy()).reshape(-1, *shape)
 
 
-def _node_cache() -> Path:
-    return Path(tempfile.gettempdir()) / f"mvray-{os.getuid()}" / "columns"
-
-
 def _local_copy(storage: Storage, cache: Path) -> Path:
     """The step's shards as one Arrow file in ``cache``. Made once per execution of the step."""
     shards = [entry for entry in storage.list("columns") if entry.path.endswith(".parquet")]
@@ -164,34 +153,7 @@ def _local_copy(storage: Storage, cache: Path) -> Path:
     if storage.exists("step.json"):
         hashed.update(storage.read("step.json"))  # holds timings, so it tells executions of a step apart
     file = cache / f"{hashed.hexdigest()[:32]}.arrow"
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(file)
-        return file
-    _private(cache.parent)
-    cache.mkdir(exist_ok=True)
-    partial = file.with_suffix(f".{uuid.uuid4().hex}")
-    try:
-        _convert(storage, [shard.path for shard in shards], partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    _forget_old(cache)
-    return file
-
-
-def _private(folder: Path) -> None:
-    """Make a folder for this user alone. Raises DataError where it is another's, who could put anything into it."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise DataError(f"{folder} belongs to another user; expected it to be yours. Set TMPDIR to another folder.")
-
-
-def _forget_old(cache: Path) -> None:
-    """Remove what nobody opened for long; who still has it mapped keeps it."""
-    for old in cache.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - old.stat().st_mtime > KEPT_S:
-                old.unlink()
+    return made_once(file, lambda partial: _convert(storage, [shard.path for shard in shards], partial))
 
 
 def _convert(storage: Storage, shards: list[str], file: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mvray.data.columns import KEPT_S, Columns, map_field
+from mvray.data.columns import Columns, map_field
+from mvray.data.node_cache import KEPT_S
 from mvray.data.tables import read_table, write_table
 from mvray.errors import DataError
 from mvray.storage import Storage
