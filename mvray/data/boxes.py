@@ -34,16 +34,24 @@ class Box(NamedTuple):
     y1: float
 
 
-Book = dict[int, list[Box]]  # by page number, as in the name of the picture
+class Book(NamedTuple):
+    """A work's annotations, by page number as in the name of the picture.
+
+    ``pages`` has the boxes, ``sizes`` width and height in pixels, ``characters`` the names by id.
+    """
+
+    pages: dict[int, list[Box]]
+    sizes: dict[int, tuple[float, float]]
+    characters: dict[str, str]
 
 
 def parsed(xml: bytes) -> Book:
-    """The boxes of one work. Raises Unreadable; a document type, and so any entity, is refused.
+    """The annotations of one work. Raises Unreadable; a document type, and so any entity, is refused.
 
     Read with expat itself: defusedxml, which sets the same guard, takes more than twice as long, seconds
     for the half million boxes of Manga109.
     """
-    book: Book = {}
+    book = Book({}, {}, {})
     width = height = 0.0
     boxes: list[Box] = []
 
@@ -55,7 +63,11 @@ def parsed(xml: bytes) -> Book:
             boxes.append(Box(tag, given.get("character", ""), x0, y0, x1, y1))
         elif tag == "page":
             width, height = float(given["width"]), float(given["height"])
-            boxes = book[int(given["index"])] = []
+            number = int(given["index"])
+            boxes = book.pages[number] = []
+            book.sizes[number] = width, height
+        elif tag == "character" and "id" in given:
+            book.characters[given["id"]] = given.get("name", "")
 
     def refuse(*_: object) -> None:
         raise Unreadable("it has a document type, which Manga109's annotations do not have")
@@ -69,20 +81,28 @@ def parsed(xml: bytes) -> Book:
         raise Unreadable(f"not valid XML ({error})") from error
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise Unreadable(f"not Manga109's annotations ({type(error).__name__}: {error})") from error
-    if not book:
+    if not book.pages:
         raise Unreadable("not Manga109's annotations (it has no pages)")
     return book
 
 
-def books_of(storage: Storage, top: str, titles: Sequence[str]) -> tuple[dict[str, Book], list[BadRecord]]:
-    """Annotations of the works below ``top``, and the files that are missing or broken.
+def annotations_of(storage: Storage, top: str) -> str:
+    """The folder of annotations below ``top``: annotations or, where a release has only dated ones, the latest.
 
-    They lie in annotations/ or, where a release has only dated ones, in the latest of them. A
-    release without any has no annotations, and nothing is bad.
+    "" for a release without any.
     """
     folders = sorted(entry.path for entry in storage.list(top) if entry.is_dir)
     dated = [path for path in folders if path.startswith(f"{top}annotations.v")]
-    folder = f"{top}annotations" if f"{top}annotations" in folders else (dated or [""])[-1]
+    return f"{top}annotations" if f"{top}annotations" in folders else (dated or [""])[-1]
+
+
+def books_of(
+    storage: Storage, folder: str, titles: Sequence[str], without: str = "its pages are kept, without regions"
+) -> tuple[dict[str, Book], list[BadRecord]]:
+    """Annotations of the works in ``folder``, and notes on the files that are missing or broken.
+
+    ``without`` says in words what becomes of such a work. Where there is no folder (""), nothing is bad.
+    """
     if not folder:
         return {}, []
 
@@ -101,7 +121,7 @@ def books_of(storage: Storage, top: str, titles: Sequence[str]) -> tuple[dict[st
                     raise Unreadable("missing")
                 found[title] = parsed(xml)
             except Unreadable as error:
-                bad.append(Note(f"{folder}/{title}.xml", f"{error.reason}; its pages are kept, without regions"))
+                bad.append(Note(f"{folder}/{title}.xml", f"{error.reason}; {without}"))
     return found, bad
 
 
