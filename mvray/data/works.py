@@ -8,7 +8,7 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from mvray.errors import DataError
+from mvray.errors import DataError, SettingError
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
@@ -73,6 +73,14 @@ def _author_table(path: str) -> dict[str, str]:
 def in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
     """``names`` by a hash of each and the seed: other names do not change which of two comes first."""
     return sorted(names, key=lambda name: (hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), name))
+
+
+def check_asked(asked: float, kind: str) -> float:
+    """The setting source.unseen. Raises SettingError where it is neither a share nor a number."""
+    asked = float(asked)
+    if not asked >= 0 or (asked > 1 and asked % 1):
+        raise SettingError(f"source.unseen is {asked:g}; expected a share from 0 to 1 or a number of {kind}.")
+    return asked
 
 
 def how_many(asked: float, there: int, kind: str) -> int:
