@@ -6,6 +6,7 @@ Shapes: H x W pixels.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,7 +63,7 @@ def square(box: tuple[float, float, float, float], width: int, height: int, marg
     """
     x0, x1 = max(0.0, box[0]), min(float(width), box[2])
     y0, y1 = max(0.0, box[1]), min(float(height), box[3])
-    if not (x1 - x0 >= _MIN_SIDE_PX and y1 - y0 >= _MIN_SIDE_PX):  # so NaN is refused, too
+    if math.isnan(sum(box)) or x1 - x0 < _MIN_SIDE_PX or y1 - y0 < _MIN_SIDE_PX:
         return None
     side = round(max(x1 - x0, y1 - y0) * (1 + 2 * margin))
     left, wide = _placed((x0 + x1 - side) / 2, side, width)

@@ -135,6 +135,8 @@ class Manga109Faces(SpreadSource):
         counts = Counter(name for several in named.values() for _, name in several)
         often = {name for name, count in counts.items() if count >= self.min_faces}
         ours = [(face, name) for title in sorted(training) for face, name in named[title] if name in often]
+        if training and not ours:
+            raise self._too_rare(Counter(name for title in training for _, name in named[title]), len(training))
         keys, names = keys_of([face for face, _ in ours]), [name for _, name in ours]
         samples = [
             Sample(key, face, name, split)
@@ -149,8 +151,6 @@ class Manga109Faces(SpreadSource):
         ]
         keys = keys_of([face for face, _ in theirs])
         samples += [Sample(key, face, name, UNSEEN) for key, (face, name) in zip(keys, theirs, strict=True)]
-        if not samples:
-            raise self._nothing(counts, len(training))
         unseen = tuple(sorted({name for _, name in theirs}))
         label = {name: i for i, name in enumerate((*classes, *unseen))}
         table = rows(
@@ -202,11 +202,11 @@ class Manga109Faces(SpreadSource):
         training = by_volumes(self.works, self.volumes) or [title for title in rest if title not in apart]
         return in_drawn_order(there.intersection(training), self.split_seed), sorted(there.intersection(apart))
 
-    def _nothing(self, counts: Counter[str], training: int) -> DataError:
-        most = f"most has {counts.most_common(1)[0][0]}, {counts.most_common(1)[0][1]}" if counts else "there are none"
+    def _too_rare(self, counts: Counter[str], works: int) -> DataError:
+        most = "{} has most, {}".format(*counts.most_common(1)[0]) if counts else "there are no faces"
         return DataError(
-            f"{self.storage.uri} has no character with {self.min_faces} faces in {training} training works "
-            f"({most}); expected some. Lower source.min_faces, or choose other works."
+            f"{self.storage.uri} has no character with {self.min_faces} faces in {works} training works ({most}); "
+            "expected some. Lower source.min_faces, or choose other works."
         )
 
     def read(self, location: str, part: str) -> np.ndarray:
