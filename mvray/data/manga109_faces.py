@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 _opening = threading.Lock()  # one work at a time, because cutting one takes all cores
 
 
+Pair = tuple[Face, str]
+"""A face and the name of its class."""
+
+
 class Sample(NamedTuple):
     """A face with its key, the name of its class, and its split."""
 
@@ -107,36 +111,44 @@ class Manga109Faces(SpreadSource):
             spreads.setdefault(spread.title, []).append(spread)
         folder, books, bad = self._books(top, list(spreads))
         training, apart = self._sides(list(spreads), set(books), self.storage.full(top))
-        kept = set(training[: self.most_works or None])
-        faces: dict[str, list[Face]] = {}
+        faces, lost = {}, {}
         for title in (*training, *apart):
-            faces[title], lost = faces_of(spreads[title], books[title], self.margin)
-            if lost and (title in kept or title in apart):
-                told = ", ".join(f"{count} {why}" for why, count in sorted(lost.items()))
-                bad.append(Note(f"{folder}/{title}.xml", f"faces that are left out: {told}"))
+            faces[title], lost[title] = faces_of(spreads[title], books[title], self.margin)
         files = {face.spread.file.path: face.spread for several in faces.values() for face in several}
         wrong = inspect(self.storage, [spread.file for spread in files.values()])
-        of_ours = {path: why for path, why in wrong.items() if files[path].title in kept or files[path].title in apart}
-        bad += [BadRecord(path, why) for path, why in of_ours.items()]
         named = {
             title: named_in(title, [face for face in several if face.spread.file.path not in wrong], books[title])
             for title, several in faces.items()
         }
-        return self._indexed(named, training, kept, apart, bad)
+        kept, often = self._often(named, training)
+        taken = {*kept, *apart} if self.most_works else set(named)
+        for title in sorted(taken):
+            if lost[title]:
+                told = ", ".join(f"{count} {why}" for why, count in sorted(lost[title].items()))
+                bad.append(Note(f"{folder}/{title}.xml", f"faces that are left out: {told}"))
+        bad += [BadRecord(path, why) for path, why in wrong.items() if files[path].title in taken]
+        ours = [pair for title in sorted(training) for pair in named[title] if pair[1] in often]
+        theirs = [
+            (face, name if name in often else f"{title}/{OTHER}") for title in apart for face, name in named[title]
+        ]
+        return self._indexed(ours, kept, theirs, bad)
 
-    def _indexed(
-        self,
-        named: Mapping[str, list[tuple[Face, str]]],
-        training: Sequence[str],
-        kept: set[str],
-        apart: Sequence[str],
-        bad: Sequence[BadRecord],
-    ) -> Index:
+    def _often(self, named: Mapping[str, Sequence[Pair]], training: Sequence[str]) -> tuple[set[str], set[str]]:
+        """The works that are kept for training, and the characters of all works with enough faces."""
         counts = Counter(name for several in named.values() for _, name in several)
         often = {name for name, count in counts.items() if count >= self.min_faces}
-        ours = [(face, name) for title in sorted(training) for face, name in named[title] if name in often]
-        if training and not ours:
-            raise self._too_rare(Counter(name for title in training for _, name in named[title]), len(training))
+        able = [title for title in training if any(name in often for _, name in named[title])]
+        if training and not able:
+            most = Counter(name for title in training for _, name in named[title]).most_common(1)
+            told = "{} has most, {}".format(*most[0]) if most else "there are no faces"
+            raise DataError(
+                f"{self.storage.uri} has no character with {self.min_faces} faces in {len(training)} training works "
+                f"({told}); expected some. Lower source.min_faces, or choose other works."
+            )
+        return set(able[: self.most_works or None]), often
+
+    def _indexed(self, ours: Sequence[Pair], kept: set[str], theirs: Sequence[Pair], bad: Sequence[BadRecord]) -> Index:
+        """The splits are drawn among all of ``ours``, so that those of the works ``kept`` are the same with others."""
         keys, names = keys_of([face for face, _ in ours]), [name for _, name in ours]
         samples = [
             Sample(key, face, name, split)
@@ -144,11 +156,6 @@ class Manga109Faces(SpreadSource):
             if split and face.spread.title in kept
         ]
         classes = tuple(sorted({sample.name for sample in samples}))
-        theirs = [
-            (face, name if name in often else f"{title}/{OTHER}")
-            for title in sorted(apart)
-            for face, name in named[title]
-        ]
         keys = keys_of([face for face, _ in theirs])
         samples += [Sample(key, face, name, UNSEEN) for key, (face, name) in zip(keys, theirs, strict=True)]
         unseen = tuple(sorted({name for _, name in theirs}))
@@ -201,13 +208,6 @@ class Manga109Faces(SpreadSource):
             apart = set_apart(rest, self.unseen, self.split_seed)
         training = by_volumes(self.works, self.volumes) or [title for title in rest if title not in apart]
         return in_drawn_order(there.intersection(training), self.split_seed), sorted(there.intersection(apart))
-
-    def _too_rare(self, counts: Counter[str], works: int) -> DataError:
-        most = "{} has most, {}".format(*counts.most_common(1)[0]) if counts else "there are no faces"
-        return DataError(
-            f"{self.storage.uri} has no character with {self.min_faces} faces in {works} training works ({most}); "
-            "expected some. Lower source.min_faces, or choose other works."
-        )
 
     def read(self, location: str, part: str) -> np.ndarray:
         path = PurePosixPath(location)
