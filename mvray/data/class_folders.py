@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
@@ -15,14 +16,14 @@ from typing import TYPE_CHECKING, ClassVar
 from mvray.data.quarantine import Note
 from mvray.data.sources import Shares, drawn, rows
 from mvray.errors import DataError
-from mvray.source import BadRecord, Index
+from mvray.source import UNSEEN, BadRecord, Index
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from mvray.storage import Entry
 
-_SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+SPLIT_FOLDERS: Mapping[str, str] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,13 @@ class ClassFolders(Shares):
     Where the root has a folder train, its folders train, validation (or val) and test decide the
     split and ``train``, ``validation``, ``test`` and ``split_seed`` do not; without a validation
     folder, that share of the training samples is taken instead. Files of another kind by their name
-    are ignored, and listed as a note; hidden ones are only ignored.
+    are ignored, and listed as a note; hidden ones and those named in ``beside`` are only ignored.
     """
 
     kind: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
+    beside: ClassVar[tuple[str, ...]] = ()
+    split_folders: ClassVar[Mapping[str, str]] = SPLIT_FOLDERS
 
     @abstractmethod
     def counted(self, entries: Sequence[Entry]) -> tuple[Mapping[str, int], Mapping[str, str]]:
@@ -44,18 +47,18 @@ class ClassFolders(Shares):
 
     def index(self) -> Index:
         self.storage.check(write=False)
-        files = [entry for entry in self.storage.list(recursive=True) if not _hidden(entry.path)]
+        files = [entry for entry in self.storage.list(recursive=True) if not self._hidden(entry.path)]
         ours = [entry for entry in files if PurePosixPath(entry.path).suffix.lower() in self.suffixes]
-        given = _given_splits(ours)
+        given = self._given_splits(ours)
         depth = 3 if given else 2
         ours = [entry for entry in ours if len(PurePosixPath(entry.path).parts) >= depth]
         if not ours:
-            raise self._no_classes()
+            raise self.no_classes()
         frames, wrong = self.counted(ours)
         good = [entry for entry in ours if entry.path not in wrong]
         names = [PurePosixPath(entry.path).parts[depth - 2] for entry in good]
         classes = tuple(sorted(set(names)))
-        splits = self._splits(good, names, given)
+        splits = self.splits_among(good, names, given)
         kept = [i for i, split in enumerate(splits) if split]
         label = {name: i for i, name in enumerate(classes)}
         table = rows(
@@ -74,20 +77,27 @@ class ClassFolders(Shares):
         bad = [BadRecord(location, reason) for location, reason in wrong.items()]
         return Index(table, classes, (*bad, *self._ignored(files, ours)))
 
-    def _splits(self, good: Sequence[Entry], names: Sequence[str], given: bool) -> list[str]:
+    def splits_among(self, good: Sequence[Entry], names: Sequence[str], given: bool) -> list[str]:
+        """The split of each file, "" to leave it out; ``names`` are their classes.
+
+        ``given``: by the root's folders.
+        """
         if not given:
             return self.splits_of([entry.path for entry in good], names)
-        splits = [_SPLIT_FOLDERS[entry.path.partition("/")[0]] for entry in good]
+        splits = [self.split_folders[entry.path.partition("/")[0]] for entry in good]
         if "validation" in splits:
             return splits
         train = [i for i, split in enumerate(splits) if split == "train"]
         share = self.validation if self.validation <= 1 else self.validation / max(1, len(train))
         keys, classes = [good[i].path for i in train], [names[i] for i in train]
-        for i, split in zip(train, drawn(keys, classes, (1 - share, share, 0), self.split_seed), strict=True):
+        for i, split in zip(train, self._drawn(keys, classes, share), strict=True):
             splits[i] = split
         return splits
 
-    def _no_classes(self) -> DataError:
+    def _drawn(self, keys: Sequence[str], classes: Sequence[str], share: float) -> list[str]:
+        return drawn(keys, classes, (1 - share, share, 0), self.split_seed, self.all_train)
+
+    def no_classes(self) -> DataError:
         if not self.storage.exists(""):
             return DataError(
                 f"Found no folder {self.storage.uri}; expected {self.kind}s there. Check the path (--data)."
@@ -107,12 +117,11 @@ class ClassFolders(Shares):
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
         return [Note(others[0], f"{len(others)} files are no {self.kind}s in a class and are ignored: {told}")]
 
+    def _given_splits(self, ours: Sequence[Entry]) -> bool:
+        """Whether the folders of the root are splits. A class may well be called train, beside other classes."""
+        folders = {entry.path.partition("/")[0] for entry in ours if "/" in entry.path}
+        return not folders.isdisjoint(("train", UNSEEN)) and folders <= set(self.split_folders)
 
-def _given_splits(ours: Sequence[Entry]) -> bool:
-    """Whether the folders of the root are splits. A class may well be called train, beside other classes."""
-    folders = {entry.path.partition("/")[0] for entry in ours if "/" in entry.path}
-    return "train" in folders and folders <= set(_SPLIT_FOLDERS)
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
+    def _hidden(self, path: str) -> bool:
+        parts = PurePosixPath(path).parts
+        return parts[-1] in self.beside or any(part.startswith(".") or part == "__MACOSX" for part in parts)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,9 @@ class FileSource(Source):
 
     @cached_property
     def storage(self) -> Storage:
+        return self.at_root()
+
+    def at_root(self) -> Storage:
         if not self.root:
             raise DataError(
                 f"{type(self).__name__} has no root; expected the folder of the data set. Name it with --data ROOT."
@@ -84,6 +87,7 @@ class Shares(FileSource):
     chosen by ``split_seed``; the totals are exact. Samples beyond them are left out.
     """
 
+    all_train: ClassVar[bool] = False  # each class gives training its first sample, however few it has
     train: float = 0.7
     validation: float = 0.1
     test: float = 0.2
@@ -102,7 +106,8 @@ class Shares(FileSource):
 
     def splits_of(self, keys: Sequence[str], classes: Sequence[Any]) -> list[str]:
         """The split of each sample, "" for none, given its key and class."""
-        return drawn(keys, classes, (self.train, self.validation, self.test), self.split_seed)
+        sizes = self.train, self.validation, self.test
+        return drawn(keys, classes, sizes, self.split_seed, self.all_train and self.train > 0)
 
 
 @dataclass(frozen=True)
@@ -224,11 +229,15 @@ def shares(total: int, sizes: Sequence[int]) -> list[int]:
     return given
 
 
-def drawn(keys: Sequence[str], classes: Sequence[Any], sizes: tuple[float, ...], seed: int) -> list[str]:
+def drawn(
+    keys: Sequence[str], classes: Sequence[Any], sizes: tuple[float, ...], seed: int, all_train: bool = False
+) -> list[str]:
     """The split of each sample, "" for none.
 
     A sample's place in its class's draw is a hash of its key and the seed, so neither the order of
     the files nor other samples change it. Raises DataError where counts ask for more than there is.
+    With ``all_train`` each class gives its first sample to training before the rest is shared out; where
+    that is more than training would have, it is taken from the test samples first.
     """
     counts = _counts(len(keys), sizes)
     left: dict[Any, list[int]] = defaultdict(list)
@@ -238,13 +247,25 @@ def drawn(keys: Sequence[str], classes: Sequence[Any], sizes: tuple[float, ...],
         members.sort(key=lambda i: hashlib.blake2b(f"{seed}/{keys[i]}".encode(), digest_size=8).digest())
     found = [""] * len(keys)
     names = sorted(left)
+    if all_train:
+        counts = _with_all(counts, len(names), len(keys))
     # In proportion to what is left: the shares of later splits stay the same, and never exceed it.
     for split, count in zip(SPLITS, counts, strict=True):
-        for name, taken in zip(names, shares(count, [len(left[name]) for name in names]), strict=True):
+        first = int(all_train and split == "train")
+        free = shares(count - first * len(names), [len(left[name]) - first for name in names])
+        for name, taken in zip(names, (first + some for some in free), strict=True):
             for i in left[name][:taken]:
                 found[i] = split
             del left[name][:taken]
     return found
+
+
+def _with_all(counts: list[int], classes: int, samples: int) -> list[int]:
+    """``counts`` with at least one training sample for each class."""
+    train, validation, test = counts
+    train = max(train, classes)
+    validation = min(validation, samples - train)
+    return [train, validation, min(test, samples - train - validation)]
 
 
 def _counts(samples: int, sizes: tuple[float, ...]) -> list[int]:

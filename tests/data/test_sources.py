@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mvray.data.animeface import AnimeFace
 from mvray.data.folder import Folder
+from mvray.data.identities import Identities
 from mvray.data.manga109 import Manga109
+from mvray.data.manga109_faces import Manga109Faces
 from mvray.data.sources import FileSource, drawn, shares
 from mvray.data.ucf101 import UCF101
 from mvray.data.videos import Videos
@@ -61,7 +64,7 @@ def test_more_than_there_is() -> None:
         drawn(KEYS, CLASSES, (100, 60, 0.05), seed=0)
 
 
-@pytest.mark.parametrize("kind", [Folder, Manga109, UCF101, Videos])
+@pytest.mark.parametrize("kind", [AnimeFace, Folder, Identities, Manga109, Manga109Faces, UCF101, Videos])
 def test_a_root_stays_where_it_was_for_processes_that_work_elsewhere(
     kind: type[FileSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
