@@ -45,9 +45,10 @@ class Book(NamedTuple):
     characters: dict[str, str]
 
 
-def parsed(xml: bytes) -> Book:
-    """The annotations of one work. Raises Unreadable; a document type, and so any entity, is refused.
+def parsed(xml: bytes, kinds: Sequence[str] = KINDS) -> Book:
+    """The annotations of one work, with the boxes of these kinds.
 
+    Raises Unreadable; a document type, and so any entity, is refused.
     Read with expat itself: defusedxml, which sets the same guard, takes more than twice as long, seconds
     for the half million boxes of Manga109.
     """
@@ -57,7 +58,7 @@ def parsed(xml: bytes) -> Book:
 
     def start(tag: str, given: dict[str, str]) -> None:
         nonlocal width, height, boxes
-        if tag in KINDS:
+        if tag in kinds:
             x0, x1 = float(given["xmin"]) / width, float(given["xmax"]) / width
             y0, y1 = float(given["ymin"]) / height, float(given["ymax"]) / height
             boxes.append(Box(tag, given.get("character", ""), x0, y0, x1, y1))
@@ -97,7 +98,11 @@ def annotations_of(storage: Storage, top: str) -> str:
 
 
 def books_of(
-    storage: Storage, folder: str, titles: Sequence[str], without: str = "its pages are kept, without regions"
+    storage: Storage,
+    folder: str,
+    titles: Sequence[str],
+    kinds: Sequence[str] = KINDS,
+    without: str = "its pages are kept, without regions",
 ) -> tuple[dict[str, Book], list[BadRecord]]:
     """Annotations of the works in ``folder``, and notes on the files that are missing or broken.
 
@@ -119,7 +124,7 @@ def books_of(
             try:
                 if xml is None:
                     raise Unreadable("missing")
-                found[title] = parsed(xml)
+                found[title] = parsed(xml, kinds)
             except Unreadable as error:
                 bad.append(Note(f"{folder}/{title}.xml", f"{error.reason}; {without}"))
     return found, bad

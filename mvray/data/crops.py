@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mvray.storage import Entry
 
 _LAYOUT = 1  # grows when the same crops are stored in another way or cut otherwise
+_THREADS = 16
 _SCHEMA = pa.schema({"key": pa.string(), "height": pa.int32(), "width": pa.int32(), "pixels": pa.binary()})
 _MIN_SIDE_PX = 2.0  # a box that is less than this after it was cut at the picture's edge shows nothing
 
@@ -134,7 +135,7 @@ def _key(location: str, part: str) -> str:
 
 def _write(pictures: Sequence[CutPicture], most_px: int, read: Callable[[str], bytes], file: Path) -> None:
     """A batch of rows per picture, so that only crops are ever held, not pictures."""
-    threads = len(os.sched_getaffinity(0))
+    threads = min(os.cpu_count() or 1, _THREADS)
     with (
         pa.OSFile(str(file), "wb") as sink,
         pa.ipc.new_file(sink, _SCHEMA) as writer,

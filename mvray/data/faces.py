@@ -26,7 +26,7 @@ class Face(NamedTuple):
 
 
 def faces_of(spreads: Sequence[Spread], book: Book, margin: float) -> tuple[list[Face], Counter[str]]:
-    """The faces of a work that can be used, page by page, and how many cannot, by reason."""
+    """The faces of a work that can be used, page by page, and how many cannot, by reason; ``book`` has faces alone."""
     files: dict[int, Spread] = {}
     for spread in spreads:
         files.setdefault(spread.page_number, spread)
@@ -35,8 +35,6 @@ def faces_of(spreads: Sequence[Spread], book: Book, margin: float) -> tuple[list
     for number in sorted(book.pages):
         width, height = _size(book, number)
         for box in book.pages[number]:
-            if box.kind != "face":
-                continue
             cut = square((box.x0 * width, box.y0 * height, box.x1 * width, box.y1 * height), width, height, margin)
             if number not in files:
                 lost["on pages without a picture"] += 1

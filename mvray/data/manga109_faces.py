@@ -177,7 +177,7 @@ class Manga109Faces(SpreadSource):
     def _books(self, top: str, titles: Sequence[str]) -> tuple[str, dict[str, Book], list[BadRecord]]:
         """The folder of annotations, what is in it, and notes on works without. Raises DataError for none at all."""
         folder = annotations_of(self.storage, top)
-        books, notes = books_of(self.storage, folder, titles, "its work is left out")
+        books, notes = books_of(self.storage, folder, titles, ("face",), "its work is left out")
         if not books:
             why = f"first {notes[0].location}: {notes[0].reason.partition(';')[0]}" if notes else self.listed(top)
             raise DataError(
@@ -226,7 +226,7 @@ class Manga109Faces(SpreadSource):
         title, top = path.parent.name, "".join(f"{folder}/" for folder in path.parts[:-3])
         with _opening:
             if title not in self._opened:
-                books, notes = books_of(self.storage, annotations_of(self.storage, top), [title])
+                books, notes = books_of(self.storage, annotations_of(self.storage, top), [title], ("face",))
                 if title not in books:
                     raise Unreadable(f"the annotations of {title} cannot be read any more {[n.reason for n in notes]}")
                 faces, _ = faces_of(self.spreads(top, title=title), books[title], self.margin)

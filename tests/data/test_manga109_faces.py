@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -356,6 +359,22 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+ANOTHER = """
+import sys
+import mvray.data.crops as crops
+from mvray.data.manga109_faces import Manga109Faces
+count, plain = 0, crops.picture
+def picture(*given, **how):
+    global count
+    count += 1
+    return plain(*given, **how)
+crops.picture = picture
+source = Manga109Faces(root=sys.argv[1], unseen=0)
+sums = [source.read(row["location"], row["part"]).sum() for row in source.index().rows.to_pylist()]
+print(count, sums[0])
+"""
+
+
 def test_each_page_is_decoded_once_over_epochs_threads_and_copies_of_the_source(
     write: Write, decodings: list[int]
 ) -> None:
@@ -373,6 +392,15 @@ def test_each_page_is_decoded_once_over_epochs_threads_and_copies_of_the_source(
             assert sorted(int(i) for batch in batches for i in batch["index"]) == list(range(len(rows)))
             assert all((batch["bad"] == -1).all() for batch in batches)
     assert len(decodings) == 7  # not those without faces
+    told = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ANOTHER, root],
+        env={**os.environ, "TMPDIR": tempfile.gettempdir()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first = rows.to_pylist()[0]
+    assert told.stdout.split() == ["0", str(source.read(first["location"], first["part"]).sum())]
 
 
 def test_a_page_that_breaks_after_indexing(write: Write, decodings: list[int]) -> None:
