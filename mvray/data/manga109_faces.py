@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mvray.data.boxes import Book, annotations_of, books_of
 from mvray.data.crops import Crops, Cut, crop, opened, whole
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 _opening = threading.Lock()  # one work at a time, because cutting one takes all cores
-
 
 Pair = tuple[Face, str]
 """A face and the name of its class."""
@@ -75,9 +74,11 @@ class Manga109Faces(SpreadSource):
     in drawn order (0: all), with the samples and splits that these works have among all.
 
     Characters with fewer than ``min_faces`` faces are left out of training; in each unseen work they are
-    one class, TITLE/other. Each page is decoded once per node (crops.py).
+    one class, TITLE/other. Each class gives at least one face to training. Each page is decoded once per
+    node (crops.py).
     """
 
+    all_train: ClassVar[bool] = True
     works: tuple[str, ...] = ()
     unseen_works: tuple[str, ...] = ()
     unseen: float = 11

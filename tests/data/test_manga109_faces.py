@@ -131,6 +131,13 @@ def test_rare_characters_of_an_unseen_work_are_one_class(write: Write) -> None:
     assert works_in(index, *SEEN) == {"Alpha"}
 
 
+def test_every_character_that_is_a_class_is_trained_on(write: Write) -> None:
+    index = of(write("W", {"a": 1, "b": 1, "c": 2, "d": 30}), min_faces=1)
+    trained = {row["label"] for row in index.rows.to_pylist() if row["split"] == "train"}
+    assert trained == {0, 1, 2, 3}
+    assert Counter(index.rows["split"].to_pylist()) == {"train": 24, "validation": 3, "test": 7}
+
+
 def test_names_that_repeat_and_names_that_mean_others(write: Write) -> None:
     twins = [("1", "双子"), ("2", "双子"), ("3", "other"), ("4", ""), ("5", "Ann")]
     index = of(write("W", {"1": 2, "2": 3, "3": 2, "4": 2, "5": 2}, characters=twins), min_faces=2)
