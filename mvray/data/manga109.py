@@ -144,6 +144,6 @@ class Manga109(SpreadSource):
             books, bad = books_of(self.storage, annotations_of(self.storage, f"{top}{place}"), titles)
             boxes |= {(place, title): book for title, book in books.items()}
             unread += bad
-        books = [boxes.get((s.place, s.title)) for s in spreads]
-        found = [book.pages.get(s.page_number, []) if book else [] for s, book in zip(spreads, books, strict=True)]
+        given = [boxes.get((s.place, s.title)) for s in spreads]
+        found = [book.pages.get(s.page_number, []) if book else [] for s, book in zip(spreads, given, strict=True)]
         return regions_of(found, self.page_width, self.page_height), unread
