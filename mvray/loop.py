@@ -73,7 +73,7 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
     if here.world > 1:
         partly = len(method.phases) > 1
         ids = [here.device.index] if here.device.type == "cuda" else None
-        # Buffers (batch norm's running sums) are rank 0's at each epoch's end; no forward in training reads them.
+        # Buffers (batch norm's running sums) become rank 0's at each epoch's end; no step reads them.
         call = DistributedDataParallel(
             method, device_ids=ids, find_unused_parameters=partly, forward_sync_buffers=False
         )
@@ -161,16 +161,15 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
         for buffer in parts.method.buffers():
             torch.distributed.broadcast(buffer, 0)  # BatchNorm's running sums differ between ranks
     metrics = {"epoch": float(state.epoch), "lr": task.step.optim.lr * _last_factor(task, parts, state)}
-    metrics["samples_per_s"] = state.sums.pop("samples_per_s")
     metrics |= {f"epoch/{name}": value for name, value in state.notes.items()}
+    metrics["samples_per_s"] = state.sums.pop("samples_per_s")
     everyone = gathered(state.sums, here)
     for name in state.sums:
         metrics[f"train/{name}"] = sum(sums[name] for sums in everyone) / here.world / state.position
     scores = parts.method.score(parts.samples.predictions(parts.method, "validation"))
     metrics |= {f"validation/{name}": value for name, value in scores.items()}
-    last = task.step.select == LAST
-    value = float(state.epoch) if last else scores[task.step.select]
-    better = last or _is_better(value, state.best, task.step.select_max)
+    value = scores.get(task.step.select, float(state.epoch))
+    better = task.step.select == LAST or _is_better(value, state.best, task.step.select_max)
     state.epochs_without_better = 0 if better else state.epochs_without_better + 1
     if better:
         state.best, state.best_epoch, state.best_name = value, state.epoch, f"{state.steps:09d}"
