@@ -68,6 +68,7 @@ CLOTHES: dict[str, tuple[Colour, ...]] = {  # of man, woman and person
 }
 OLD = ("old-man", "old-woman")
 """Their hair is grey and stays so."""
+BEARDED = ("man", "man-wearing-turban")
 HAIRLESS = ("baby", *OLD)
 
 
@@ -87,7 +88,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Face:
-    """Where a face is in a drawing, in its pixels: the box of the skin, the row of the eyes, and the top of the head."""
+    """Where a face is in a drawing, in its pixels: the box of the skin, the row of the eyes, the top of the head."""
 
     left: int
     top: int

@@ -154,4 +154,3 @@ def _double(of: Look, rng: np.random.Generator) -> Look | None:
 
 def _one(things: Sequence[T], rng: np.random.Generator) -> T:
     return things[int(rng.integers(len(things)))]
-
