@@ -33,8 +33,8 @@ def dressed(look: Look, name: str, worn: Sequence[Worn]) -> Image.Image:
     base = look.base
     face = heads.face_of(base.artist, name, base.person)
     image = recoloured(look, name) if base.person else turned(_art(base.artist, name), look.fur_deg)
-    canvas = Image.new("RGBA", (SIDE + 2 * MARGIN, SIDE + 2 * MARGIN))
-    canvas = canvas.resize((FINE * canvas.width, FINE * canvas.height))
+    side = FINE * (SIDE + 2 * MARGIN)
+    canvas = Image.new("RGBA", (side, side))
     if name in heads.ALONE:
         _shoulders(canvas, face, look)
     for each in worn:

@@ -58,7 +58,6 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {  # place -> subject -> the art
         "womans-hat": ("noto", "twemoji", "emojione"),
         "crown": ("noto", "twemoji", "noto-v1", "emojione"),
         "graduation-cap": ("noto", "noto-v1", "emojione"),
-        "rescue-workers-helmet": ("noto", "twemoji", "emojione"),
     },
     "eyes": {"glasses": ("noto", "twemoji", "fluent-emoji-flat"), "sunglasses": ("noto", "twemoji", "noto-v1")},
     "ears": {"headphone": ("noto", "fluent-emoji-flat")},
