@@ -76,7 +76,7 @@ def _put(canvas: Image.Image, face: Face, worn: Worn) -> None:
     w, brow = face.width, face.eyes - face.crown
     as_drawn = image.height / image.width
     width, aspect, x, y, held = {
-        "hat": (1.3 * w, as_drawn, 0.0, face.crown + 0.3 * brow, 1.0),
+        "hat": (1.4 * w, as_drawn, 0.0, face.crown + 0.45 * brow, 1.0),
         "eyes": (1.05 * w, as_drawn, 0.0, face.eyes, 0.5),
         "ears": (2.0 * w, 0.68, 0.0, face.eyes + 0.45 * w, 1.0),
         "side": (0.55 * w, as_drawn, 0.48 * w, face.crown + 0.3 * brow, 0.5),

@@ -55,7 +55,7 @@ class Look:
 PLACES: dict[str, dict[str, tuple[str, ...]]] = {  # place -> subject -> the artists whose drawing fits there
     "hat": {
         "top-hat": ("noto", "twemoji", "emojione"),
-        "womans-hat": ("noto", "twemoji", "emojione"),
+        "womans-hat": ("twemoji",),
         "crown": ("noto", "twemoji", "noto-v1", "emojione"),
         "graduation-cap": ("noto", "noto-v1", "emojione"),
     },

@@ -89,7 +89,7 @@ def _crop(face: Face, side: int, person: bool, rng: np.random.Generator) -> tupl
     u_HW, v_HW = (u_HW * np.cos(turn) - v_HW * np.sin(turn)) * aspect, u_HW * np.sin(turn) + v_HW * np.cos(turn)
     u_HW = (u_HW + shear * v_HW) * rng.choice([-1, 1])
     # Hair and hats are more than a chin: the box's middle is at the eyes rather than below them.
-    middle_y = face.eyes + 0.08 * face.width if person else (face.top + face.bottom) / 2
+    middle_y = face.eyes if person else (face.top + face.bottom) / 2
     x, y = face.middle + rng.normal(0, 0.07) * face.width, middle_y + rng.normal(0, 0.07) * face.width
     return x + width * u_HW, y + width * v_HW
 
