@@ -126,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_argument("--videos", type=int, default=30, help="videos of each class")
     actions.add_argument("--seed", type=int, default=0)
     actions.set_defaults(command=_sample_actions)
+    faces = kinds.add_parser("faces", help="faces of drawn characters in the AnimeFace Character Dataset's layout")
+    faces.add_argument("out", type=Path, metavar="OUT")
+    faces.add_argument("--characters", type=int, default=60)
+    faces.add_argument("--pictures", type=int, default=20, help="pictures of each character, of some only half as many")
+    faces.add_argument("--seed", type=int, default=0)
+    faces.set_defaults(command=_sample_faces)
     return parser
 
 
@@ -319,6 +325,14 @@ def _sample_actions(given: argparse.Namespace) -> int:
 
     compose(given.out, classes=given.classes, videos=given.videos, seed=given.seed)
     print(f"Wrote {given.classes} classes of {given.videos} videos to {given.out}.")
+    return 0
+
+
+def _sample_faces(given: argparse.Namespace) -> int:
+    from mvray.samples.faces import compose
+
+    compose(given.out, characters=given.characters, pictures=given.pictures, seed=given.seed)
+    print(f"Wrote faces of {given.characters} characters to {given.out}.")
     return 0
 
 
