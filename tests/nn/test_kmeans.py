@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
+from as_ranks import Sum, as_ranks
 
 from mvray.errors import SettingError
 from mvray.nn import kmeans as module
@@ -33,27 +30,14 @@ def one(points: torch.Tensor, clusters: int, seed: int = 0, iterations: int = 20
     return kmeans(points, numbers, len(points), clusters, seed=seed, sum_over_ranks=alone, iterations=iterations)
 
 
-def shared(points: torch.Tensor, clusters: int, owner: torch.Tensor, world: int, **settings: int) -> list[Clusters]:
-    """The same with ``world`` ranks, each a thread, that add their tensors up in the order of ranks."""
-    slots: list[torch.Tensor] = [torch.empty(0)] * world
-    barrier = threading.Barrier(world, timeout=60)
+def shared(points: torch.Tensor, clusters: int, owner: torch.Tensor, world: int) -> list[Clusters]:
+    """The same on ``world`` ranks."""
 
-    def sum_of(rank: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        def reduced(tensor: torch.Tensor) -> torch.Tensor:
-            slots[rank] = tensor.clone()
-            barrier.wait()
-            found = torch.stack(slots).sum(0)
-            barrier.wait()
-            return found
-
-        return reduced
-
-    def run(rank: int) -> Clusters:
+    def run(rank: int, sum_over_ranks: Sum) -> Clusters:
         rows = (owner == rank).nonzero()[:, 0]
-        return kmeans(points[rows], rows, len(points), clusters, seed=0, sum_over_ranks=sum_of(rank), **settings)
+        return kmeans(points[rows], rows, len(points), clusters, seed=0, sum_over_ranks=sum_over_ranks)
 
-    with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(run, range(world)))
+    return as_ranks(run, world)
 
 
 def lloyd(points: np.ndarray, centroids: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray]:
