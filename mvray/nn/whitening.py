@@ -55,7 +55,7 @@ def fit(points_ND: Tensor, components: int, *, rank: int, sum_over_ranks: Callab
     covariance_DD = sum_over_ranks(scatter_DD) / (count - 1).clamp(min=1)
     # Eigenvectors may differ between machines, and one rank's are enough.
     scaled_DD = _scaled_directions(covariance_DD) if rank == 0 else torch.zeros_like(covariance_DD)
-    axes_DC = sum_over_ranks(scaled_DD)[:, :components]
+    axes_DC = sum_over_ranks(scaled_DD.contiguous())[:, :components]  # LAPACK's columns lie the other way in memory
     used = int((axes_DC != 0).any(0).sum())
     return Whitening(mean_D.float(), axes_DC[:, : max(used, 1)].float())
 
