@@ -347,26 +347,89 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
 
 
 def test_clusters_come_to_mean_something(tmp_path: Path) -> None:
-    """Pictures of eight kinds, told apart by a pattern at any place, in noise and at any brightness."""
+    """Six patterns, at any place and size, in noise: told apart without a label, far better than at random weights."""
     from sklearn.metrics import adjusted_mutual_info_score
 
     root, draw = tmp_path / "pictures", np.random.default_rng(0)
-    for kind in range(8):
+    for kind in range(6):
         (root / str(kind)).mkdir(parents=True)
-        tile = np.kron(np.random.default_rng(kind).integers(0, 2, (4, 4)), np.ones((2, 2))) * 70
+        tile = np.kron(np.random.default_rng(kind + 10).integers(0, 2, (4, 4)), np.ones((2, 2))) * 100
         for number in range(60):
-            shift = draw.integers(0, 8, 2)
-            pixels = (
-                np.roll(np.tile(tile, (4, 4)), shift, (0, 1)) + draw.integers(0, 60, (32, 32)) + draw.integers(0, 120)
-            )
-            Image.fromarray(pixels.astype(np.uint8)).save(root / str(kind) / f"{number:02d}.png")
-    settings = {**LOOP, "batch_size": 32, "epochs": 8, "lr": 0.05, "momentum": 0.9}
-    given = task(step_of(root, config(clusters=24, components=16), **settings), tmp_path / "run")
-    train(given, Here())
-    rows = read_table(Storage(given.folder), "index.parquet").to_pylist()
-    label = [row["label"] for row in rows if row["split"] == "train"]
-    method = given.step.method.build(given.facts)
-    method.load_state_dict(weights(given))
-    print(history(given), adjusted_mutual_info_score(label, weights(given)["assigned"]))
-    nmi = [row["epoch/nmi_previous"] for row in history(given)[1:]]
-    assert nmi[-1] > nmi[0] + 0.1
+            pattern = np.roll(np.tile(tile, (4, 4)), draw.integers(0, 8, 2), (0, 1))
+            pixels = (pattern + draw.integers(0, 100, (32, 32))).astype(np.uint8)
+            Image.fromarray(pixels).save(root / str(kind) / f"{number:02d}.png")
+    pictures = replace(FACE, crop_scale=(0.6, 1.0))
+    settings = {"lr": 0.02, "momentum": 0.9, "batch_size": 16, "select": LAST, "pictures": pictures}
+    agreement = {}
+    for epochs in (1, 7):
+        given = task(step_of(root, config(clusters=12), epochs=epochs, **settings), tmp_path / str(epochs))
+        train(given, Here())
+        rows = read_table(Storage(given.folder), "index.parquet").to_pylist()
+        label = [row["label"] for row in rows if row["split"] == "train"]
+        agreement[epochs] = adjusted_mutual_info_score(label, weights(given)["assigned"])
+    assert agreement[1] < 0.35  # from the features of random weights
+    assert agreement[7] > 0.5
+    found = [row["epoch/nmi_previous"] for row in history(given)[1:]]
+    assert found[-1] > found[0] + 0.2
+    assert history(given)[-1]["validation/neighbour_accuracy"] > 0.6
+
+
+# -- what is refused and what is said ------------------------------------------------------------
+
+
+def test_score() -> None:
+    feature = np.array([[1, 0], [3, 0.1], [0, 1], [0.1, 9], [5, 5]], np.float32)
+    columns = {"feature": feature, "label": np.array([0, 0, 1, 2, -1]), "predicted": np.array([0, 1, 1, 2, 0])}
+    assert method_of().score(columns) == {"neighbour_accuracy": 0.5}
+    both = {"accuracy": 0.75, "neighbour_accuracy": 0.5}
+    assert method_of(labels="given").score(columns) == both
+    nothing = {**columns, "label": np.full(5, -1)}
+    assert method_of().score(nothing) == method_of(labels="given").score(nothing) == {}
+    assert config().scores == ("neighbour_accuracy",)
+    assert config(labels="given").scores == ("accuracy", "neighbour_accuracy")
+
+
+def test_what_cannot_be_trained_is_refused_before() -> None:
+    config().check(FACTS)
+    config(labels="given", clusters=3000).check(FACTS)
+    for settings, message in (
+        ({"clusters": 91}, "method.clusters is 91 and there are 90 training samples; expected no more clusters"),
+        ({"components": 90}, "method.components is 90 and there are 90 training samples; expected far fewer"),
+        ({"network": "vgg17"}, "There is no network 'vgg17'"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            config(**settings).check(FACTS)
+    with pytest.raises(SettingError, match=r"labels is 'given', and the training data has no classes; .* Use labels="):
+        config(labels="given").check(replace(FACTS, classes=()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": "mine"}, "method.labels is 'mine'; expected clusters or given."),
+        ({"clusters": 1}, "method.clusters is 1; expected 2 or more."),
+        ({"components": 0}, "method.components is 0; expected 1 or more."),
+        ({"every": 0}, "method.every is 0; expected 1 or more."),
+        ({"dropout": 1.0}, "method.dropout is 1.0; expected None, or 0 up to below 1."),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        config(**settings)
+
+
+def test_all_pictures_may_be_the_same() -> None:
+    method = method_of()
+    work = Alone(method)
+    grey = torch.full((16, 1, 32, 32), 128, dtype=torch.uint8)
+
+    def predictions() -> Iterator[tuple[torch.Tensor, Mapping[str, torch.Tensor]]]:
+        for rows in torch.arange(80).split(16):
+            with torch.no_grad():
+                yield rows, method.eval().predict({"image": grey})
+
+    work.predictions = predictions
+    values = method.before_epoch(work)
+    assert values["weight"].isfinite().all()
+    assert int((values["label"] < 0).sum()) == 10
+    assert 1 <= work.notes["clusters_used"] <= 6
