@@ -39,6 +39,27 @@ def test_alexnet_small_starts_with_all_classes_alike() -> None:
     assert scores_BK.abs().max() < 1
 
 
+@pytest.mark.parametrize("side", [32, 64, 96])
+def test_vgg_small_has_vggs_layout(side: int) -> None:
+    net = made("vgg-small", 14)
+    with torch.device("meta"):
+        model = torchvision.models.vgg11_bn()
+    for kind in (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.MaxPool2d, torch.nn.Linear, torch.nn.Dropout):
+        counts = [sum(isinstance(layer, kind) for layer in each.modules()) for each in (net, model)]
+        assert counts[0] == counts[1], kind
+    assert net(torch.rand(2, 3, side, side)).shape == (2, 14)
+    assert sum(each.numel() for each in net.parameters()) < 132_868_840 / 100
+
+
+@pytest.mark.parametrize("name", ["vgg-small", "resnet18"])
+def test_pictures_may_have_other_channels(name: str, tmp_path: Path) -> None:
+    net = networks.network(name, 5, channels=2)
+    assert net.eval()(torch.rand(2, 2, 64, 64)).shape == (2, 5)
+    torch.save(made(name, 5).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(DataError, match=r"1 entries are of another shape, .*, 3, \d, \d\) instead of \(\d+, 2, "):
+        networks.network(name, 5, str(tmp_path / "weights.pth"), channels=2)
+
+
 def test_same_seed_same_weights() -> None:
     assert len(same(made("resnet18", 3), made("resnet18", 3))) == len(made("resnet18", 3).state_dict())
     assert "fc.weight" not in same(made("resnet18", 3), made("resnet18", 3, seed=1))
@@ -50,7 +71,7 @@ def test_other_torchvision_networks_give_scores_in_training_too(name: str) -> No
 
 
 def test_unknown_names_list_the_nearest() -> None:
-    with pytest.raises(SettingError, match=r"no network 'resnet19'; expected alexnet-small or .*resnet18"):
+    with pytest.raises(SettingError, match=r"no network 'resnet19'; expected alexnet-small, vgg-small or .*resnet18"):
         networks.network("resnet19", 3)
 
 
