@@ -1,0 +1,176 @@
+"""Pictures of groups: what is chosen to be seen, and that it is seen where it belongs."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvray import cluster_figures as figures
+from mvray.figures import LINES
+
+NAMES = [f"character {k}" for k in range(30)]
+STRANGE = r"漫画の人 $\frac{1}$ \x"
+
+
+def opened(png: bytes) -> np.ndarray:
+    picture = Image.open(io.BytesIO(png))
+    assert picture.format == "PNG"
+    return np.asarray(picture.convert("RGB"))
+
+
+def rgb(colour: str) -> list[int]:
+    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def pixels_of(shown: np.ndarray, colour: list[int] | tuple[int, ...]) -> int:
+    return int((shown == list(colour)).all(2).sum())
+
+
+def scattered(samples: int, groups: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Places around as many middles, and which; every tenth is noise."""
+    rand = np.random.default_rng(seed)
+    group_N = rand.integers(0, groups, samples)
+    places_N2 = 10 * rand.normal(size=(groups, 2))[group_N] + rand.normal(size=(samples, 2))
+    return places_N2, np.where(np.arange(samples) % 10, group_N, -1)
+
+
+def face(red: int) -> np.ndarray:
+    return np.full((20, 14, 3), (red, 7, 9), np.uint8)
+
+
+# -- the map -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("samples", "groups"), [(400, 9), (30, 3), (2000, 60), (1, 1)])
+def test_faces_on_the_map_lie_apart_and_in_different_groups(samples: int, groups: int) -> None:
+    places, group = scattered(samples, groups)
+    group[-1] = 0
+    shown = figures.on_map(places, group, most=20)
+    at = figures._in_square(places)[shown]
+    gaps = np.abs(at[:, None] - at[None]).max(2) + np.eye(len(shown))
+    assert gaps.min() > figures.FACE
+    assert 0 < len(shown) <= 20
+    assert len(set(shown)) == len(shown)
+    assert (group[shown] >= 0).all()
+    seen = len(set(group[shown].tolist()))
+    assert seen >= min(groups, 8)
+
+
+def test_a_small_group_is_seen_beside_large_ones() -> None:
+    rand = np.random.default_rng(0)
+    places = np.concatenate([rand.normal(size=(500, 2)), [[30.0, 30.0]]])
+    group = np.array([0] * 500 + [1])
+    assert 500 in figures.on_map(places, group, most=5)
+
+
+def test_nothing_but_noise_has_no_faces() -> None:
+    assert figures.on_map(np.zeros((5, 2)), np.full(5, -1)) == []
+
+
+def test_the_map_shows_characters_groups_and_faces() -> None:
+    places, group = scattered(300, 5)
+    label = np.where(group < 0, 0, group)
+    shown = figures.on_map(places, group)
+    faces = {row: face(100 + number) for number, row in enumerate(shown[1:])}  # one could not be read
+    picture = opened(figures.group_map(places, label, group, NAMES, faces, "title"))
+    assert abs(picture.shape[1] - 1600) < 60
+    middle = picture.shape[1] // 2
+    left, right = picture[:, :middle], picture[:, middle:]
+    for k in range(5):
+        assert pixels_of(left, rgb(LINES[k])) > 100
+        assert pixels_of(right, rgb(LINES[k])) > 100
+    assert pixels_of(right, rgb(figures.NOISE_COLOUR)) > 20
+    assert pixels_of(left, rgb(figures.NOISE_COLOUR)) == 0
+    for number in range(len(faces)):
+        assert pixels_of(left, (100 + number, 7, 9)) == 0
+        assert pixels_of(right, (100 + number, 7, 9)) > 400, number
+
+
+@pytest.mark.parametrize(("label", "group"), [(-1, -1), (0, 0), (-1, 0)])
+def test_maps_of_hardly_anything_are_drawn(label: int, group: int) -> None:
+    for samples in (1, 2):
+        given = np.full(samples, label), np.full(samples, group)
+        assert opened(figures.group_map(np.zeros((samples, 2)), *given, NAMES, {}, STRANGE)).size > 0
+
+
+def test_many_characters_are_counted_together() -> None:
+    places, group = scattered(600, 30)
+    many = opened(figures.group_map(places, np.where(group < 0, -1, group), group, [STRANGE] * 30, {}, STRANGE))
+    assert pixels_of(many, rgb(figures.OTHERS)) > 100
+
+
+def test_colours_of_groups_differ_and_are_not_that_of_noise() -> None:
+    for count in (0, 1, 12, 13, 200):
+        colours = figures._many(count)
+        assert len(set(colours)) == len(colours) == count
+        for red, green, blue in map(rgb, colours):
+            assert max(red, green, blue) - min(red, green, blue) > 40
+
+
+# -- bars ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 9])
+def test_bars_are_as_high_as_the_numbers(rows: int) -> None:
+    values = {f"row {k}": {f"work {w}": 0.1 * (k + 1) for w in range(4)} for k in range(rows)}
+    picture = opened(figures.work_bars(values, {row: 0.1 * (k + 1) for k, row in enumerate(values)}, "t", "AMI"))
+    heights = [pixels_of(picture, rgb(LINES[k])) for k in range(min(rows, 7))]
+    if rows in (3, 7):
+        for k in range(1, rows):
+            # Bars of equal width; the legend's patch and the frame of the mean's bar make the rest.
+            assert heights[k] / heights[0] == pytest.approx(k + 1, rel=0.2)
+    assert abs(picture.shape[1] - 1600) < 60
+
+
+def test_bars_without_a_work_below_zero_or_with_strange_names_are_drawn() -> None:
+    values = {STRANGE: {STRANGE: -0.05, "b": 0.0}, "one": {"b": 0.4}, "none": {}}
+    assert opened(figures.work_bars(values, {STRANGE: -0.02, "one": 0.4}, STRANGE, STRANGE)).size > 0
+    assert opened(figures.work_bars({}, {}, "nothing", "AMI")).size > 0
+
+
+# -- lines ---------------------------------------------------------------------------------------
+
+
+def test_lines_show_a_group_in_proportion() -> None:
+    label = np.array([3] * 30 + [5] * 9 + [-1] + [7] * 4)
+    group = np.array([0] * 40 + [-1] * 4)
+    found, noise = figures.lines(label, group, NAMES, faces=8)
+    assert found.words == "group 0: 40 faces\ncharacter 3\n75% of the group"
+    assert [int(label[row]) for row in found.rows] == [3, 3, 3, 3, 3, 3, 5, -1]
+    assert {int(label[row]) for row in found.strangers} == {5, -1}
+    assert noise.words == "noise: 4 faces\nof 1 character"
+    assert set(noise.rows) == {40, 41, 42, 43}
+    assert not noise.strangers
+
+
+def test_of_many_groups_the_largest_and_the_most_mixed_are_shown() -> None:
+    sizes = [50 - 2 * k for k in range(20)]
+    group = np.repeat(np.arange(20), sizes)
+    label = np.repeat(np.arange(20), sizes)
+    for mixed in (12, 17):
+        at = np.flatnonzero(group == mixed)
+        label[at[: len(at) // 2]] = 25
+    found = [line.words.partition(":")[0] for line in figures.lines(label, group, NAMES, groups=6)]
+    assert found[:3] == ["group 0", "group 1", "group 2"]
+    assert {"group 12", "group 17"} <= set(found[3:])
+    assert len(found) == 6
+
+
+def test_faces_that_are_not_the_groups_character_have_a_red_frame() -> None:
+    label, group = np.array([1] * 9 + [2]), np.zeros(10, int)
+    lines = figures.lines(label, group, [STRANGE] * 3)
+    faces = {row: face(50 + row) for row in range(10) if row != 4}
+    picture = opened(figures.group_lines(lines, faces, STRANGE))
+    for row in faces:
+        assert pixels_of(picture, (50 + row, 7, 9)) > 400
+    assert 800 < pixels_of(picture, figures.WRONG) < 5000
+    same = opened(figures.group_lines(figures.lines(np.ones(10, int), group, NAMES), faces, "t"))
+    assert pixels_of(same, figures.WRONG) == 0
+
+
+def test_unknown_characters_have_words_too() -> None:
+    assert figures.lines(np.full(3, -1), np.zeros(3, int), NAMES)[0].words == "group 0: 3 faces\nno known character"
+    assert figures.lines(np.zeros(0, int), np.zeros(0, int), NAMES) == []
