@@ -14,13 +14,14 @@ LOOP_LINES, FILE_LINES, FUNCTION_LINES = 250, 400, 60
 # A module may import from its own layer and from those below. First match of the longest name counts.
 LAYERS = (
     ("errors",),
+    ("retrieval",),
     ("job", "exhibits", "source", "inputs", "method", "metrics", "clustering", "figures", "progress", "nn", "settings"),
     ("methods", "segmenters", "generators"),
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("environment", "task", "optim", "state", "loop"),
     ("plan", "manifest", "report", "doctor"),
     ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
-    ("look", "sheets", "strips", "results", "runlog"),
+    ("look", "match_sheets", "sheets", "strips", "results", "runlog"),
     ("run",),
     ("cli",),
 )
