@@ -18,6 +18,7 @@ from mvray.errors import SettingError
 from mvray.nn import weights as files
 
 SMALL = "alexnet-small"
+RESIDUAL = "resnet-small"
 _REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 # These two return more than scores in training unless told otherwise.
 _EXTRA: Mapping[str, Mapping[str, bool]] = {
@@ -28,7 +29,7 @@ _EXTRA: Mapping[str, Mapping[str, bool]] = {
 def network(name: str, classes: int, weights: str = "") -> torch.nn.Module:
     """The network called ``name`` with ``classes`` outputs, randomly initialised from torch's seed.
 
-    ``name`` is "alexnet-small" or a torchvision classification network. ``weights`` is the path or
+    ``name`` is "alexnet-small", "resnet-small" or a torchvision classification network. ``weights`` is the path or
     URL of a state dict (.pth or .safetensors, see weights.load) for the same network; its last layer is
     left random where it has another number of classes. Raises SettingError for an unknown name, DataError for
     weights that do not fit.
@@ -36,6 +37,10 @@ def network(name: str, classes: int, weights: str = "") -> torch.nn.Module:
     check_name(name)
     if name == SMALL:
         made = alexnet_small(classes)
+    elif name == RESIDUAL:
+        from mvray.nn.resnet_small import resnet_small
+
+        made = resnet_small(classes)
     else:
         import torchvision
 
@@ -47,15 +52,16 @@ def network(name: str, classes: int, weights: str = "") -> torch.nn.Module:
 
 def check_name(name: str) -> None:
     """Raises SettingError, with the nearest names, where no network is called ``name``."""
-    if name == SMALL or name in _named_in_torchvision():
+    if name in (SMALL, RESIDUAL) or name in _named_in_torchvision():
         return
     import torchvision
 
-    known = [SMALL, *torchvision.models.list_models(module=torchvision.models)]
+    known = [SMALL, RESIDUAL, *torchvision.models.list_models(module=torchvision.models)]
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.0)
         raise SettingError(
-            f"There is no network {name!r}; expected {SMALL} or one of torchvision's, such as {', '.join(nearest)}."
+            f"There is no network {name!r}; expected {SMALL} or {RESIDUAL}, or one of torchvision's, "
+            f"such as {', '.join(nearest)}."
         )
 
 
