@@ -51,7 +51,7 @@ def job(tiny: bool = False) -> Job:
         )
         scale = Scale(workers=2, loader_workers=1, checkpoint_steps=50)
     else:
-        faces = Data(AnimeFace(), Pictures(224, 224, flip=True, crop_scale=(0.6, 1.0)))
+        faces = Data(AnimeFace(min_pictures=10), Pictures(224, 224, flip=True, crop_scale=(0.6, 1.0)))
         method = arcface.Config(network="resnet34", dimensions=512, margin_rad=0.5, scale=64.0)
         optim = Optim(
             lr=0.1, momentum=0.9, weight_decay=5e-4, batch_size=64, epochs=40, schedule="cosine", warmup_epochs=2

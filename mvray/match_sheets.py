@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SAME, OTHER = "#1a9850", "#d73027"
 CHOSEN_ON = "validation"
 """The split whose best threshold is shown, as in retrieval.Retrieval."""
-NEAREST = 10
+NEAREST = 9
 CELL_PX, FRAME_PX, GAP_PX = 114, 5, 12
 _POINTS = 800
 
@@ -107,7 +107,7 @@ def _lines(sheet: Matches, table: pa.Table, names: tuple[str, ...]) -> list[_Lin
 
 def _caption(example: Mapping[str, Any], names: tuple[str, ...], others: int) -> str:
     name = names[example["label"]] if example["label"] >= 0 else "not labelled"
-    return f"{name}\n{example['split']}, {others} other{'s' * (others != 1)}"
+    return f"{name}\n{example['split']}\n{others} other{'s' * (others != 1)}"
 
 
 def _picture(data: Data, table: pa.Table, row: int) -> np.ndarray | None:
@@ -208,7 +208,7 @@ def _curves(pairs: Mapping[str, retrieval.Pairs], threshold: float, title: str) 
 def _curves_of(left: Axes, right: Axes, split: str, pairs: retrieval.Pairs, threshold: float, colour: str) -> None:
     total = pairs.same + pairs.different
     first, last = np.searchsorted(total, [1, total[-1]])
-    shown = np.unique(np.linspace(max(first - 1, 0), last, _POINTS).astype(int))
+    shown = np.unique(np.linspace(first, last, _POINTS).astype(int))
     at = int(np.searchsorted(retrieval.THRESHOLDS_T, threshold))
     if pairs.different[-1]:
         label = f"{split}, area {pairs.roc_auc():.3f}"

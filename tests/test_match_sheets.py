@@ -99,8 +99,9 @@ def test_the_nearest_come_first_and_are_others_of_the_sheet(faces: Path, tmp_pat
         distances = [match.distance for match in line.matches]
         assert len(distances) == min(match_sheets.NEAREST, len(table) - 1)
         assert distances == sorted(distances)
-        name, where = line.caption.splitlines()
-        others = int(where.split()[1])
+        name, split, count = line.caption.splitlines()
+        others = int(count.split()[0])
+        assert split == "test"
         assert sum(bool(match.same) for match in line.matches) == others
         if name == "ben":
             assert all(match.same for match in line.matches[:others])
