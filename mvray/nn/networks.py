@@ -17,7 +17,8 @@ import torch
 from mvray.errors import SettingError
 from mvray.nn import weights as files
 
-SMALL, SMALL_VGG = "alexnet-small", "vgg-small"
+SMALL, SMALL_VGG, SMALL_RESNET = "alexnet-small", "vgg-small", "resnet-small"
+OURS = (SMALL, SMALL_VGG, SMALL_RESNET)
 _REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 # These two return more than scores in training unless told otherwise.
 _EXTRA: Mapping[str, Mapping[str, bool]] = {
@@ -28,15 +29,14 @@ _EXTRA: Mapping[str, Mapping[str, bool]] = {
 def network(name: str, classes: int, weights: str = "", channels: int = 3) -> torch.nn.Module:
     """The network called ``name`` with ``classes`` outputs, randomly initialised from torch's seed.
 
-    ``name`` is "alexnet-small", "vgg-small" or a torchvision classification network; its first convolution
-    takes ``channels``. ``weights`` is the path or
-    URL of a state dict (.pth or .safetensors, see weights.load) for the same network; its last layer is
-    left random where it has another number of classes. Raises SettingError for an unknown name, DataError for
-    weights that do not fit.
+    ``name`` is one of OURS or a torchvision classification network; its first convolution takes
+    ``channels``. ``weights`` is the path or URL of a state dict (.pth or .safetensors, see weights.load)
+    for the same network; its last layer is left random where it has another number of classes. Raises
+    SettingError for an unknown name, DataError for weights that do not fit.
     """
     check_name(name)
-    if name in (SMALL, SMALL_VGG):
-        made = alexnet_small(classes) if name == SMALL else vgg_small(classes)
+    if name in OURS:
+        made = _ours(name, classes)
     else:
         import torchvision
 
@@ -48,17 +48,25 @@ def network(name: str, classes: int, weights: str = "", channels: int = 3) -> to
     return made
 
 
+def _ours(name: str, classes: int) -> torch.nn.Module:
+    if name == SMALL_RESNET:
+        from mvray.nn.resnet_small import resnet_small
+
+        return resnet_small(classes)
+    return alexnet_small(classes) if name == SMALL else vgg_small(classes)
+
+
 def check_name(name: str) -> None:
     """Raises SettingError, with the nearest names, where no network is called ``name``."""
-    if name in (SMALL, SMALL_VGG) or name in _named_in_torchvision():
+    if name in OURS or name in _named_in_torchvision():
         return
     import torchvision
 
-    known = [SMALL, SMALL_VGG, *torchvision.models.list_models(module=torchvision.models)]
+    known = [*OURS, *torchvision.models.list_models(module=torchvision.models)]
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.0)
         raise SettingError(
-            f"There is no network {name!r}; expected {SMALL}, {SMALL_VGG} or one of torchvision's, "
+            f"There is no network {name!r}; expected {', '.join(OURS)} or one of torchvision's, "
             f"such as {', '.join(nearest)}."
         )
 
