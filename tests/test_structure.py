@@ -20,7 +20,7 @@ LAYERS = (
     ("environment", "task", "optim", "state", "loop"),
     ("plan", "manifest", "report", "doctor"),
     ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
-    ("look", "sheets", "strips", "results", "runlog"),
+    ("look", "group", "find", "model", "album", "owned", "sheets", "strips", "results", "runlog"),
     ("run",),
     ("cli",),
 )

@@ -141,6 +141,11 @@ class Features(Generator):
                 found[name] = made[name].float()
         if PIXELS in self._wanted:
             found[PIXELS] = _small(batch["image"])
+        if wrong := [name for name in self._wanted if len(found[name]) != len(batch["image"])]:
+            raise SettingError(
+                f"Layer {wrong[0]!r} gives {len(found[wrong[0]])} rows for {len(batch['image'])} pictures; expected one "
+                "for each."
+            )
         return {name: found[name] for name in self._wanted}
 
 

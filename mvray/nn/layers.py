@@ -13,9 +13,11 @@ Shapes: B samples, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -52,15 +54,19 @@ class Layers:
     """Reads ``wanted`` layers of ``module``, which must be in eval mode, while something runs it.
 
     Maps are averaged over a grid of at most ``pool`` x ``pool`` places (0: kept as they are). Of a layer that
-    is called more than once the last call counts. Raises SettingError for a name that does not exist.
+    is called more than once the last call counts. Several threads may read at once. Raises SettingError for
+    a name that does not exist.
     """
 
     def __init__(self, module: torch.nn.Module, wanted: Sequence[str], pool: int) -> None:
         assert not module.training, "features of a batch are per sample in eval mode only"
         known = names(module)
-        self._layers = {name: _find(module, known, name) for name in wanted}
-        self._pool = pool
+        layers = {name: _find(module, known, name) for name in wanted}
+        self._wanted, self._pool = tuple(wanted), pool
+        self._here = threading.local()
         self._calls: Counter[str] | None = None
+        for name, layer in layers.items():
+            self._hook(layer, name)
 
     def read(self, run: Callable[[], Any], whole: bool = False) -> tuple[dict[str, Tensor], Any]:
         """The layers' outputs while ``run`` runs, B x C x H x W or B x C float32, and what it returned.
@@ -69,26 +75,32 @@ class Layers:
         these calls, and None is returned of it, unless ``whole``. Raises SettingError for a layer that
         takes no part or whose output is no tensor of a row per sample.
         """
-        found: dict[str, Tensor] = {}
-        left = None if whole or self._calls is None else self._calls.copy()
-        called: Counter[str] = Counter()
-
-        def note(name: str, value: Any) -> None:
-            found[name] = self._pooled(name, value)
-            called[name] += 1
-            if left is not None and called == left:
-                raise _AllRead
-
+        reading = self._here.reading = _Reading({}, Counter(), None if whole else self._calls)
         returned = None
-        with ExitStack() as hooks, torch.inference_mode():
-            for name, layer in self._layers.items():
-                hooks.enter_context(_noting(layer, name, note))
-            with suppress(_AllRead):
+        try:
+            with torch.inference_mode(), suppress(_AllRead):
                 returned = run()
-        if missing := [name for name in self._layers if name not in found]:
+        finally:
+            self._here.reading = None
+        if missing := [name for name in self._wanted if name not in reading.found]:
             raise SettingError(f"Layer {missing[0]!r} takes no part in a prediction; name one that does.")
-        self._calls = called
-        return {name: found[name] for name in self._layers}, returned
+        self._calls = reading.called
+        return {name: reading.found[name] for name in self._wanted}, returned
+
+    def _hook(self, layer: torch.nn.Module, name: str) -> None:
+        if name == PENULTIMATE:
+            layer.register_forward_pre_hook(lambda _layer, inputs: self._note(name, inputs[0]))
+        else:
+            layer.register_forward_hook(lambda _layer, _inputs, output: self._note(name, output))
+
+    def _note(self, name: str, value: Any) -> None:
+        reading: _Reading | None = getattr(self._here, "reading", None)
+        if reading is None:
+            return  # something else runs the module
+        reading.found[name] = self._pooled(name, value)
+        reading.called[name] += 1
+        if reading.called == reading.calls:
+            raise _AllRead
 
     def _pooled(self, name: str, value: Any) -> Tensor:
         """A copy: what follows may work in place."""
@@ -103,15 +115,17 @@ class Layers:
         return pooled.clone() if grid == (height, width) else pooled
 
 
+@dataclass
+class _Reading:
+    """What a run has given so far, and after how many calls of each layer there is no more to come."""
+
+    found: dict[str, Tensor]
+    called: Counter[str]
+    calls: Counter[str] | None
+
+
 class _AllRead(Exception):
     """Ends a forward pass of which the rest is not needed."""
-
-
-def _noting(layer: torch.nn.Module, name: str, note: Callable[[str, Any], None]) -> Any:
-    """A hook on ``layer``; what it returns removes it as a context manager."""
-    if name == PENULTIMATE:
-        return layer.register_forward_pre_hook(lambda _layer, inputs: note(name, inputs[0]))
-    return layer.register_forward_hook(lambda _layer, _inputs, output: note(name, output))
 
 
 def _find(module: torch.nn.Module, known: dict[str, str], name: str) -> torch.nn.Module:
