@@ -173,8 +173,9 @@ def _measured(vectors_ND: np.ndarray, group_N: np.ndarray) -> Found:
 
 def distances(vectors_ND: np.ndarray, others_MD: np.ndarray) -> np.ndarray:
     """Euclidean distance between vectors of length 1, N x M float32, 0 (same) to 2 (opposite)."""
-    cosine_NM = vectors_ND.astype(np.float64) @ others_MD.astype(np.float64).T
-    return np.asarray(np.sqrt(np.maximum(2 - 2 * cosine_NM, 0)), np.float32)
+    ones_ND, others_MD = vectors_ND.astype(np.float64), others_MD.astype(np.float64)
+    lengths_NM = (ones_ND**2).sum(1)[:, None] + (others_MD**2).sum(1)  # 2 but for rounding, of which the root is seen
+    return np.asarray(np.sqrt(np.maximum(lengths_NM - 2 * ones_ND @ others_MD.T, 0)), np.float32)
 
 
 # -- what is written -------------------------------------------------------------------------------

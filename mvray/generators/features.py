@@ -142,10 +142,8 @@ class Features(Generator):
         if PIXELS in self._wanted:
             found[PIXELS] = _small(batch["image"])
         if wrong := [name for name in self._wanted if len(found[name]) != len(batch["image"])]:
-            raise SettingError(
-                f"Layer {wrong[0]!r} gives {len(found[wrong[0]])} rows for {len(batch['image'])} pictures; expected one "
-                "for each."
-            )
+            rows = f"{len(found[wrong[0]])} rows for {len(batch['image'])} pictures"
+            raise SettingError(f"Layer {wrong[0]!r} gives {rows}; expected one for each.")
         return {name: found[name] for name in self._wanted}
 
 
