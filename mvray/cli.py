@@ -1,4 +1,4 @@
-"""mvray run | report | look | ui | doctor | sample: the command line.
+"""mvray run | report | look | group | find | ui | doctor | sample: the command line.
 
 Nothing heavy is imported here, so that help and a user's mistake take a fraction of a second. torch,
 which method files name at their top, is put in place as a lazy module: it loads when it is first used.
@@ -103,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--layer", default="", help="name of the layer (default: the method's)")
     look.set_defaults(command=_look)
 
+    _grouping(commands)
+
     ui = commands.add_parser("ui", help="open MLflow on the run store")
     ui.add_argument("--storage", default=STORAGE, metavar="URI")
     ui.add_argument("--port", type=int, default=5000)
@@ -133,6 +135,27 @@ def _parser() -> argparse.ArgumentParser:
     faces.add_argument("--seed", type=int, default=0)
     faces.set_defaults(command=_sample_faces)
     return parser
+
+
+def _grouping(commands: Any) -> None:
+    group = commands.add_parser("group", help="sort any pictures into groups of the same character")
+    group.add_argument("step", metavar="MODEL", help="folder of a finished Train step")
+    group.add_argument("folder", type=Path, metavar="FOLDER", help="faces or pictures, in any folders below it")
+    group.add_argument("--out", type=Path, required=True, metavar="DIR")
+    group.add_argument("--layer", default="", help="the layer that is read (default: embedding, fc1 or the last)")
+    group.add_argument("--per-folder", action="store_true", help="each folder in FOLDER by itself, as a book")
+    group.add_argument("--min-size", type=int, metavar="N", help="least pictures of a group (default: 10, or fewer)")
+    group.set_defaults(command=_group)
+
+    find = commands.add_parser("find", help="find the pictures that are most like an example")
+    find.add_argument("step", metavar="MODEL", help="folder of a finished Train step")
+    find.add_argument("examples", type=Path, nargs="+", metavar="EXAMPLE", help="one picture or several of the same")
+    find.add_argument("folder", type=Path, metavar="FOLDER", help="where to look, in any folders below it")
+    find.add_argument("--out", type=Path, metavar="DIR", help="write a table and a contact sheet too")
+    find.add_argument("--most", type=int, metavar="N", help="at most so many (default: 20)")
+    find.add_argument("--within", type=float, metavar="DISTANCE", help="none farther than this, 0 to 2")
+    find.add_argument("--layer", default="", help="the layer that is read (default: embedding, fc1 or the last)")
+    find.set_defaults(command=_find)
 
 
 def _job_options(parser: argparse.ArgumentParser) -> None:
@@ -291,6 +314,26 @@ def _look(given: argparse.Namespace) -> int:
 
     sheet = look(given.step, given.files, given.out, given.layer)
     print(f"Wrote {sheet}.")
+    return 0
+
+
+def _group(given: argparse.Namespace) -> int:
+    from mvray.group import group
+
+    for line in group(given.step, given.folder, given.out, given.layer, given.per_folder, given.min_size):
+        print(line)
+    print(f"Wrote {given.out / 'index.html'}.")
+    return 0
+
+
+def _find(given: argparse.Namespace) -> int:
+    from mvray.find import find
+
+    options = {"layer": given.layer, "most": given.most, "within": given.within}
+    for line in find(given.step, given.examples, given.folder, given.out, **options):
+        print(line)
+    if given.out:
+        print(f"Wrote {given.out / 'index.html'}.")
     return 0
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,16 @@ from PIL import Image
 
 from mvray import figures
 from mvray.data.quarantine import Unreadable
-from mvray.data.sources import picture, pixels
+from mvray.data.sources import picture
 from mvray.data.video import Video
 from mvray.data.videos import SUFFIXES
-from mvray.data.view import ClipView, View, seen
+from mvray.data.view import ClipView
 from mvray.errors import DataError, SettingError
 from mvray.job import Clips, Train
-from mvray.manifest import MANIFEST
 from mvray.method import Facts, Generator, Method
-from mvray.settings import decoded
+from mvray.model import ENDINGS, as_given, finished, found
 from mvray.storage import Storage
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SHEET_PICTURES = 24
 SHEET_CLIPS, SHEET_FRAMES = 12, 8
 
@@ -40,7 +37,7 @@ def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> P
     from mvray.generators import gradcam
 
     folder = Storage(step_path)
-    step, facts = _finished(folder, step_path)
+    step, facts = finished(folder, step_path)
     method = load_method(step, facts, folder)
     if isinstance(step.data.pictures, Clips):
         return _look_at_videos(step, facts, method, files, out)
@@ -48,7 +45,7 @@ def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> P
     out.mkdir(parents=True, exist_ok=True)
     rows: list[list[np.ndarray]] = []
     names: list[str] = []
-    for path in _found(files, ENDINGS):
+    for path in found(files, ENDINGS):
         try:
             given = _read(path, facts)
         except (Unreadable, OSError) as error:
@@ -78,7 +75,7 @@ def _look_at_videos(step: Train, facts: Facts, method: Method, files: Sequence[P
     names: list[str] = []
     out.mkdir(parents=True, exist_ok=True)
     count = 0
-    for path in _found(files, set(SUFFIXES)):
+    for path in found(files, set(SUFFIXES)):
         try:
             with Video(path) as video:
                 clip = ClipView.of(clips, video.count, video.height, video.width, None)
@@ -102,36 +99,9 @@ def _look_at_videos(step: Train, facts: Facts, method: Method, files: Sequence[P
     return sheet
 
 
-def _finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
-    if not folder.exists(MANIFEST):
-        raise DataError(
-            f"{step_path} is not the folder of a finished step (it has no {MANIFEST}). "
-            "`mvray report JOB --json` lists the path of every step."
-        )
-    manifest = json.loads(folder.read(MANIFEST))
-    step = decoded(manifest["step"])
-    if not isinstance(step, Train):
-        raise DataError(f"{step_path} is a {manifest['kind']} step; expected a Train step.")
-    samples = manifest["data"]["samples"]["train"]
-    return step, Facts.of(tuple(manifest["data"]["classes"]), step.data.pictures, samples)
-
-
-def _found(given: Sequence[Path], endings: set[str]) -> Iterator[Path]:
-    for path in given:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
-        elif path.is_file():
-            yield path
-        else:
-            raise DataError(f"{path}: there is no such file or folder.")
-
-
 def _read(path: Path, facts: Facts) -> np.ndarray:
     """The picture as the network gets it, C x H x W uint8."""
-    image = pixels(picture(path.read_bytes(), facts.height, facts.width, grey=facts.channels == 1))
-    view = seen(image[..., 0] if image.shape[2] == 1 else image, facts.height, facts.width, View())
-    planes = view[None] if view.ndim == 2 else view.transpose(2, 0, 1)
-    return np.array(np.broadcast_to(planes, (facts.channels, facts.height, facts.width)))
+    return as_given(picture(path.read_bytes(), facts.height, facts.width, grey=facts.channels == 1), facts)
 
 
 def _attended(method: Method, frames_THWC: np.ndarray, name: str) -> tuple[np.ndarray, int, float]:
