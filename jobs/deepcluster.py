@@ -91,7 +91,7 @@ def job(tiny: bool = False) -> Job:
     table = Table(
         rows=(*rows, Row("the pixels themselves", pixels)),
         columns=(
-            *(Column(f"unseen/{layer}_ami", f"AMI, {layer}", 1, 3) for layer in reversed(LAYERS)),
+            *(Column(f"unseen/{layer}_ami", f"AMI, {layer}", 1, 3) for layer in (MAPPED, "fc2", *reversed(LAYERS[:5]))),
             Column("unseen/pixels_ami", "AMI, pixels", 1, 3),
         ),
         note="Adjusted mutual information of the groups with the characters, mean over the works that were not trained "
