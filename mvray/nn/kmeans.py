@@ -3,7 +3,8 @@
 Lloyd's algorithm (1982): assignments are made where the points are, and only sums and counts, K x (D + 1), go
 between the ranks, once per iteration. Its three costs are kept low:
 
-    distances     a block of points times all centroids is one matrix product that stays in the cache
+    distances     a block of points times all centroids is one matrix product that stays in the cache; on a CPU each
+                  core has its own blocks
     smallest      see _largest
     iterations    a centroid whose cluster stays as it was does not move, and a point of such a cluster can only be
                   drawn away by a centroid that moved: nothing else is computed again. The result is the same
@@ -13,8 +14,10 @@ Shapes: N points of this rank, D dimensions, K clusters, B points of a block, G 
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,11 +30,12 @@ if TYPE_CHECKING:
 
 Sum = Callable[["Tensor"], "Tensor"]
 """The sum of a tensor over all ranks, on every rank: method.EpochWork.sum."""
+Lanes = Callable[[Callable[["Tensor"], None], "Tensor"], object]
 
 SPLIT = 1 / 1024
 """By how much the two halves of a split cluster go apart, as a share of each coordinate (faiss, Clustering.cpp)."""
 _GROUPS = 32
-_BLOCK_ON_CPU, _BLOCK_ON_GPU = 2**21, 2**27
+_BLOCK_ON_CPU, _BLOCK_ON_GPU = 2**22, 2**27
 """Scores (B x K) at a time: what stays in a core's cache, and what keeps a GPU busy."""
 
 
@@ -71,8 +75,14 @@ def kmeans(
     differ by rounding only. Points should lie around zero: distances come from scalar products. Raises SettingError
     for more clusters than points.
     """
-    centroids_KD = _start(points_ND, index_N, samples, clusters, seed, sum_over_ranks)
-    part = _Share(points_ND, clusters)
+    start_KD = _start(points_ND, index_N, samples, clusters, seed, sum_over_ranks)
+    with _on_all_cores(points_ND.device) as lanes:
+        return _lloyd(points_ND, start_KD, iterations, sum_over_ranks, lanes)
+
+
+def _lloyd(points_ND: Tensor, centroids_KD: Tensor, iterations: int, sum_over_ranks: Sum, lanes: Lanes) -> Clusters:
+    clusters = len(centroids_KD)
+    part = _Share(points_ND, clusters, lanes)
     moved_K = torch.ones(clusters, dtype=torch.bool, device=points_ND.device)
     done, last = 0, iterations == 0
     while not last:
@@ -93,8 +103,8 @@ def kmeans(
 class _Share:
     """This rank's points, their labels and the scores of these; the sum and number of the points of each cluster."""
 
-    def __init__(self, points_ND: Tensor, clusters: int) -> None:
-        self.points_ND = points_ND
+    def __init__(self, points_ND: Tensor, clusters: int, lanes: Lanes) -> None:
+        self.points_ND, self.lanes = points_ND, lanes
         on = points_ND.device
         self.labels_N = torch.full((len(points_ND),), -1, device=on)
         self.scores_N = torch.empty(len(points_ND), dtype=points_ND.dtype, device=on)
@@ -127,11 +137,20 @@ class _Share:
         missing = -len(centroids_KD) % _GROUPS
         padded_KD = torch.nn.functional.pad(centroids_KD, (0, 0, 0, missing))
         bias_K = torch.nn.functional.pad(centroids_KD.square().sum(1) / -2, (0, missing), value=-torch.inf)
-        found = [
-            _largest(torch.addmm(bias_K, self.points_ND[block], padded_KD.T)) for block in torch.split(rows, self.rows)
-        ]
-        scores, numbers = zip(*found, strict=True)
-        return torch.cat(scores), torch.cat(numbers)
+        scores, numbers = torch.empty_like(rows, dtype=padded_KD.dtype), torch.empty_like(rows)
+
+        def run(lane: Tensor) -> None:
+            # Written in place: small results among large blocks that come and go would leave memory in pieces.
+            scores_BK = torch.empty(
+                min(self.rows, len(lane)), len(padded_KD), dtype=padded_KD.dtype, device=rows.device
+            )
+            for at in torch.split(lane, self.rows):
+                points_BD = self.points_ND[rows[at]]
+                found_BK = torch.addmm(bias_K, points_BD, padded_KD.T, out=scores_BK[: len(at)])
+                scores[at], numbers[at] = _largest(found_BK)
+
+        self.lanes(run, torch.arange(len(rows), device=rows.device))
+        return scores, numbers
 
     def _count(self, rows: Tensor, before_N: Tensor) -> None:
         """Take the points that changed from the sums of their old clusters to those of their new ones."""
@@ -147,6 +166,24 @@ class _Share:
         parts = zip(torch.split(self.points_ND, self.rows), torch.split(self.labels_N, self.rows), strict=True)
         squares = [(points - centroids_KD[labels]).square().sum(dtype=torch.float64) for points, labels in parts]
         return torch.stack(squares).sum()
+
+
+@contextlib.contextmanager
+def _on_all_cores(device: torch.device) -> Iterator[Lanes]:
+    """What runs a function on pieces of a tensor of numbers: on a CPU, a core on each, so that none waits for another.
+
+    Meanwhile torch's own threads rest: between the products is too little for them.
+    """
+    cores = torch.get_num_threads()
+    if device.type != "cpu" or cores == 1:
+        yield lambda run, numbers: run(numbers)
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda run, numbers: [*pool.map(run, torch.tensor_split(numbers, cores))]
+    finally:
+        torch.set_num_threads(cores)
 
 
 def _largest(scores_BK: Tensor) -> tuple[Tensor, Tensor]:

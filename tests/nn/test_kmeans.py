@@ -73,6 +73,15 @@ def test_many_blocks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert whole.inertia == pytest.approx(parts.inertia, rel=1e-12)
 
 
+def test_each_core_has_its_own_points() -> None:
+    whole = one(blobs(), 20)
+    torch.set_num_threads(3)  # one_thread puts it back
+    parts = one(blobs(), 20)
+    assert torch.get_num_threads() == 3
+    assert torch.equal(whole.labels, parts.labels)
+    assert whole.inertia == pytest.approx(parts.inertia, rel=1e-12)
+
+
 def test_the_optimum_is_as_good_as_sklearns() -> None:
     from sklearn.cluster import KMeans
 
