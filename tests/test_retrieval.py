@@ -1,7 +1,6 @@
 """Retrieval against its formulas written again, scikit-learn and pytorch-metric-learning."""
 
 import math
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -106,20 +105,15 @@ def test_scikit_learns_area_under_the_curve() -> None:
 
 def test_pytorch_metric_learnings_accuracy_calculator() -> None:
     import torch
+    from pytorch_metric_learning.distances import LpDistance
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from pytorch_metric_learning.distances import LpDistance
-        from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-        from pytorch_metric_learning.utils.inference import CustomKNN
     names = ("precision_at_1", "mean_average_precision_at_r")
     vectors_NE, label_N = given()
     knn = CustomKNN(LpDistance(normalize_embeddings=True))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = AccuracyCalculator(names, k="max_bin_count", knn_func=knn, device=torch.device("cpu")).get_accuracy(
-            torch.from_numpy(vectors_NE), torch.from_numpy(label_N)
-        )
+    calculator = AccuracyCalculator(names, k="max_bin_count", knn_func=knn, device=torch.device("cpu"))
+    theirs = calculator.get_accuracy(torch.from_numpy(vectors_NE), torch.from_numpy(label_N))
     ours = retrieval.scores(retrieval.search(vectors_NE, label_N))
     assert ours["recall_at_1"] == pytest.approx(theirs[names[0]], abs=1e-6)
     assert ours["map_at_r"] == pytest.approx(theirs[names[1]], abs=1e-6)

@@ -19,18 +19,14 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from pytorch_metric_learning.losses import ArcFaceLoss
 from torch import Tensor
 
 from mvray.nn import margins, networks
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from pytorch_metric_learning.losses import ArcFaceLoss
 
 DIMENSIONS, MARGIN_RAD, SCALE = 512, 0.5, 64.0
 Loss = Callable[[Tensor, Tensor], Tensor]

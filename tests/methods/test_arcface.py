@@ -19,10 +19,7 @@ from mvray.nn import margins
 
 FACTS = Facts(classes=("ada", "ben", "cleo"), height=32, width=32, channels=3, samples=12)
 LOSSES = ("arcface", "subcenter", "cosface", "contrastive", "triplet")
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:pytorch_metric_learning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config_of(**settings: object) -> arcface.Config:

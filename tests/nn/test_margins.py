@@ -77,7 +77,6 @@ def test_gradients(kind: str, margin: float, per_class: int) -> None:
     assert torch.autograd.gradcheck(loss, (embeddings_BE, centres_CE))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(("kind", "margin", "per_class"), CASES)
 def test_pytorch_metric_learning_agrees(kind: str, margin: float, per_class: int) -> None:
     from pytorch_metric_learning import losses
