@@ -195,7 +195,8 @@ class Retrieval:
             why = "is not among its data's splits" if table is None else "has no two pictures of the same class"
             raise DataError(
                 f"The threshold is chosen on the split {self.chosen_on!r}, which {why}; found the splits "
-                f"{', '.join(sorted(tables))}. Give such data, or a threshold to retrieval.Retrieval."
+                f"{', '.join(sorted(tables))}. Give more pictures of each class, a larger "
+                f"share (source.{self.chosen_on}), or retrieval.Retrieval a threshold."
             )
         return replace(self, threshold=numbers["threshold"])
 
