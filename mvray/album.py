@@ -28,8 +28,9 @@ class Shot:
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures under a title. ``chapter`` is a heading above it; ``faint`` parts are told apart from the others;
-    ``large`` shots are those that the page is about; ``folded``: a long part shows its first AT_ONCE."""
+    """Pictures under a title, in a chapter, whose name stands above its first part. ``faint`` parts are told apart
+    from the others; ``large`` shots are those that the page is about; ``folded``: a long part shows its first
+    AT_ONCE."""
 
     title: str
     shots: Sequence[Shot] = ()
@@ -47,17 +48,22 @@ def page(title: str, lines: Sequence[str], parts: Sequence[Part], place: Path, o
     """
     body = [f"<header><h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in lines), "</header>"]
     body += [_overview(parts)] if overview else []
-    body += [_part(at, part, place) for at, part in enumerate(parts)]
+    before = ""
+    for at, part in enumerate(parts):
+        body += [f"<h2>{escape(part.chapter)}</h2>"] if part.chapter != before else []
+        body.append(_part(at, part, place))
+        before = part.chapter
     return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(body))
 
 
 def _overview(parts: Sequence[Part]) -> str:
-    heads = "".join(
-        f'<a href="#part-{at}" title="{escape(part.title)}">{_image(part.shots[0])}<span>{len(part.shots):,}</span></a>'
-        for at, part in enumerate(parts)
-        if part.shots and not part.faint
-    )
+    heads = "".join(_head(at, part) for at, part in enumerate(parts) if part.shots and not part.faint)
     return f'<nav class="overview">{heads}</nav>' if heads else ""
+
+
+def _head(at: int, part: Part) -> str:
+    name = escape(f"{part.chapter} {part.title}".strip())
+    return f'<a href="#part-{at}" title="{name}">{_image(part.shots[0])}<span>{len(part.shots):,}</span></a>'
 
 
 def _part(at: int, part: Part, place: Path) -> str:
@@ -68,9 +74,8 @@ def _part(at: int, part: Part, place: Path) -> str:
     more = ""
     if rest := shots[first:]:
         more = f'<details><summary>{len(rest):,} more</summary><div class="shots">{"".join(rest)}</div></details>'
-    chapter = f"<h2>{escape(part.chapter)}</h2>" if part.chapter else ""
     return (
-        f'{chapter}<section class="{kinds}" id="part-{at}">{head}'
+        f'<section class="{kinds}" id="part-{at}">{head}'
         f'<div class="shots">{"".join(shots[:first])}</div>{more}</section>'
     )
 
@@ -116,8 +121,7 @@ h2 { font-size: 1.3rem; margin: 3rem 0 0; overflow-wrap: anywhere }
 h3 { font-size: 1rem; margin: 0 0 .6rem } h3 small { font-weight: 400; color: var(--faint); margin-left: .4rem }
 header p { margin: 0; color: var(--faint); font-size: .875rem; overflow-wrap: anywhere }
 header p:first-of-type { color: var(--ink); font-size: 1rem }
-section { border-top: 1px solid var(--line); padding: 1rem 0 1.4rem; margin-top: .8rem;
-  content-visibility: auto; contain-intrinsic-size: auto 16rem }
+section { border-top: 1px solid var(--line); padding: 1rem 0 1.4rem; margin-top: .8rem }
 .shots { display: flex; flex-wrap: wrap; gap: 6px; align-items: flex-start }
 figure { margin: 0; width: min-content } figure a { display: block }
 img { display: block; height: 96px; width: auto; max-width: 192px; object-fit: cover; border-radius: 4px;
@@ -125,7 +129,7 @@ img { display: block; height: 96px; width: auto; max-width: 192px; object-fit: c
 a:hover img, a:focus-visible img { outline: 3px solid var(--mark); outline-offset: 1px }
 figcaption { font-size: .75rem; color: var(--faint); font-variant-numeric: tabular-nums; padding: .15rem 0 .3rem;
   overflow-wrap: anywhere; min-width: 4.5rem }
-.large img { height: 176px; max-width: 352px }
+.large img { height: 128px; max-width: 256px }
 .faint img { opacity: .8; height: 72px } .faint a:hover img { opacity: 1 }
 .overview { display: flex; flex-wrap: wrap; gap: 8px; background: var(--card); border-radius: 8px; padding: .8rem;
   margin: 1.2rem 0 }
@@ -133,5 +137,5 @@ figcaption { font-size: .75rem; color: var(--faint); font-variant-numeric: tabul
 .overview span { position: absolute; right: 3px; bottom: 3px; background: #000b; color: #fff; border-radius: 4px;
   font-size: .7rem; line-height: 1.2rem; padding: 0 .35rem; font-variant-numeric: tabular-nums }
 details { margin-top: .6rem } summary { color: var(--mark); cursor: pointer; margin-bottom: .6rem; font-size: .875rem }
-@media print { section { content-visibility: visible; break-inside: avoid } }
+@media print { figure { break-inside: avoid } }
 """

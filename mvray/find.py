@@ -146,7 +146,7 @@ def _page(
         parts.append(Part("Most like it", shots(near), f"of {len(looked.files):,} pictures", folded=False))
     else:
         title = f"Up to the step's own threshold, {limit:.3f}"
-        parts.append(Part(title, shots(near), "the same character" if near else "nothing", folded=False))
+        parts.append(Part(title, shots(near), "taken for the same character" if near else "nothing", folded=False))
         parts += [Part("Beyond it", shots(far), "others, less and less alike", folded=False)] if far else []
     how = (
         f"Step {model.step.name}, layer {model.layer}; the number is the distance between vectors of length 1: "

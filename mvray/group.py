@@ -78,7 +78,7 @@ def group(
     links = _links(folder, looked.files, names)
     written = {
         TABLE: _table(folder, looked, books, found, names),
-        PAGE: _page(model, folder, out, looked, books, found, names, said).encode("utf-8", "replace"),
+        PAGE: _page(model, folder, out, looked, books, found, said).encode("utf-8", "replace"),
     }
     copies = owned.write(out, "group", {**written, **links})
     said += [f"{copies:,} pictures were copied: links cannot be made in {out}."] if copies else []
@@ -251,7 +251,6 @@ def _page(
     looked: Looked,
     books: dict[str, np.ndarray],
     found: dict[str, Found],
-    names: list[str],
     said: list[str],
 ) -> str:
     parts: list[Part] = []
@@ -262,16 +261,15 @@ def _page(
             if not len(members):
                 continue
             shots = [_shot(folder, looked, row) for row in members]
-            title = f"Group {names[members[0]]}" if number >= 0 else "Alone"
+            title = f"Group {_name(number, groups.count)}" if number >= 0 else "Alone"
             made.append(Part(title, shots, _counted(len(members), "picture"), faint=number < 0))
-        if book:
-            made[0] = replace(made[0], chapter=shown(book))
-        parts += made
+        parts += [replace(part, chapter=shown(book)) for part in made]
     how = (
         f"Step {model.step.name}, layer {model.layer}: vectors of length 1, UMAP to 32 dimensions, HDBSCAN. "
         "In each group the most typical picture comes first."
     )
-    return album.page(f"Groups in {shown(folder.resolve().name)}", [*said, how], parts, out, overview=True)
+    title = f"Groups in {shown(folder.resolve().name or folder)}"
+    return album.page(title, [*said, how], parts, out, overview=True)
 
 
 def _shot(folder: Path, looked: Looked, row: int) -> Shot:
