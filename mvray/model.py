@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT, THUMBNAIL_QUALITY = 224, 112, 80
 BATCH_SIZE = 32
+_CORES = os.cpu_count() or 1
 _NO_LENGTH = 1e-12
 
 
@@ -124,7 +127,9 @@ class Model:
             )
         method = load_method(self.step, self.facts, folder)
         self.layer = layer or _best_layer(method, self.facts)
-        self._features = _features(self.step, method, self.layer)
+        self._idle: SimpleQueue[Features] = SimpleQueue()
+        for _ in range(_CORES):
+            self._idle.put(_features(self.step, _copied(method), self.layer))
         self.metrics: dict[str, float] = json.loads(folder.read("metrics.json"))
 
     def look(self, files: Sequence[Path], note: Callable[[int], None] = lambda done: None) -> Looked:
@@ -135,7 +140,7 @@ class Model:
         """
         batches = [files[at : at + BATCH_SIZE] for at in range(0, len(files), BATCH_SIZE)]
         seen: list[_Batch] = []
-        with _single_threads(os.cpu_count() or 1) as pool:
+        with _single_threads(_CORES) as pool:
             for batch in pool.map(self._looked, batches):
                 seen.append(batch)
                 note(min(len(files), len(seen) * BATCH_SIZE))
@@ -172,7 +177,11 @@ class Model:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         images = torch.from_numpy(images_BCHW).to(device)
         batch = {"image": images, "label": torch.full((len(images),), -1, device=device)}
-        vectors_BD = self._features.read(batch)[self.layer].flatten(1).cpu().numpy()
+        features = self._idle.get()
+        try:
+            vectors_BD = features.read(batch)[self.layer].flatten(1).cpu().numpy()
+        finally:
+            self._idle.put(features)
         if not np.isfinite(vectors_BD).all():
             raise DataError(f"Layer {self.layer} of step {self.step.name!r} gives values that are not finite.")
         return scaled(vectors_BD)
@@ -208,6 +217,12 @@ def _features(step: Train, method: Method, layer: str) -> Features:
     generator = features.Config(of=step, layers=(layer,)).build(method, lambda path: Path(path).read_bytes())
     assert isinstance(generator, features.Features)
     return generator
+
+
+def _copied(method: Method) -> Method:
+    """The method with the same weights and modules of its own: one predicts while another does in another thread."""
+    shared = (*method.parameters(), *method.buffers())
+    return copy.deepcopy(method, {id(tensor): tensor for tensor in shared})
 
 
 @contextmanager

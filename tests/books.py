@@ -16,7 +16,7 @@ from mvray import plan
 from mvray.checkpoint import weights_to_bytes
 from mvray.data.folder import Folder
 from mvray.data.tables import write_table
-from mvray.job import Clips, Data, Job, MethodConfig, Pictures, Train
+from mvray.job import LAST, Clips, Data, Job, MethodConfig, Pictures, Train
 from mvray.manifest import manifest_of
 from mvray.method import Batch, Facts, Method
 from mvray.methods import classifier
@@ -87,7 +87,7 @@ def finished(
     pictures: Pictures | Clips = Pictures(SIDE, SIDE),
 ) -> Path:
     """The folder of a finished Train step, with the weights that its training would begin with."""
-    step = Train("small", method, Data(Folder(root=str(data)), pictures))
+    step = Train("small", method, Data(Folder(root=str(data)), pictures), select=LAST)
     planned = plan.make(Job("books", (step,)), Storage(str(place))).of(step, 0)
     torch.manual_seed(0)
     planned.folder.write("weights.safetensors", weights_to_bytes(method.build(planned.facts).state_dict()))

@@ -19,6 +19,7 @@ from PIL import Image
 from mvray.cli import main
 from mvray.group import grouped, least_size
 from mvray.job import Clips
+from mvray.methods import deepcluster
 from mvray.model import Model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -232,6 +233,19 @@ def test_the_embedding_is_taken_where_there_is_one(faces_of_a_book: Path, tmp_pa
     assert Model(str(embedded), "conv3").layer == "conv3"
     assert mvray("group", embedded, faces_of_a_book, "--out", tmp_path / "out").code == 0
     assert "layer embedding" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_what_a_method_keeps_while_it_predicts_is_not_mixed_up(faces_of_a_book: Path, tmp_path: Path) -> None:
+    """Batches are looked at side by side, and DeepCluster hooks on to its network in each of them."""
+    trained = finished(
+        tmp_path / "runs", faces_of_a_book, deepcluster.Config(network="vgg-small", clusters=4, components=8)
+    )
+    made = Model(str(trained), "feature")
+    assert Model(str(trained)).layer == "fc1"
+    files = sorted(faces_of_a_book.rglob("*.png"))
+    one_by_one = np.concatenate([made.look([path]).vectors for path in files])
+    for _ in range(5):
+        np.testing.assert_allclose(made.look(files * 5).vectors, np.tile(one_by_one, (5, 1)), atol=1e-5)
 
 
 def test_groups_are_numbered_by_size() -> None:

@@ -13,7 +13,6 @@ Shapes: B samples, C channels, H x W pixels.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -54,8 +53,8 @@ class Layers:
     """Reads ``wanted`` layers of ``module``, which must be in eval mode, while something runs it.
 
     Maps are averaged over a grid of at most ``pool`` x ``pool`` places (0: kept as they are). Of a layer that
-    is called more than once the last call counts. Several threads may read at once. Raises SettingError for
-    a name that does not exist.
+    is called more than once the last call counts. One read at a time. Raises SettingError for a name that
+    does not exist.
     """
 
     def __init__(self, module: torch.nn.Module, wanted: Sequence[str], pool: int) -> None:
@@ -63,8 +62,8 @@ class Layers:
         known = names(module)
         layers = {name: _find(module, known, name) for name in wanted}
         self._wanted, self._pool = tuple(wanted), pool
-        self._here = threading.local()
         self._calls: Counter[str] | None = None
+        self._reading: _Reading | None = None
         for name, layer in layers.items():
             self._hook(layer, name)
 
@@ -75,13 +74,13 @@ class Layers:
         these calls, and None is returned of it, unless ``whole``. Raises SettingError for a layer that
         takes no part or whose output is no tensor of a row per sample.
         """
-        reading = self._here.reading = _Reading({}, Counter(), None if whole else self._calls)
+        reading = self._reading = _Reading({}, Counter(), None if whole else self._calls)
         returned = None
         try:
             with torch.inference_mode(), suppress(_AllRead):
                 returned = run()
         finally:
-            self._here.reading = None
+            self._reading = None
         if missing := [name for name in self._wanted if name not in reading.found]:
             raise SettingError(f"Layer {missing[0]!r} takes no part in a prediction; name one that does.")
         self._calls = reading.called
@@ -94,7 +93,7 @@ class Layers:
             layer.register_forward_hook(lambda _layer, _inputs, output: self._note(name, output))
 
     def _note(self, name: str, value: Any) -> None:
-        reading: _Reading | None = getattr(self._here, "reading", None)
+        reading = self._reading
         if reading is None:
             return  # something else runs the module
         reading.found[name] = self._pooled(name, value)

@@ -162,7 +162,7 @@ def test_survives_parquet(batch: dict[str, torch.Tensor], tmp_path: Path) -> Non
 
 def test_a_layer_that_sees_parts_of_pictures_is_refused(batch: dict[str, torch.Tensor]) -> None:
     """As the box head of a detector does."""
-    halves = torch.nn.Linear(FACTS.width, 2).eval()
+    halves = torch.nn.Sequential(torch.nn.Linear(FACTS.width, 2)).eval()
     run = lambda given: {"predicted": halves(given["image"].float().flatten(0, 2))}  # noqa: E731
     made = features.Features(("penultimate",), 2, halves, run)
     with pytest.raises(SettingError, match=r"gives 438 rows for 6 pictures; expected one for each"):

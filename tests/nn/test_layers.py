@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 
@@ -117,16 +115,6 @@ def test_the_rest_of_the_network_does_not_run(alexnet: torch.nn.Module) -> None:
     assert torch.equal(first["conv2"], second["conv2"])
     assert read.read(lambda: alexnet(IMAGES_BCHW), whole=True)[1].shape == (3, 5)
     assert alexnet(IMAGES_BCHW).shape == (3, 5)  # nothing is read here
-
-
-def test_threads_read_side_by_side(alexnet: torch.nn.Module) -> None:
-    read = layers.Layers(alexnet, ["conv3"], pool=2)
-    batches = [IMAGES_BCHW + at for at in range(16)]
-    one_by_one = [read.read(lambda batch=batch: alexnet(batch))[0]["conv3"] for batch in batches]
-    with ThreadPoolExecutor(4) as pool:
-        together = pool.map(lambda batch: read.read(lambda: alexnet(batch))[0]["conv3"], batches)
-        for mine, expected in zip(together, one_by_one, strict=True):
-            torch.testing.assert_close(mine, expected)
 
 
 def test_of_a_layer_that_is_called_twice_the_last_call_counts() -> None:
