@@ -71,7 +71,7 @@ def test_other_torchvision_networks_give_scores_in_training_too(name: str) -> No
 
 
 def test_unknown_names_list_the_nearest() -> None:
-    with pytest.raises(SettingError, match=r"no network 'resnet19'; expected alexnet-small, vgg-small or .*resnet18"):
+    with pytest.raises(SettingError, match=r"no network 'resnet19'; expected alexnet-small, vgg-small, .*resnet18"):
         networks.network("resnet19", 3)
 
 
