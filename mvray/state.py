@@ -90,7 +90,7 @@ class EpochView:
 
     def sum(self, tensor: Tensor) -> Tensor:
         if self.world > 1:
-            tensor = tensor.clone()
+            tensor = tensor.clone(memory_format=torch.contiguous_format)  # gloo adds raw memory
             torch.distributed.all_reduce(tensor)
         return tensor
 

@@ -325,7 +325,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "no such network": (
         ["run", "JOB", "--tiny", "--data", "COMICS", "--set", "phase1.method.network=resnet19"],
-        "There is no network 'resnet19'; expected alexnet-small or one of torchvision's, such as resnet1",
+        "There is no network 'resnet19'; expected alexnet-small, vgg-small, resnet-small or one of torchvision's, "
+        "such as resnet1",
     ),
     "no such weights": (
         ["run", "JOB", "--tiny", "--data", "COMICS", "--set", "phase1.method.weights=none.pth"],
@@ -333,7 +334,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "no such score": (
         ["run", "JOB", "--set", "plain.select=f1"],
-        "plain.select is 'f1'; mvray.methods.classifier scores accuracy, accuracy_per_class_mean, loss.",
+        "plain.select is 'f1'; mvray.methods.classifier scores accuracy, accuracy_per_class_mean, loss; 'last' "
+        "takes the last epoch.",
     ),
     "unknown step": (["run", "JOB", "--set", "maskd.method.x=1"], "is named 'maskd' (did you mean 'masked'?)"),
     "unknown setting": (["run", "JOB", "--set", "pictures.hight=3"], "Pictures has no setting 'hight'"),

@@ -273,7 +273,7 @@ def test_another_source_of_the_catalogue_keeps_the_root() -> None:
         ("source", "foldr", r"no such Source in mvray.data \(did you mean 'folder'\?\). It has: .*folder.*manga109"),
         ("source", "sources", "no such Source in mvray.data"),  # abstract
         ("source", "tables", "no such Source in mvray.data"),
-        ("masked.method", "gan", "no such MethodConfig in mvray.methods. It has: classifier"),
+        ("masked.method", "gan", "no such MethodConfig in mvray.methods. It has: arcface, classifier"),
         ("masked.optim.lr", "fast", "--set masked.optim.lr=fast: expected a value of type float"),
         ("masked.optim.epochs", "2.5", "masked.optim.epochs=2.5: expected a value of type int"),
         ("masked.optim.epochs", 2.5, "masked.optim.epochs=2.5: expected a value of type int"),

@@ -50,7 +50,7 @@ class Config(MethodConfig):
     ``weights``: see networks.network, its last layer stays random unless it has ``dimensions`` outputs.
     """
 
-    scores: ClassVar[tuple[str, ...]] = ("recall_at_1", "f1", "map_at_r")
+    scores: ClassVar[tuple[str, ...]] = ("recall_at_1", "f1", "map_at_r", "threshold")
     network: str = "resnet34"
     weights: str = field(default="", metadata=FILE)
     dimensions: int = 512
@@ -220,7 +220,8 @@ class ArcFace(Method):
         return {"embedding": torch.nn.functional.normalize(embedding_BE), "predicted": predicted_B}
 
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """``recall_at_1``, ``map_at_r`` and the best ``f1`` over thresholds (mvray/retrieval.py), each picture looked
-        for among the others of the split; NaN where no two are of the same class."""
+        """``recall_at_1``, ``map_at_r`` and the best ``f1`` over thresholds, with that ``threshold``
+        (mvray/retrieval.py): each picture is looked for among the others of the split. NaN where no two are of the
+        same class."""
         found = retrieval.scores(retrieval.search(columns["embedding"], columns["label"]))
         return {name: found.get(name, math.nan) for name in self.config.scores}

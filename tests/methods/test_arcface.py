@@ -60,6 +60,7 @@ def test_every_loss_learns_who_is_who(loss: str) -> None:
     with torch.no_grad():
         made = method.eval().predict(batch_of())
     found = method.score({"embedding": made["embedding"].numpy(), "label": batch_of()["label"].numpy()})
+    assert 0 < found.pop("threshold") < 1.5
     assert found == {"recall_at_1": 1.0, "f1": 1.0, "map_at_r": 1.0}
     assert made["embedding"].shape == (12, 16)
     torch.testing.assert_close(made["embedding"].norm(dim=1), torch.ones(12))

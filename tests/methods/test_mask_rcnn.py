@@ -220,12 +220,12 @@ def test_iou_of_what_is_not_found_is_0() -> None:
 
 def test_mistakes() -> None:
     with pytest.raises(SettingError, match=r"There is no Mask R-CNN 'rcnn'; expected one of maskrcnn-small"):
-        mask_rcnn.Config(network="rcnn").check()
+        mask_rcnn.Config(network="rcnn").check(FACTS)
     with pytest.raises(SettingError, match=r"method.least_score is 2; expected 0 to 1"):
         mask_rcnn.Config(least_score=2)
     with pytest.raises(SettingError, match=r"method.learns is 'edges'; expected 'instances' or 'pixels'"):
         mask_rcnn.Config(learns="edges")
     with pytest.raises(SettingError, match=r"resnet50_fpn does not tell pixels' classes; expected maskrcnn-small"):
-        mask_rcnn.Config(network="maskrcnn_resnet50_fpn", learns="pixels").check()
+        mask_rcnn.Config(network="maskrcnn_resnet50_fpn", learns="pixels").check(FACTS)
     with pytest.raises(DataError, match="validation samples have no instance masks"):
         method_of().score({})

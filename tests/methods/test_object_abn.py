@@ -145,7 +145,7 @@ def test_an_unknown_network_is_refused_before_torch_is_loaded() -> None:
     code = (
         "import sys; from mvray.cli import _lazy; _lazy('torch')\n"
         "from mvray.methods.object_abn import Config\n"
-        "try: Config(network='x4d').check()\n"
+        "try: Config(network='x4d').check(None)\n"
         "except Exception as error: print(error, 'torch._C' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
