@@ -426,7 +426,10 @@ def test_mistakes_of_the_program_itself(place: dict[str, str]) -> None:
     assert not Path("runs").exists()
 
 
-COMMANDS = (["run"], ["report"], ["look"], ["ui"], ["doctor"], ["sample"], ["sample", "comics"], ["sample", "actions"])
+COMMANDS = (
+    *(["run"], ["report"], ["look"], ["group"], ["find"], ["ui"], ["doctor"]),
+    *(["sample"], ["sample", "comics"], ["sample", "actions"], ["sample", "faces"]),
+)
 
 
 @pytest.mark.parametrize("words", [[], *COMMANDS], ids=lambda words: " ".join(words) or "mvray")
