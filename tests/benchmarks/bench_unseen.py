@@ -2,8 +2,8 @@
 
 Given are folders, each a book: pictures with a folder per identity. For each way to make vectors
 
-    AMI, ARI    of the groups that `mvray group` makes (UMAP to 32 dimensions, HDBSCAN) with the identities, over --seeds
-                seeds of UMAP: mean, and 95 % interval of the mean (Student's t)
+    AMI, ARI    of the groups that `mvray group` makes with the identities, over --seeds seeds
+                of UMAP: mean, and 95 % interval of the mean (Student's t)
     F1          of pairs within a threshold that is the best for one half of the identities, measured on the
                 other half, both ways, over --seeds random halves
     recall@1, mAP@R    each picture among all others; no threshold
@@ -81,7 +81,8 @@ def ways(given: argparse.Namespace) -> dict[str, Vectors]:
 
     def centred(files: Sequence[Path]) -> np.ndarray:
         values_ND = pixels(files)
-        return values_ND - values_ND.mean(0)
+        values_ND -= values_ND.mean(0)
+        return values_ND
 
     found: dict[str, Vectors] = {"pixels": pixels, "pixels, centred": centred}
     if given.weights:
