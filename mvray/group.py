@@ -28,6 +28,8 @@ LEAST = 10
 NEIGHBOURS = 12
 """For UMAP, which the paper does not give. With umap-learn's 15, 20 characters of 20 pictures each ran into one
 group in two of three runs (AMI .39; .58 with 12); books of 600 and 1,500 pictures come out the same (.91, .94)."""
+FEWEST = 4
+"""Pictures of two groups of two."""
 _SAME = 1e-4  # vectors of length 1 that are nearer are equal but for rounding
 _LONGEST_NAME = 200  # bytes; file systems allow 255
 
@@ -77,7 +79,7 @@ def group(
     found = {book: grouped(looked.vectors[rows], min_size) for book, rows in books.items()}
     progress.show("group", None)
     names = _names(looked, books, found)
-    said = _said(looked, found)
+    said = _said(looked, found, min_size)
     links = _links(folder, looked.files, names)
     written = {
         TABLE: _table(folder, looked, books, found, names),
@@ -98,8 +100,8 @@ def grouped(vectors_ND: np.ndarray, min_size: int | None = None) -> Found:
     count = len(vectors_ND)
     if np.ptp(vectors_ND, axis=0).max(initial=0) < _SAME:
         labels_N = np.zeros(count, np.int64) if count > 1 else np.full(count, -1)
-    elif count < 4:
-        labels_N = np.full(count, -1)  # too few for two groups
+    elif count < FEWEST:
+        labels_N = np.full(count, -1)
     else:
         from mvray.clustering import Hdbscan, Umap
         from mvray.clustering import grouped as clustered
@@ -113,20 +115,27 @@ def grouped(vectors_ND: np.ndarray, min_size: int | None = None) -> Found:
 def pictures(folder: Path, out: Path | None) -> list[Path]:
     """The picture files in ``folder`` and below by their ending, without hidden ones and what lies in ``out``.
 
-    Raises DataError where there is none.
+    Folders that cannot be opened are among them: who reads them learns why. Raises DataError where there is none.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises where it may not look)
         raise DataError(f"{shown(folder)}: there is no such folder; expected one with pictures.")
     made = out.resolve() if out else None
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS and not _hidden(path.relative_to(folder)) and path.is_file()
-    )
+    closed: list[OSError] = []
+    inside = [Path(above, name) for above, _, names in os.walk(folder, onerror=closed.append) for name in names]
+    files = [path for path in inside if path.suffix.lower() in ENDINGS and _is_file(path)]
+    files += [Path(error.filename) for error in closed]
+    files = sorted(path for path in files if not _hidden(path.relative_to(folder)))
     kept = [path for path in files if made is None or not _lies_in(path, made, folder)]
     if not kept:
         raise DataError(f"{shown(folder)} has no pictures; expected files with {', '.join(sorted(ENDINGS))}.")
     return kept
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True  # who reads it learns why not
 
 
 def _lies_in(path: Path, made: Path, folder: Path) -> bool:
@@ -197,17 +206,24 @@ def _name(number: int, count: int) -> str:
     return f"{number + 1:0{max(2, len(str(count)))}d}" if number >= 0 else ALONE
 
 
-def _said(looked: Looked, found: dict[str, Found]) -> list[str]:
+def _said(looked: Looked, found: dict[str, Found], min_size: int | None) -> list[str]:
     count, alone = sum(each.count for each in found.values()), sum(int((f.group < 0).sum()) for f in found.values())
     total = len(looked.files)
     said = [f"{total:,} pictures: {_counted(count, 'group')}, {alone:,} alone."]
     if looked.left_out:
-        said[0] += f" {len(looked.left_out):,} files could not be read."
+        said[0] += f" {_counted(len(looked.left_out), 'file')} could not be read."
     if not count:
-        said.append("No picture is like enough to others to make a group; fewer may do with --min-size 2.")
+        said.append(_why_none(total, min_size))
     elif count == 1 and not alone and len(found) == 1 and next(iter(found.values())).distance.max() < _SAME:
         said.append("All pictures are the same to this network.")
     return said
+
+
+def _why_none(total: int, min_size: int | None) -> str:
+    if total < FEWEST:
+        return f"{total} pictures are too few to tell groups apart; {FEWEST} or more may do."
+    fewer = "; fewer may do with --min-size 2" if min_size != 2 else ""
+    return f"No picture is like enough to others to make a group{fewer}."
 
 
 def _counted(count: int, what: str) -> str:

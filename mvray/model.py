@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,11 +36,16 @@ THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT, THUMBNAIL_QUALITY = 224, 112, 80
 BATCH_SIZE = 32
 _CORES = os.cpu_count() or 1
 _NO_LENGTH = 1e-12
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
     """The Train step whose output ``folder`` is, and what it was trained for. Raises DataError where it is none."""
-    if not folder.exists(MANIFEST):
+    try:
+        there = folder.exists(MANIFEST)
+    except PermissionError:
+        raise DataError(f"{step_path} cannot be read (no permission).") from None
+    if not there:
         raise DataError(
             f"{step_path} is not the folder of a finished step (it has no {MANIFEST}). "
             "`mvray report JOB --json` lists the path of every step."
@@ -55,9 +61,13 @@ def finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
 def found(given: Sequence[Path], endings: set[str]) -> Iterator[Path]:
     """The files that are named, and those of the folders that are, by their ending. Raises DataError for no such."""
     for path in given:
-        if path.is_dir():
+        try:
+            is_folder, is_file = path.is_dir(), path.is_file()
+        except OSError as error:  # in a folder that is closed to us, or too long a name
+            raise DataError(f"{shown(path)} cannot be read ({error.strerror}).") from None
+        if is_folder:
             yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
-        elif path.is_file():
+        elif is_file:
             yield path
         else:
             raise DataError(f"{shown(path)}: there is no such file or folder.")
@@ -74,8 +84,10 @@ def as_given(image: Image.Image, facts: Facts) -> np.ndarray:
 
 
 def shown(path: Path | str) -> str:
-    """A path as text that can be printed, whatever bytes its name has."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """A path as text that can be printed on one line, whatever bytes its name has: a line break, or what would
+    steer a terminal, is written as Python does."""
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 # -- pictures as vectors ---------------------------------------------------------------------------

@@ -126,6 +126,7 @@ def test_a_folder_with_the_example_alone(model: Path, tmp_path: Path) -> None:
 
 
 WRONG = {
+    "too long a name": (["MODEL", "x" * 300, "FACES"], "x cannot be read (File name too long)."),
     "no example": (["MODEL", "nowhere.png", "FACES"], "nowhere.png: there is no such file or folder."),
     "bad example": (
         ["MODEL", "BAD/a.png", "FACES"],

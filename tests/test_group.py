@@ -160,6 +160,30 @@ def test_bad_files_are_named_and_left_out(model: Path, faces_of_a_book: Path, tm
     assert all((folder / file).is_file() for file in files)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_a_closed_folder_is_named_and_left_out(model: Path, faces_of_a_book: Path, tmp_path: Path) -> None:
+    """Also one whose files are seen but may not be looked at."""
+    folder = shutil.copytree(faces_of_a_book, tmp_path / "faces")
+    closed = {CAST[0]: 0o000, CAST[1]: 0o444}
+    for name, mode in closed.items():
+        (folder / name).chmod(mode)
+    said = mvray("group", model, folder, "--out", tmp_path / "out")
+    for name in closed:
+        (folder / name).chmod(0o755)
+    assert said.code == 0, said.err
+    assert f"left out: {folder / CAST[0]}: Permission denied" in said.out
+    assert f"left out: {folder / CAST[1]}/face_000.png: Permission denied" in said.out
+    assert f"{COUNT * (CHARACTERS - 2)} pictures: " in said.out
+
+
+def test_names_do_not_steer_the_terminal(model: Path, faces_of_a_book: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(faces_of_a_book, tmp_path / "faces")
+    (folder / "two\nlines\x1b[31m\u3000é.png").write_bytes(b"no picture")
+    said = mvray("group", model, folder, "--out", tmp_path / "out")
+    assert f"left out: {folder}/two\\nlines\\x1b[31m\u3000é.png: not a picture" in said.out
+    assert "1 file could not be read." in said.out
+
+
 def test_files_of_the_same_name_and_of_long_names(model: Path, faces_of_a_book: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(faces_of_a_book, tmp_path / "faces")
     deep = folder / ("d" * 150) / ("e" * 150)
@@ -183,7 +207,7 @@ def test_few_pictures(model: Path, tmp_path: Path) -> None:
     faces(folder / "two", "whale", 1)
     two = mvray("group", model, folder, "--out", tmp_path / "out")
     assert two.code == 0
-    assert "2 pictures: 0 groups, 2 alone.\nNo picture is like enough to others" in two.out
+    assert "2 pictures: 0 groups, 2 alone.\n2 pictures are too few to tell groups apart; 4 or more may do." in two.out
     assert [row["group"] for row in table(tmp_path / "out")] == ["alone", "alone"]
     assert "<h3>Alone " in (tmp_path / "out" / "index.html").read_text()
     for count in range(2, 8):
