@@ -90,7 +90,8 @@ def ways(given: argparse.Namespace) -> dict[str, Vectors]:
         found[f"ImageNet {given.network}"] = read(config, layers.PENULTIMATE, 3, IMAGENET_SIDE)
     for step in given.steps:
         path, _, layer = step.partition(":")
-        found[Path(path).name.rpartition("-")[0] + (f" {layer}" if layer else "")] = trained(step)
+        name, _, number = Path(path).name.rpartition("-")
+        found[f"{name}-{number[:4]} {layer}".strip()] = trained(step)
     return found
 
 
