@@ -178,6 +178,8 @@ def looks_like(head: bytes) -> str:
     """What a file that starts with ``head`` is instead of what it should be, for a message."""
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer (fetch the real file with git lfs pull)"
+    if not head:
+        return "it is empty"
     try:
         text = head[:200].decode("utf-8", errors="strict" if len(head) <= 200 else "ignore")
     except UnicodeDecodeError:
