@@ -161,6 +161,11 @@ def test_every_parameter_is_trained_in_some_phase(step: Train) -> None:
     assert reached == wanted
 
 
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(step, id=name, marks=[pytest.mark.slow] * name.endswith("segmenter")) for name, step in STEPS.items()],
+    indirect=True,
+)
 def test_one_batch_can_be_overfitted(step: Train) -> None:
     method, batch = built(step), batch_of(step)
 

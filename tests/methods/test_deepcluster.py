@@ -270,6 +270,7 @@ def test_a_run_that_was_killed_ends_as_the_uninterrupted_one(drawings: Path, tmp
     assert history(broken) == history(whole)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
     step = step_of(drawings, Shared(config()), **{**LOOP, "batch_size": 7, "epochs": 2, "lr": 0.01})
     one, two = (task(step, tmp_path / name) for name in ("one", "two"))
@@ -346,6 +347,7 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
 # -- what is learnt ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_clusters_come_to_mean_something(tmp_path: Path) -> None:
     """Six patterns, at any place and size, in noise: told apart without a label, far better than at random weights."""
     from sklearn.metrics import adjusted_mutual_info_score
