@@ -148,6 +148,10 @@ def make(job: Job, storage: Storage) -> Plan:
         _check_splits(step, rows_of(indexes[data.source], splits), data.source)
         if isinstance(step, Train):
             step.method.check(facts_of(data, indexes[data.source]))
+        if isinstance(step, Measure):
+            for metric in step.metrics:
+                if hasattr(metric, "check"):
+                    metric.check(rows_of(indexes[data.source], splits))
     beside = {step.name: _content(step.generator.reads, step) for step in job.walk() if isinstance(step, Generate)}
     for seed in job.seeds:
         known: dict[str, Planned] = {}

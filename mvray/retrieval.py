@@ -12,7 +12,7 @@ Shapes: N pictures, B of them at a time, E dimensions, T thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +185,22 @@ class Retrieval:
     threshold: float | None = None
     chosen_on: str = "validation"
 
+    def check(self, rows: pa.Table) -> None:
+        """Raise DataError where the index's ``rows`` cannot give a threshold, before anything is trained."""
+        splits = rows["split"].to_pylist()
+        labels = rows["label"].to_numpy()[[split == self.chosen_on for split in splits]]
+        labels = labels[labels >= 0]
+        if self.threshold is None and len(set(labels.tolist())) == len(labels):
+            raise self._no_threshold(set(splits))
+
+    def _no_threshold(self, splits: Iterable[str]) -> DataError:
+        why = "has no two pictures of the same class" if self.chosen_on in splits else "is not among its data's splits"
+        return DataError(
+            f"The threshold is chosen on the split {self.chosen_on!r}, which {why}; found the splits "
+            f"{', '.join(sorted(splits))}. Give more pictures of each class, or a larger share: "
+            f"--set source.train=0.6 --set source.{self.chosen_on}=0.2."
+        )
+
     def fit(self, tables: Mapping[str, pa.Table], names: tuple[str, ...]) -> Retrieval:
         """The metric with its threshold. Raises DataError where the split ``chosen_on`` cannot give one."""
         if self.threshold is not None:
@@ -192,12 +208,7 @@ class Retrieval:
         table = tables.get(self.chosen_on)
         numbers = {} if table is None else scores(search(*columns(table, self.column)))
         if not numbers:
-            why = "is not among its data's splits" if table is None else "has no two pictures of the same class"
-            raise DataError(
-                f"The threshold is chosen on the split {self.chosen_on!r}, which {why}; found the splits "
-                f"{', '.join(sorted(tables))}. Give more pictures of each class, a larger "
-                f"share (source.{self.chosen_on}), or retrieval.Retrieval a threshold."
-            )
+            raise self._no_threshold(tables)
         return replace(self, threshold=numbers["threshold"])
 
     def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float]:

@@ -163,7 +163,10 @@ def test_every_parameter_is_trained_in_some_phase(step: Train) -> None:
 
 @pytest.mark.parametrize(
     "step",
-    [pytest.param(step, id=name, marks=[pytest.mark.slow] * name.endswith("segmenter")) for name, step in STEPS.items()],
+    [
+        pytest.param(step, id=name, marks=[pytest.mark.slow] * name.endswith("segmenter"))
+        for name, step in STEPS.items()
+    ],
     indirect=True,
 )
 def test_one_batch_can_be_overfitted(step: Train) -> None:
