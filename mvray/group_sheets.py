@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -131,4 +132,4 @@ def _picture(sample: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _file(name: str) -> str:
-    return name.replace(" ", "-").replace("/", "-")
+    return re.sub(r"[^\w+.]+", "-", name)

@@ -74,11 +74,17 @@ def _drawn(plan: Plan, sheet: Sheet | Groups | Matches, seed: int) -> dict[str, 
 
 
 def comparison(plan: Plan) -> dict[str, bytes]:
-    """The table's first column as a picture, with intervals and the paper's figures; empty until it is measured."""
+    """The table's first column as a picture, with intervals and the paper's figures; empty until it is measured.
+
+    A row whose Measure does not give that number is left out.
+    """
     from mvray import figures
 
-    rows = collect(plan)["table"]["rows"]
-    if plan.job.table is None or any(row["mean"][plan.job.table.columns[0].metric] is None for row in rows):
+    table, seeds = plan.job.table, plan.job.seeds
+    if table is None or not all(plan.of(row.measure, seed).finished for row in table.rows for seed in seeds):
         return {}
-    column = plan.job.table.columns[0]
+    column = table.columns[0]
+    rows = [row for row in collect(plan)["table"]["rows"] if row["mean"][column.metric] is not None]
+    if not rows:
+        return {}
     return {"comparison.png": figures.comparison(rows, column.metric, column.title, column.factor, column.digits)}
