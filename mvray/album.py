@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mvray.model import Thumbnail, shown
+from mvray.report import PAGE
 
 AT_ONCE = 48
 """Pictures of a part that are shown at once; the rest opens at a click."""
@@ -53,7 +54,7 @@ def page(title: str, lines: Sequence[str], parts: Sequence[Part], place: Path, o
         body += [f"<h2>{escape(part.chapter)}</h2>"] if part.chapter != before else []
         body.append(_part(at, part, place))
         before = part.chapter
-    return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(body))
+    return PAGE.format(title=escape(title), style=_STYLE, body="\n".join(body))
 
 
 def _overview(parts: Sequence[Part]) -> str:
@@ -93,20 +94,6 @@ def _image(shot: Shot) -> str:
     size = f'width="{small.width}" height="{small.height}"'
     return f'<img loading="lazy" decoding="async" {size} alt="" src="data:image/jpeg;base64,{data}">'
 
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --faint: #656d76; --line: #d8dee4; --ground: #fff; --card: #f6f8fa;

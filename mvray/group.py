@@ -27,7 +27,8 @@ LEAST = 10
 """The paper's min_cluster_size."""
 NEIGHBOURS = 12
 """For UMAP, which the paper does not give. With umap-learn's 15, 20 characters of 20 pictures each ran into one
-group in two of three runs (AMI .39; .58 with 12); books of 600 and 1,500 pictures come out the same (.91, .94)."""
+group in two of three runs (AMI .39; .58 with 12); books of 600 and 1,500 pictures come out the same (.91, .94), one of
+5,080 a little worse (.81; .84 with 15). Seven books of other drawings, not used to choose, prefer 8 (RESULTS.md)."""
 FEWEST = 4
 """Pictures of two groups of two."""
 _SAME = 1e-4  # vectors of length 1 that are nearer are equal but for rounding

@@ -171,7 +171,7 @@ def as_html(report: Report, table: Table | None, pictures: Mapping[str, bytes]) 
         parts += [f'<p class="note">{escape(table.note)}</p>'] if table.note else []
     parts += [_html_picture(title, content) for title, content in pictures.items()]
     parts += ["<h2>Steps</h2>", _html_steps(report["steps"])]
-    return _PAGE.format(title=escape(report["job"]), style=_STYLE, body="\n".join(parts))
+    return PAGE.format(title=escape(report["job"]), style=_STYLE, body="\n".join(parts))
 
 
 def _seed_count(rows: Sequence[Row]) -> int:
@@ -223,7 +223,7 @@ def _html_steps(steps: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-_PAGE = """<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
