@@ -1,7 +1,8 @@
-"""Servers and cluster pieces that tests of more than one file use; each starts once per test run."""
+"""Servers, samples and cluster pieces that tests of more than one file use; each is made once per test run."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -38,6 +39,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA GPU")
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that ``make`` writes, made by the first of pytest-xdist's workers that asks for it."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / name).exists():
+            make(shared / f"{name}.part")
+            (shared / f"{name}.part").rename(shared / name)
+    return shared / name
 
 
 @dataclass(frozen=True)
@@ -120,12 +134,10 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
 
 @pytest.fixture(scope="session")
 def sample_comics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of three small sample comics, 36 pages, with shifted pages, in Manga109's layout."""
+    """The root of three small sample comics, 24 pages, with shifted pages, in Manga109's layout."""
     from mvray.samples.comics import compose
 
-    root = tmp_path_factory.mktemp("sample") / "comics"
-    compose(root, titles=3, pages=12, processes=1)
-    return root
+    return once(tmp_path_factory, "comics", lambda root: compose(root, titles=3, pages=8, processes=1))
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +171,17 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.repeat(8, 0).repeat(8, 1), "rgb24")))
                 out.mux(stream.encode())
     return root
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file of MLflow's without a run, to be copied: MLflow takes seconds to make one."""
+    from mvray.tracking import Tracker
+
+    def make(root: Path) -> None:
+        assert Tracker(f"sqlite:///{root}/mlflow.db", "Default", root / "spool").close() == ""
+
+    return once(tmp_path_factory, "store", make) / "mlflow.db"
 
 
 @pytest.fixture
