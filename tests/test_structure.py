@@ -32,7 +32,7 @@ LAYERS = (
     ),
     ("methods", "segmenters", "generators"),
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
-    ("environment", "task", "optim", "state", "loop"),
+    ("agreement", "environment", "task", "optim", "state", "loop"),
     ("plan", "manifest", "report", "doctor"),
     ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
     (

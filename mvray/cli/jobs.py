@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -104,6 +105,7 @@ def _run(given: argparse.Namespace) -> int:
     from mvray.runlog import RunLog, spool_folder, tracking_uri
     from mvray.tracking import Tracker
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the steps that run write a checkpoint
     plan, storage = _planned(given)
     steps = chosen(plan, given.only)
     storage.check()
