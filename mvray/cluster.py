@@ -150,10 +150,11 @@ def _quiet() -> None:
             handler.setLevel(logging.ERROR)
 
 
-def needs(step: Step, gpus: float) -> tuple[float, float]:
-    """CPUs and GPUs that a step holds while it runs."""
+def needs(step: Step, gpus: float, workers: int | None = None) -> tuple[float, float]:
+    """CPUs and GPUs that a step holds while it runs with ``workers`` (None: as many as it asks for)."""
     scale = getattr(step, "scale", None)
     if scale is None:
         return 0.0, 0.0
+    workers = workers or scale.workers
     each = scale.gpus_per_actor if isinstance(step, Generate) else 1.0
-    return scale.workers * scale.cpus_per_worker, scale.workers * each if gpus else 0.0
+    return workers * scale.cpus_per_worker, workers * each if gpus else 0.0
