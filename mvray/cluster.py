@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ class Cluster:
         self._storage = storage
         self._own: one_machine.Started | None = None
         self._cpus = 0
+        self._has_signals = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._started, self._stopped = threading.Event(), threading.Event()
@@ -87,6 +89,12 @@ class Cluster:
                 f"Ray could not be started on or joined at {where}: {self._error}. `mvray doctor` says what is wrong; "
                 "--workers 0 runs the job in this process without Ray."
             )
+
+    def keep_signals(self) -> None:
+        """Let Python have SIGTERM again, from whose handler Ray's core took it over; for the main thread."""
+        if self._started.is_set() and not self._has_signals:
+            self._has_signals = True
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
     def room(self) -> tuple[float, float]:
         """CPUs and GPUs of the whole cluster."""

@@ -53,7 +53,8 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
                 for planned in _startable(waiting, list(running.values()), cluster):
                     del waiting[planned.path]
                     running[pool.submit(_do, planned, cluster, log, progress)] = planned
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                while not (done := wait(running, POLL_S, FIRST_COMPLETED).done):
+                    cluster.keep_signals()
                 for future in done:
                     planned = running.pop(future)
                     if (error := future.exception()) is not None:
