@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ IDLE_S = 120.0
 """A crew without work for so long ends: on a shared cluster others may want its GPUs."""
 ROOM_S = 30.0
 POLL_S = 0.2
+GRACE_S = 60.0
+"""How long workers that were asked to stop have for their checkpoint."""
 
 Shape = tuple[int, float]
 
@@ -37,6 +40,7 @@ class Desk:
         self._workers, self._idle_s = workers, idle_s
         self._tasks: list[bytes] = []
         self._done: dict[int, int] = {}
+        self._stopped: set[int] = set()
         self._closed = False
         self._held: Any = None
         self._changed = asyncio.Condition()
@@ -72,6 +76,20 @@ class Desk:
         async with self._changed:
             await self._changed.wait_for(lambda: self._done.get(number, 0) == self._workers)
 
+    async def stop(self, number: int) -> None:
+        """Ask the workers to end task ``number`` early, with a checkpoint."""
+        async with self._changed:
+            self._stopped.add(number)
+            self._changed.notify_all()
+
+    async def stopped(self, number: int) -> bool:
+        """Returns when task ``number`` is to end early (True), or is finished."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: number in self._stopped or self._done.get(number, 0) == self._workers or self._closed
+            )
+            return number in self._stopped
+
     async def close(self) -> None:
         """Send the crew home when it has done what it was given."""
         async with self._changed:
@@ -101,11 +119,22 @@ def _on_worker(config: dict[str, Any]) -> None:
     desk, here, number = config["desk"], OnRay(), 0
     if here.rank == 0:
         ray.get(desk.hold.remote(ray.util.get_current_placement_group()))
-    while not here.stopping() and (task := ray.get(desk.next.remote(number))) is not None:
+    while not here.ending() and (task := ray.get(desk.next.remote(number))) is not None:
+        threading.Thread(target=_hear, args=(desk, number, here.begin()), name="stop", daemon=True).start()
         train(cloudpickle.loads(task), here)
         here.release()
         ray.get(desk.done.remote(number))
         number += 1
+
+
+def _hear(desk: Any, number: int, stop: threading.Event) -> None:
+    """Set ``stop`` when task ``number`` is to end early."""
+    import ray
+    import ray.exceptions
+
+    with contextlib.suppress(ray.exceptions.RayError):  # a desk that is lost takes the whole crew with it
+        if ray.get(desk.stopped.remote(number)):
+            stop.set()
 
 
 class Crew:
@@ -117,7 +146,6 @@ class Crew:
         self.shape = shape_of(scale)
         desk: Any = ray.remote(num_cpus=0)(Desk)
         self._desk = desk.remote(scale.workers, IDLE_S)
-        self._aborted = cluster.aborted
         self._fit: Future[None] = Future()
         self._trainer = _trainer(cluster, scale, gpus, {"desk": self._desk})
         threading.Thread(target=self._run, name="crew", daemon=True).start()
@@ -133,10 +161,11 @@ class Crew:
     def alive(self) -> bool:
         return not self._fit.done()
 
-    def train(self, task: Task) -> bool:
+    def train(self, task: Task, stopping: Callable[[], bool]) -> bool:
         """Work on ``task`` to its end; False when the crew had just ended, so that nothing was done.
 
-        Raises what ended the run: ray.train.TrainingFailedError where a worker was lost or raised,
+        When ``stopping`` says so, the workers write a checkpoint and end the task early. Raises StepFailed where they
+        do not within GRACE_S, and what ended the run: ray.train.TrainingFailedError where a worker was lost or raised,
         RayActorError where Ray Train's controller was lost.
         """
         import ray
@@ -148,9 +177,13 @@ class Crew:
             if number is None:
                 return False
             finished = self._desk.finished.remote(number)
+            asked_at = 0.0
             while not ray.wait([finished], timeout=POLL_S)[0]:
-                if self._aborted.is_set():
-                    raise StepFailed("The run was interrupted.")
+                if stopping() and not asked_at:
+                    asked_at = time.monotonic()
+                    self._desk.stop.remote(number)
+                if asked_at and time.monotonic() > asked_at + GRACE_S:
+                    raise StepFailed(f"The workers wrote no checkpoint within {GRACE_S:.0f} s; an older one is there.")
                 if not self.alive:
                     self._fit.result()
                     return True  # it was asked to stop (SIGTERM) and has written a checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -49,16 +49,16 @@ def placed(method: Method, device: torch.device, channels_last: bool) -> Method:
 class Local:
     """One process without Ray: debugging, fast tests, ``--workers 0``."""
 
-    def __init__(self, stop: threading.Event | None = None) -> None:
+    def __init__(self, stopping: Callable[[], bool] = lambda: False) -> None:
         self.rank, self.world = 0, 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._stop = stop or threading.Event()
+        self._stopping = stopping
 
     def report(self, metrics: Mapping[str, float]) -> None:
         pass
 
     def stopping(self) -> bool:
-        return self._stop.is_set()
+        return self._stopping()
 
 
 class Torchrun:

@@ -6,6 +6,7 @@
     │   ├── DataError        a path, layout or data set that is not what was named
     │   └── ClusterError     the cluster cannot do what was asked (too few GPUs, no storage access)
     ├── StepFailed           a step of a job ended in an error; what was finished stays
+    │   └── Interrupted      a step was ended early, with a checkpoint
     └── NonFiniteLoss        a loss became NaN or infinite; names step, epoch and loss
 
 Messages say what was found, what was expected and what to do, in that order.
@@ -34,6 +35,10 @@ class ClusterError(UserError):
 
 class StepFailed(MvrayError, RuntimeError):
     """A step of a job ended in an error."""
+
+
+class Interrupted(StepFailed):
+    """A step was ended before its time: by Ctrl-C, by a signal, or by a search."""
 
 
 class NonFiniteLoss(MvrayError, ArithmeticError):

@@ -31,7 +31,7 @@ from mvray.data.columns import Joined, joined
 from mvray.data.dataset import dataset, loader
 from mvray.data.frames import frames
 from mvray.data.tables import read_table, write_table
-from mvray.errors import DataError, StepFailed
+from mvray.errors import DataError, Interrupted, StepFailed
 from mvray.job import Generate, Train
 from mvray.method import Facts, Frame, FrameGenerator, Generator
 from mvray.plan import Planned
@@ -267,7 +267,7 @@ def _checked(planned: Planned, shards: int) -> int:
 
 
 def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T]:
-    """What comes from ``made``, which may wait long for room on the cluster. Raises StepFailed on Ctrl-C."""
+    """What comes from ``made``, which may wait long for room on the cluster. Raises Interrupted on Ctrl-C."""
     arrived: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
     def take() -> None:
@@ -283,7 +283,7 @@ def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T]:
     threading.Thread(target=take, name="generate", daemon=True).start()
     while True:
         if cluster.aborted.is_set():
-            raise StepFailed("The run was interrupted.")
+            raise Interrupted("The run was interrupted.")
         try:
             kind, value = arrived.get(timeout=POLL_S)
         except queue.Empty:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mvray.agreement import Agreement
 from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.environment import placed
 from mvray.errors import DataError, NonFiniteLoss, SettingError
@@ -30,9 +31,6 @@ from mvray.task import Board, Samples, Task, gathered
 if TYPE_CHECKING:
     from mvray.environment import Environment
     from mvray.job import Optim
-
-AGREE_EVERY_STEPS = 10
-"""How often the ranks agree on stopping and on the clock: one tiny collective each time."""
 
 
 def train(task: Task, here: Environment) -> dict[str, float]:
@@ -49,6 +47,7 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     folder = Storage(task.folder)
     parts, state = _parts(task, here, folder), State()
     resume(parts, state, here)
+    parts.board.show(state.epoch, state.position, parts.samples.batches, 0.0, state.history, now=True)
     while not state.finished:
         if not _epoch(task, parts, state, here):
             break
@@ -81,8 +80,9 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
         call = torch.compile(call)
     optimisers = {phase: optimiser(optim, method, phase) for phase in method.phases}
     samples = Samples(task, here)
-    board = Board(folder, here.rank, task.epochs)
-    return Parts(method, call, optimisers, samples, Checkpoints(folder, task.attempt), board, {})
+    board = Board(folder, here, task.epochs)
+    checkpoints = Checkpoints(folder, task.attempt)
+    return Parts(method, call, optimisers, samples, checkpoints, board, Agreement(scale, here), {})
 
 
 def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
@@ -93,7 +93,7 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
         parts.values = parts.method.before_epoch(EpochView(parts, state, task.seed, here))
     sums: dict[str, Tensor] = {}
     bad_step = torch.full((), -1, device=here.device)
-    saved_at = started_at = time.monotonic()
+    started_at = time.monotonic()
     first = state.position
     parts.method.train()
     with contextlib.closing(samples.train_batches(state.epoch, state.position, parts.values)) as batches:
@@ -109,14 +109,14 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
                 break
             rate = (state.position - first) / (time.monotonic() - started_at)
             parts.board.show(state.epoch, state.position, samples.batches, rate, state.history)
-            stop, late = _agreed(task, state, here, time.monotonic() - saved_at)
-            if stop or late:
+            stop, due = parts.agreement.reached(state.position)
+            if stop or due:
                 _check_finite(bad_step, state, losses, here)
                 _add(state.sums, sums)
                 sums = {}
                 _check_readable(task, parts, here)
                 save(parts, state, here)
-                saved_at = time.monotonic()
+                parts.agreement.saved()
             if stop:
                 return False
     _check_finite(bad_step, state, losses, here)
@@ -180,6 +180,7 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
     state.sums = {}
     _check_readable(task, parts, here)  # before it is saved: what was trained without them must not go on
     save(parts, state, here)
+    parts.agreement.saved()
     here.report(metrics)
     rate = metrics["samples_per_s"] / parts.samples.batch_size
     parts.board.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
@@ -223,20 +224,6 @@ def _check_finite(bad_step: Tensor, state: State, losses: Mapping[str, Tensor], 
             f"The loss became NaN or infinite at step {min(steps)} (epoch {state.epoch}; last: {last}). "
             "Lower optim.lr, set optim.clip_norm, or use optim.precision=float32."
         )
-
-
-def _agreed(task: Task, state: State, here: Environment, since_save_s: float) -> tuple[bool, bool]:
-    """Whether to stop and whether a checkpoint is due: the same answer on every rank."""
-    scale = task.step.scale
-    due = scale.checkpoint_steps is not None and state.position % scale.checkpoint_steps == 0
-    # Half the minutes: a checkpoint counts once it is stored, which may take until the next one is due.
-    interval_s = 60 * scale.checkpoint_minutes / 2
-    if here.world == 1:
-        return here.stopping(), due or since_save_s > interval_s
-    if state.position % AGREE_EVERY_STEPS and not due:
-        return False, False
-    wishes = gathered((here.stopping(), since_save_s > interval_s), here)
-    return any(stop for stop, _ in wishes), due or wishes[0][1]
 
 
 def _write_result(task: Task, parts: Parts, state: State, folder: Storage) -> None:

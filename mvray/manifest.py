@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,13 @@ from mvray.settings import encoded, flat
 
 if TYPE_CHECKING:
     from mvray.plan import Planned
+    from mvray.spent import Spent
 
 MANIFEST = "step.json"
 
 
-def manifest_of(planned: Planned, seconds: float, run: str | None) -> dict[str, Any]:
-    """What step.json says: settings, inputs, data, versions, time."""
+def manifest_of(planned: Planned, seconds: float, run: str | None, spent: Spent) -> dict[str, Any]:
+    """What step.json says: settings, inputs, data, versions, time; ``spent`` counts earlier attempts too."""
     rows = planned.rows()
     return {
         "name": planned.name,
@@ -36,6 +38,7 @@ def manifest_of(planned: Planned, seconds: float, run: str | None) -> dict[str, 
             "bad": len(planned.index.bad),
         },
         "seconds": round(seconds, 3),
+        "spent": {name: round(value, 6) for name, value in asdict(spent).items()},
         "finished_at": now(),
         "tracking": run,
         "versions": versions(),

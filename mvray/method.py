@@ -2,7 +2,7 @@
 
 torch takes seconds to import, and a job names methods long before anything is trained. So this file
 and the files of methods/ and generators/ do not touch torch while they are imported: ``import torch``
-at the top is lazy under the command line (cli.py), and Method becomes an ``nn.Module`` when it is
+at the top is lazy under the command line (cli/), and Method becomes an ``nn.Module`` when it is
 first built.
 """
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mvray.task import Board, Samples, gathered
 
 if TYPE_CHECKING:
+    from mvray.agreement import Agreement
     from mvray.checkpoint import Checkpoints
     from mvray.environment import Environment
     from mvray.method import Method
@@ -48,6 +49,7 @@ class Parts:
     samples: Samples
     checkpoints: Checkpoints
     board: Board
+    agreement: Agreement
     values: Mapping[str, Tensor]
     """What Method.before_epoch gave for the running epoch."""
 

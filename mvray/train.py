@@ -6,11 +6,11 @@ import json
 import signal
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mvray.errors import MvrayError, StepFailed
+from mvray.errors import Interrupted, MvrayError, StepFailed
 from mvray.job import Train
 from mvray.plan import Planned
 from mvray.storage import Storage
@@ -43,12 +43,17 @@ class OnRay:
         self.rank: int = context.get_world_rank()
         self.world: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        self._stop = threading.Event()
+        self._stop, self._stop_task = threading.Event(), threading.Event()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Nothing: ray.train.report would wait for the controller's next look, up to 2 s an epoch."""
+
+    def begin(self) -> threading.Event:
+        """A new task begins; setting the event ends it early."""
+        self._stop_task = threading.Event()
+        return self._stop_task
 
     def release(self) -> None:
         """Free what a finished task leaves in memory, on the GPU too, before the next one."""
@@ -60,8 +65,12 @@ class OnRay:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def stopping(self) -> bool:
+    def ending(self) -> bool:
+        """Whether this process was told to end (SIGTERM)."""
         return self._stop.is_set()
+
+    def stopping(self) -> bool:
+        return self._stop.is_set() or self._stop_task.is_set()
 
 
 def task_of(planned: Planned, epochs_before: int) -> Task:
@@ -83,34 +92,40 @@ def task_of(planned: Planned, epochs_before: int) -> Task:
     )
 
 
-def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
+def run(planned: Planned, cluster: Cluster, stop: threading.Event | None = None) -> dict[str, float]:
     """Train to the end; returns the step's metrics. What an earlier, broken run left is gone on with.
 
-    Raises StepFailed with the cause after ``RETRIES`` losses without a step of progress, and the
-    method's own MvrayError at once.
+    When the cluster is aborted, or ``stop`` is set, training ends with a checkpoint and Interrupted is raised.
+    Raises StepFailed with the cause after ``RETRIES`` losses without a step of progress, and the method's own
+    MvrayError at once.
     """
     step = planned.step
     assert isinstance(step, Train)
     before = 0
     if step.start_from and step.count_start_epochs:
         before = int(planned.inputs[step.start_from.name].metrics()["epochs"])
+    stop = stop or threading.Event()
+
+    def stopping() -> bool:
+        return stop.is_set() or cluster.aborted.is_set()
+
     while not planned.folder.exists("metrics.json"):
+        if stopping():
+            raise Interrupted("The run was interrupted.")
         task = task_of(planned, before)
         planned.folder.write("attempt", task.attempt.encode())
         if cluster.workers == 0:
             from mvray.environment import Local
             from mvray.loop import train
 
-            train(task, Local(stop=cluster.aborted))
-            if cluster.aborted.is_set():
-                raise StepFailed("The run was interrupted.")
+            train(task, Local(stopping))
         else:
-            _fit_with_retries(planned, task, cluster)
+            _fit_with_retries(planned, task, cluster, stopping)
     metrics: dict[str, float] = json.loads(planned.folder.read("metrics.json"))
     return metrics
 
 
-def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster) -> None:
+def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], bool]) -> None:
     cluster.ready()
     import ray.exceptions
     import ray.train
@@ -118,7 +133,7 @@ def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster) -> None:
     left, progress = RETRIES, _progress(planned.folder)
     while True:
         try:
-            _fit(task, cluster)
+            _fit(task, cluster, stopping)
             return
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             raise_own(error, planned)
@@ -167,11 +182,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     yield from _causes(error.__cause__ or getattr(error, "cause", None))
 
 
-def _fit(task: Task, cluster: Cluster) -> None:
+def _fit(task: Task, cluster: Cluster, stopping: Callable[[], bool]) -> None:
     """Train on a crew that waits, or on a new one."""
     scale, gpus = task.step.scale, cluster.gpus()
     while True:
         crew = cluster.crews.take(scale, gpus)
-        if crew.train(task):
+        if crew.train(task, stopping):
             break
     cluster.crews.give_back(crew)

@@ -200,28 +200,30 @@ def two_ranks() -> Iterator[Callable[..., list[str]]]:
     """Train a Task on two processes with gloo, as torchrun starts them: ``two_ranks(task, stop_at=0)``.
 
     Returns what each says: "done", or the message of its MvrayError.
-    The pair stays for the whole test run, because each start costs the seconds that torch takes to import.
+    The pair stays for the whole test run, because its start costs the seconds that torch takes to import.
     """
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_ports(1)[0])}
     common |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-W", COCO_WARNS, Path(__file__).with_name("rank.py")],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ours, theirs = zip(*(socket.socketpair() for _ in range(2)), strict=True)
+    numbers = [each.fileno() for each in theirs]
+    pair = subprocess.Popen(
+        [sys.executable, "-W", "error", "-W", COCO_WARNS, Path(__file__).with_name("rank.py"), *map(str, numbers)],
+        env={**os.environ, **common},
+        pass_fds=numbers,
+        start_new_session=True,  # so that both are one group
+    )
+    for each in theirs:
+        each.close()
+    ranks = [each.makefile("rw") for each in ours]
 
     def train(task: object, stop_at: int = 0) -> list[str]:
         line = json.dumps({"task": encoded(task), "stop_at": stop_at})
-        for rank in pair:
-            print(line, file=rank.stdin, flush=True)
-        return [rank.stdout.readline().rstrip() for rank in pair]
+        for rank in ranks:
+            print(line, file=rank, flush=True)
+        return [rank.readline().rstrip() for rank in ranks]
 
     yield train
-    for rank in pair:
-        rank.kill()  # ending in order takes torch seconds
-        rank.communicate()
+    os.killpg(pair.pid, signal.SIGKILL)
+    pair.wait()
+    for each in (*ranks, *ours):
+        each.close()

@@ -33,8 +33,8 @@ LAYERS = (
     ),
     ("methods", "segmenters", "generators"),
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
-    ("environment", "task", "optim", "state", "loop"),
-    ("plan", "manifest", "report", "doctor"),
+    ("agreement", "environment", "task", "optim", "state", "loop"),
+    ("plan", "spent", "manifest", "report", "doctor"),
     ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
     (
         "album",

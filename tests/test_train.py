@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 from PIL import Image
 
 from mvray import train
+from mvray.checkpoint import Checkpoints
 from mvray.cluster import Cluster
 from mvray.data.folder import Folder
-from mvray.errors import NonFiniteLoss, StepFailed
+from mvray.errors import Interrupted, NonFiniteLoss, StepFailed
 from mvray.job import Data, Job, Optim, Pictures, Scale, Train
 from mvray.methods import classifier
 from mvray.plan import make
@@ -96,6 +98,27 @@ def test_the_same_step_comes_out_the_same_on_used_workers(cluster, pictures, tmp
         train.run(planned, cluster)
         weights.append(planned.folder.read("weights.safetensors"))
     assert weights[0] == weights[1]
+
+
+def test_a_step_that_is_ended_early_has_a_checkpoint_and_its_workers_stay(cluster, pictures, tmp_path):
+    whole = _planned(_step(pictures, epochs=15), tmp_path / "whole")
+    train.run(whole, cluster)
+    before = {process.pid for process in _processes("RayTrainWorker")}
+    planned, stop = _planned(_step(pictures, epochs=15), tmp_path / "ended"), threading.Event()
+    threading.Thread(target=lambda: (_wait_for(planned.folder, "progress.json"), stop.set())).start()
+    with pytest.raises(Interrupted):
+        train.run(planned, cluster, stop)
+    assert not planned.folder.exists("metrics.json")
+    assert Checkpoints(planned.folder).names()
+    train.run(planned, cluster)
+    assert {process.pid for process in _processes("RayTrainWorker")} == before
+    assert planned.folder.read("weights.safetensors") == whole.folder.read("weights.safetensors")
+
+
+def _wait_for(folder, name):
+    until = time.monotonic() + 60
+    while not folder.exists(name) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("who", ["RayTrainWorker", "Controller", "Desk"])

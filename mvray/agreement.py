@@ -1,0 +1,47 @@
+"""When the ranks of a training run stop, and when they write a checkpoint: the same answer on every rank."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mvray.task import gathered
+
+if TYPE_CHECKING:
+    from mvray.environment import Environment
+    from mvray.job import Scale
+
+AGREE_EVERY_S = 1.0
+"""How often the ranks speak of it: one tiny collective each time. A notice of preemption gives seconds to minutes."""
+MOST_STEPS = 100
+
+
+class Agreement:
+    """Asked by every rank after every step but the last one of an epoch."""
+
+    def __init__(self, scale: Scale, here: Environment) -> None:
+        self._scale, self._here = scale, here
+        self._steps = self._left = 1
+        self._spoke_at = self._saved_at = time.monotonic()
+
+    def saved(self) -> None:
+        """A checkpoint was handed over to be written."""
+        self._saved_at = time.monotonic()
+
+    def reached(self, position: int) -> tuple[bool, bool]:
+        """Whether to stop now, with a checkpoint, and whether one is due after ``position`` batches of the epoch."""
+        due = self._scale.checkpoint_steps is not None and position % self._scale.checkpoint_steps == 0
+        # Half the minutes: a checkpoint counts once it is stored, which may take until the next one is due.
+        late = time.monotonic() - self._saved_at > 60 * self._scale.checkpoint_minutes / 2
+        if self._here.world == 1:
+            return self._here.stopping(), due or late
+        self._left -= 1
+        if self._left:
+            return False, due
+        now = time.monotonic()
+        wishes = gathered((self._here.stopping(), late, now - self._spoke_at), self._here)
+        # Rank 0's clock decides how many steps there are until they speak again.
+        per_step_s = wishes[0][2] / self._steps
+        self._steps = self._left = max(1, min(MOST_STEPS, int(AGREE_EVERY_S / max(per_step_s, 1e-6))))
+        self._spoke_at = now
+        return any(stop for stop, _, _ in wishes), due or wishes[0][1]

@@ -1,0 +1,82 @@
+"""mvray run | report | look | group | find | ui | doctor | sample: the command line.
+
+Nothing heavy is imported here, so that help and a user's mistake take a fraction of a second. torch,
+which method files name at their top, is put in place as a lazy module: it loads when it is first used.
+Each module beside this one adds the commands of its subject.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+import types
+from typing import Any
+
+from mvray import __version__
+from mvray.cli import jobs, pictures, places, samples
+from mvray.cli.jobs import load_job as load_job
+from mvray.cli.options import FAILED, INTERRUPTED, USER_MISTAKE
+from mvray.errors import MvrayError, UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (a step failed), 2 (a mistake to mend), 130 (interrupted)."""
+    _lazy("torch")
+    given = _parser().parse_args(arguments)
+    try:
+        code: int = given.command(given) or 0
+        return code
+    except UserError as error:
+        print(f"mvray: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except MvrayError as error:
+        print(f"mvray: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("\nmvray: interrupted. The same command goes on where it stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+class _Later(types.ModuleType):
+    """A module that is imported when something of it is first used.
+
+    importlib's LazyLoader does this too, but on Python 3.11 a second ``import`` statement already
+    loads the module.
+    """
+
+    class Tensor:
+        """Matplotlib asks of all that it draws whether it is a torch.Tensor; before torch is loaded nothing is."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        real = importlib.import_module(self.__name__)
+        self.__dict__.update(vars(real))
+        return getattr(real, name)
+
+
+def _lazy(name: str) -> None:
+    if name not in sys.modules and (spec := importlib.util.find_spec(name)) is not None:
+        later = _Later(name)
+        later.__spec__ = spec
+        sys.modules[name] = later
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mvray",
+        description="Distributed training on Ray for vision methods: where a network looks, how it groups.",
+    )
+    parser.add_argument("--version", action="version", version=f"mvray {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for subject in (jobs, pictures, places, samples):
+        subject.add(commands)
+    return parser

@@ -1,0 +1,166 @@
+"""mvray run | report: a job and what it found."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvray.cli.options import job_options, same_options
+from mvray.errors import DataError, SettingError, UserError
+
+if TYPE_CHECKING:
+    from mvray.job import Job
+    from mvray.plan import Plan
+    from mvray.storage import Storage
+
+
+def add(commands: Any) -> None:
+    run = commands.add_parser("run", help="run a job; what is finished is not done again")
+    job_options(run)
+    run.add_argument("--only", metavar="STEP", help="run this step, and what it reads, alone")
+    run.add_argument("--workers", type=int, metavar="N", help="training workers (0: in this process, without Ray)")
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", help="show a job's table")
+    job_options(report)
+    report.add_argument("--html", type=Path, metavar="FILE", help="write a page with table and pictures")
+    report.add_argument("--json", action="store_true", help="print the report as JSON")
+    report.set_defaults(command=_report)
+
+
+def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> Job:
+    """The job of a job file, with the changes of the command line."""
+    from mvray.job import Job
+    from mvray.settings import replaced
+
+    if not path.is_file():
+        raise SettingError(f"There is no job file {path}. Expected a file as jobs/gradcam_masking.py.")
+    spec = importlib.util.spec_from_file_location(f"mvray_job_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise SettingError(f"{path} is not a Python file. Expected a job file as jobs/gradcam_masking.py.")
+    module = importlib.util.module_from_spec(spec)
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # a job may build on another one beside it
+    try:
+        spec.loader.exec_module(module)
+        make: Any = getattr(module, "job", None)
+        if make is None:
+            raise SettingError(f"{path} has no function job(tiny=False) -> Job. See jobs/gradcam_masking.py for one.")
+        job = make(tiny=tiny)
+    except SyntaxError as error:
+        raise SettingError(f"{path}, line {error.lineno}: {error.msg}. Mend the job file.") from None
+    except UserError:
+        raise
+    except Exception as error:
+        where = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).resolve() == path.resolve()
+        ]
+        line = f", line {where[-1].lineno} ({where[-1].line})" if where else ""
+        raise SettingError(f"{path}{line}: {type(error).__name__}: {error}. Mend the job file.") from error
+    if not isinstance(job, Job):
+        raise SettingError(f"job() of {path} returned {type(job).__name__}; expected a Job (mvray/job.py).")
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise SettingError(f"--set {setting}: expected NAME=VALUE, as in --set masked.method.probability=0.3.")
+        changes[name.strip()] = value
+    if data is not None:
+        changes["source.root"] = data
+    return replaced(job, changes)
+
+
+def _planned(given: argparse.Namespace) -> tuple[Plan, Storage]:
+    from mvray import plan
+    from mvray.storage import Storage
+
+    if given.data and "://" not in given.data and not Path(given.data).is_dir():
+        raise DataError(f"--data {given.data}: there is no such folder.")
+    job = load_job(given.job, given.tiny, given.data, given.set)
+    workers = getattr(given, "workers", None)
+    if workers is not None:
+        if workers < 0:
+            raise SettingError(f"--workers {workers}: expected 0 (no Ray) or more.")
+        from mvray.settings import replaced
+
+        job = replaced(job, {"scale.workers": max(1, workers)})
+    storage = Storage(given.storage)
+    return plan.make(job, storage), storage
+
+
+def _run(given: argparse.Namespace) -> int:
+    from mvray import report, spent
+    from mvray.cluster import Cluster
+    from mvray.manifest import git_commit, versions
+    from mvray.progress import Progress
+    from mvray.results import collect, comparison, means, pictures
+    from mvray.run import chosen, execute
+    from mvray.runlog import RunLog, spool_folder, tracking_uri
+    from mvray.tracking import Tracker
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the steps that run write a checkpoint
+    plan, storage = _planned(given)
+    steps = chosen(plan, given.only)
+    storage.check()
+    progress = Progress()
+    todo = [planned for planned in steps if not planned.finished]
+    missing = len(todo)
+    progress.say(f"{plan.job.name}: {len(steps)} steps, {len(steps) - missing} finished before, {missing} to do.")
+    _say_bad(plan, progress)
+    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0 if missing else 0.0)
+    log = RunLog(tracker, plan, {**versions(), "git_commit": git_commit() or ""}, given.job)
+    cluster = Cluster(storage, given.workers, progress.say)
+    status = "FAILED"
+    try:
+        execute(plan, cluster, log, progress, given.only)
+        if not plan.missing():
+            log.results(means(plan))
+            if missing:
+                log.pictures({**comparison(plan), **pictures(plan)})
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        cluster.stop()
+        if costs := [(f"{p.name} (seed {p.seed})", spent.total(p.folder)) for p in todo if p.finished]:
+            progress.say(f"\n{spent.as_text(costs)}\n")
+            log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
+        undelivered = log.close(status)
+        if undelivered:
+            progress.say(undelivered)
+    print(report.as_text(collect(plan), plan.job.table))
+    again = "".join(f" {part}" for part in same_options(given))
+    print(f"\nResults:  {storage.uri}")
+    print(f"Pictures: mvray report {given.job}{again} --html report.html")
+    print(f"MLflow:   mvray ui --storage {given.storage}")
+    return 0
+
+
+def _say_bad(plan: Plan, progress: Any) -> None:
+    for _, index in plan.indexes():
+        for record in index.bad:
+            progress.say(f"left out: {record.location}: {record.reason}")
+
+
+def _report(given: argparse.Namespace) -> int:
+    from mvray import report
+    from mvray.results import collect, comparison, pictures
+
+    plan, _ = _planned(given)
+    found = collect(plan)
+    if given.html:
+        given.html.write_text(report.as_html(found, plan.job.table, {**comparison(plan), **pictures(plan)}))
+        print(f"Wrote {given.html}.", file=sys.stderr)
+    if given.json:
+        print(report.as_json(found))
+    elif not given.html:
+        print(report.as_text(found, plan.job.table))
+    return 0

@@ -1,0 +1,63 @@
+"""mvray look | group | find: a trained step on anyone's pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    look = commands.add_parser("look", help="show where a trained step looks on any pictures or videos")
+    look.add_argument("step", metavar="STEP_PATH", help="folder of a finished Train step")
+    look.add_argument("files", type=Path, nargs="+", metavar="FILES", help="pictures or videos, or folders of them")
+    look.add_argument("--out", type=Path, required=True, metavar="DIR")
+    look.add_argument("--layer", default="", help="name of the layer (default: the method's)")
+    look.set_defaults(command=_look)
+
+    group = commands.add_parser("group", help="sort any pictures into groups of the same character")
+    group.add_argument("step", metavar="MODEL", help="folder of a finished Train step")
+    group.add_argument("folder", type=Path, metavar="FOLDER", help="faces or pictures, in any folders below it")
+    group.add_argument("--out", type=Path, required=True, metavar="DIR")
+    group.add_argument("--layer", default="", help="the layer that is read (default: embedding, fc1 or the last)")
+    group.add_argument("--per-folder", action="store_true", help="each folder in FOLDER by itself, as a book")
+    group.add_argument("--min-size", type=int, metavar="N", help="least pictures of a group (default: 10, or fewer)")
+    group.set_defaults(command=_group)
+
+    find = commands.add_parser("find", help="find the pictures that are most like an example")
+    find.add_argument("step", metavar="MODEL", help="folder of a finished Train step")
+    find.add_argument("examples", type=Path, nargs="+", metavar="EXAMPLE", help="one picture or several of the same")
+    find.add_argument("folder", type=Path, metavar="FOLDER", help="where to look, in any folders below it")
+    find.add_argument("--out", type=Path, metavar="DIR", help="write a table and a contact sheet too")
+    find.add_argument("--most", type=int, metavar="N", help="at most so many (default: 20)")
+    find.add_argument("--within", type=float, metavar="DISTANCE", help="none farther than this, 0 to 2")
+    find.add_argument("--layer", default="", help="the layer that is read (default: embedding, fc1 or the last)")
+    find.set_defaults(command=_find)
+
+
+def _look(given: argparse.Namespace) -> int:
+    from mvray.look import look
+
+    sheet = look(given.step, given.files, given.out, given.layer)
+    print(f"Wrote {sheet}.")
+    return 0
+
+
+def _group(given: argparse.Namespace) -> int:
+    from mvray.group import group
+
+    for line in group(given.step, given.folder, given.out, given.layer, given.per_folder, given.min_size):
+        print(line)
+    print(f"Wrote {given.out / 'index.html'}.")
+    return 0
+
+
+def _find(given: argparse.Namespace) -> int:
+    from mvray.find import find
+
+    options = {"layer": given.layer, "most": given.most, "within": given.within}
+    for line in find(given.step, given.examples, given.folder, given.out, **options):
+        print(line)
+    if given.out:
+        print(f"Wrote {given.out / 'index.html'}.")
+    return 0

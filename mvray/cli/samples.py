@@ -1,0 +1,54 @@
+"""mvray sample: small data sets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    sample = commands.add_parser("sample", help="compose a small data set out of real drawings")
+    kinds = sample.add_subparsers(required=True, metavar="KIND")
+    comics = kinds.add_parser("comics", help="comic books in Manga109's layout")
+    comics.add_argument("out", type=Path, metavar="OUT")
+    comics.add_argument("--titles", type=int, default=14)
+    comics.add_argument("--pages", type=int, default=40, help="pages of each title")
+    comics.add_argument("--seed", type=int, default=0)
+    comics.set_defaults(command=_sample_comics)
+    actions = kinds.add_parser("actions", help="videos of twelve motions in UCF101's layout, with instance masks")
+    actions.add_argument("out", type=Path, metavar="OUT")
+    actions.add_argument("--classes", type=int, default=8, help="motions, at most 12")
+    actions.add_argument("--videos", type=int, default=30, help="videos of each class")
+    actions.add_argument("--seed", type=int, default=0)
+    actions.set_defaults(command=_sample_actions)
+    faces = kinds.add_parser("faces", help="faces of drawn characters in the AnimeFace Character Dataset's layout")
+    faces.add_argument("out", type=Path, metavar="OUT")
+    faces.add_argument("--characters", type=int, default=60)
+    faces.add_argument("--pictures", type=int, default=20, help="pictures of each character, of some only half as many")
+    faces.add_argument("--seed", type=int, default=0)
+    faces.set_defaults(command=_sample_faces)
+
+
+def _sample_comics(given: argparse.Namespace) -> int:
+    from mvray.samples.comics import compose
+
+    compose(given.out, titles=given.titles, pages=given.pages, seed=given.seed)
+    print(f"Wrote {given.titles} titles of {given.pages} pages to {given.out}.")
+    return 0
+
+
+def _sample_actions(given: argparse.Namespace) -> int:
+    from mvray.samples.actions import compose
+
+    compose(given.out, classes=given.classes, videos=given.videos, seed=given.seed)
+    print(f"Wrote {given.classes} classes of {given.videos} videos to {given.out}.")
+    return 0
+
+
+def _sample_faces(given: argparse.Namespace) -> int:
+    from mvray.samples.faces import compose
+
+    compose(given.out, characters=given.characters, pictures=given.pictures, seed=given.seed)
+    print(f"Wrote faces of {given.characters} characters to {given.out}.")
+    return 0
