@@ -14,6 +14,7 @@ LOOP_LINES, FILE_LINES, FUNCTION_LINES = 250, 400, 60
 # A module may import from its own layer and from those below. First match of the longest name counts.
 LAYERS = (
     ("errors",),
+    ("patience", "s3", "storage"),
     (
         "job",
         "exhibits",
@@ -31,7 +32,7 @@ LAYERS = (
         "settings",
     ),
     ("methods", "segmenters", "generators"),
-    ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
+    ("data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("environment", "task", "optim", "state", "loop"),
     ("plan", "manifest", "report", "doctor"),
     ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
