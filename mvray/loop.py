@@ -243,8 +243,8 @@ def _write_result(task: Task, parts: Parts, state: State, folder: Storage) -> No
     """The selected weights and what training measured; metrics.json last, it says that training is done."""
     assert state.best_name is not None
     parts.checkpoints.check_attempt()
-    folder.write("weights.safetensors", weights_to_bytes(parts.checkpoints.weights(state.best_name)))
-    folder.write("history.json", json.dumps(state.history).encode())
+    folder.insist("weights.safetensors", weights_to_bytes(parts.checkpoints.weights(state.best_name)))
+    folder.insist("history.json", json.dumps(state.history).encode())
     chosen = state.history[state.best_epoch]
     metrics = {**chosen, "epochs": len(state.history), "best_epoch": state.best_epoch}
-    folder.write("metrics.json", json.dumps({k: v for k, v in metrics.items() if k != "epoch"}).encode())
+    folder.insist("metrics.json", json.dumps({k: v for k, v in metrics.items() if k != "epoch"}).encode())

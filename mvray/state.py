@@ -108,6 +108,7 @@ def save(parts: Parts, state: State, here: Environment) -> None:
     cuda = torch.cuda.get_rng_state(here.device) if here.device.type == "cuda" else None
     ranks = gathered({"cpu": torch.get_rng_state(), "cuda": cuda, "sums": state.sums}, here)
     if here.rank == 0:
+        parts.board.checkpoints = parts.checkpoints
         rest = {
             "state": asdict(state),
             "ranks": ranks,

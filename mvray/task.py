@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from mvray.storage import Storage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mvray.checkpoint import Checkpoints
     from mvray.environment import Environment
     from mvray.job import Train
     from mvray.method import Facts, Method
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Batches = Generator[dict[str, "Tensor"], None, None]
 """Batches on the device. Closing it ends the threads that decode ahead."""
+
+log = logging.getLogger(__name__)
 
 SHOW_EVERY_S = 1.0
 SHOW_EVERY_REMOTE_S = 15.0
@@ -58,11 +62,15 @@ class Task:
 
 
 class Board:
-    """Where rank 0 says how far it is (progress.json), now and then; the driver reads it."""
+    """Where rank 0 says how far it is (progress.json), now and then; the driver reads it.
+
+    With ``checkpoints``, it also says what is wrong with those. What cannot be written is left out.
+    """
 
     def __init__(self, folder: Storage, rank: int, epochs: int) -> None:
         self._folder, self._rank, self._epochs = folder, rank, epochs
-        self._shown_at = 0.0
+        self._shown_at, self._warned = 0.0, False
+        self.checkpoints: Checkpoints | None = None
         self._every_s = SHOW_EVERY_S if folder.is_local else SHOW_EVERY_REMOTE_S
 
     def show(
@@ -78,7 +86,11 @@ class Board:
             text = f"{at}, {rate:.1f} steps/s, at most {duration(left_s)} left"
         else:
             text = f"epoch {epoch}/{self._epochs}, done, {rate:.1f} steps/s"
-        self._folder.write("progress.json", json.dumps({"text": text, "history": history}).encode())
+        trouble = self.checkpoints.trouble if self.checkpoints else ""
+        said = {"text": text, "history": history, "trouble": trouble}
+        if not self._folder.try_write("progress.json", json.dumps(said).encode()) and trouble and not self._warned:
+            self._warned = True
+            log.warning(trouble)  # the driver cannot be told
 
 
 @functools.cache
