@@ -241,7 +241,7 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
         rate = rows / (time.monotonic() - started)
         left_s = (len(missing) - done) * (time.monotonic() - started) / done
         text = f"{shards - len(missing) + done}/{shards} shards, {rate:.0f} samples/s, {duration(left_s)} left"
-        planned.folder.write("progress.json", json.dumps({"text": text}).encode())
+        planned.folder.try_write("progress.json", json.dumps({"text": text}).encode())
     seconds = time.monotonic() - started
     total = _checked(planned, shards)
     metrics = {"rows": float(total), "bad": float(len(planned.rows()) - total), "shards": float(shards)}

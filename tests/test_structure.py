@@ -15,6 +15,7 @@ LOOP_LINES, FILE_LINES, FUNCTION_LINES = 250, 400, 60
 # A module may import from its own layer and from those below. First match of the longest name counts.
 LAYERS = (
     ("errors",),
+    ("patience", "s3", "storage"),
     (
         "job",
         "exhibits",
@@ -32,8 +33,8 @@ LAYERS = (
         "settings",
     ),
     ("methods", "segmenters", "generators"),
-    ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
-    ("agreement", "environment", "task", "optim", "state", "loop"),
+    ("data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
+    ("agreement", "board", "environment", "task", "optim", "state", "loop"),
     ("plan", "spent", "manifest", "report", "doctor"),
     ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
     (
