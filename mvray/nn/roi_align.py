@@ -2,7 +2,9 @@
 
 On GPUs it is torchvision's. On CPUs that kernel goes through the channels of a picture one by one, on one
 core. Here each place of the feature map is a row of all its channels, and each bin of a region is a weighted
-sum of rows, which is what torch's embedding_bag is made for. Shapes: N regions, P bins along a side, G samples along a bin.
+sum of rows, which is what torch's embedding_bag is made for.
+
+Shapes: N regions, P bins along a side, G samples along a bin.
 """
 
 from __future__ import annotations
