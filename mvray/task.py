@@ -14,7 +14,7 @@ import torch
 
 from mvray.data import sampler
 from mvray.data.columns import Joined, joined
-from mvray.data.dataset import SampleDataset, dataset, loader
+from mvray.data.dataset import SampleDataset, dataset, loader, readable
 from mvray.data.tables import read_table
 from mvray.optim import precision
 from mvray.storage import Storage
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Batches = Generator[dict[str, "Tensor"], None, None]
-"""Batches on the device. Closing it ends the threads that decode ahead."""
+"""Closing it ends the threads that decode ahead."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,22 @@ class Samples:
             weights=None if weights is None else weights.double().cpu().numpy(),
             rows=None if rows is None else rows.cpu().numpy(),
         )
-        for batch in self._loaded(self._sets["train"], order, epoch):
-            yield batch | {name: value.to(self._here.device)[batch["index"]] for name, value in values.items()}
+        on_device = {name: value.to(self._here.device) for name, value in values.items()}
+        with contextlib.closing(self._loaded(self._sets["train"], order, epoch)) as batches:
+            for batch in batches:
+                given = self._placed(batch)
+                yield given | {name: value[given["index"]] for name, value in on_device.items()}
 
     def predictions(self, method: Method, split: str) -> dict[str, np.ndarray]:
         """``method.predict`` and ``label`` over a whole split, in its order, on every rank."""
-        mine: dict[str, list[np.ndarray]] = {}
+        mine: dict[str, list[Tensor]] = {}
         for batch, made in self._predicted(method, self._sets[split]):
             for name, values in {**made, "label": batch["label"]}.items():
-                mine.setdefault(name, []).append(values.cpu().numpy())
-        parts = gathered({name: np.concatenate(values) for name, values in mine.items()}, self._here)
+                # A GPU goes on with the next batch; these are read once, when all of them are there.
+                mine.setdefault(name, []).append(values.to("cpu", non_blocking=True))
+        if self._here.device.type == "cuda":
+            torch.cuda.synchronize(self._here.device)
+        parts = gathered({name: torch.cat(values).numpy() for name, values in mine.items()}, self._here)
         parts = [part for part in parts if part]  # a rank has none where there are fewer samples than ranks
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -140,18 +146,19 @@ class Samples:
         method.eval()
         order = sampler.in_order(len(samples), self.batch_size, rank=self._here.rank, world=self._here.world)
         try:
-            for batch in self._loaded(samples, order, 0):
-                with torch.no_grad(), precision(self._task.step.optim, self._here.device):
-                    readable = batch["bad"] < 0
-                    kept = batch if bool(readable.all()) else {n: v[readable] for n, v in batch.items()}
-                    made = method.predict(kept)
-                yield kept, made
+            with contextlib.closing(self._loaded(samples, order, 0)) as batches:
+                for batch in batches:
+                    given = self._placed(readable(batch))
+                    with torch.no_grad(), precision(self._task.step.optim, self._here.device):
+                        made = method.predict(given)
+                    yield given, made
         finally:
             method.train(training)
 
     def _loaded(self, samples: SampleDataset, order: Iterable[np.ndarray], epoch: int) -> Batches:
-        on_gpu = self._here.device.type == "cuda"
-        batches = loader(samples, order, epoch, self._task.step.scale.loader_workers, pin=on_gpu)
-        with contextlib.closing(batches):
-            for batch in batches:
-                yield {name: value.to(self._here.device, non_blocking=on_gpu) for name, value in batch.items()}
+        """Batches on the CPU, in page-locked memory where a GPU takes them."""
+        pin = self._here.device.type == "cuda"
+        return loader(samples, order, epoch, self._task.step.scale.loader_workers, pin)
+
+    def _placed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values.to(self._here.device, non_blocking=True) for name, values in batch.items()}
