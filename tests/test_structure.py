@@ -33,8 +33,8 @@ LAYERS = (
     ("methods", "segmenters", "generators"),
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("agreement", "environment", "task", "optim", "state", "loop"),
-    ("plan", "manifest", "report", "doctor"),
-    ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
+    ("plan", "manifest", "report", "doctor", "shipment"),
+    ("alike", "cluster", "crew", "forked", "generate", "measure", "one_machine", "submit", "train", "tune"),
     (
         "album",
         "find",
@@ -54,7 +54,7 @@ LAYERS = (
 )
 ONLY = {
     "mlflow": {"tracking", "spool", "ui", "doctor", "courier"},
-    "ray": {"cluster", "crew", "one_machine", "forked", "train", "generate", "tune", "doctor"},
+    "ray": {"alike", "cluster", "crew", "one_machine", "forked", "train", "generate", "submit", "tune", "doctor"},
 }
 
 
