@@ -90,18 +90,13 @@ def pack(job_file: Path, limit_mib: float = LIMIT_MIB) -> Shipment:
 def reference(lock: Path | None) -> dict[str, Any]:
     """The versions that nodes must have of what mvray needs: the lock's where it names Ray, else this machine's."""
     locked = dict(_locked(lock.read_text())) if lock else {}
-    needed = sorted(
-        {_plain(re.split(r"[^\w.-]", line)[0]) for line in metadata.requires("mvray") or [] if not _extra(line)}
-    )
+    requirements = [line for line in metadata.requires("mvray") or [] if "extra ==" not in line]
+    needed = sorted({_plain(re.split(r"[^\w.-]", line)[0]) for line in requirements})
     if "ray" in locked:
         versions, source = {name: locked[name] for name in needed if name in locked}, LOCK
     else:
         versions, source = {name: metadata.version(name) for name in needed}, "the machine that submitted"
     return {"versions": versions, "versions_of": source, "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
-
-
-def _extra(line: str) -> bool:
-    return "extra ==" in line
 
 
 def _locked(text: str) -> Iterator[tuple[str, str]]:
@@ -144,6 +139,6 @@ def _check_size(sizes: Mapping[str, int], limit_mib: float) -> None:
     biggest = sorted(sizes, key=lambda name: -sizes[name])[:BIGGEST]
     named = ", ".join(f"{name} ({sizes[name] / 2**20:.1f} MiB)" for name in biggest)
     raise SettingError(
-        f"What git tracks has {total / 2**20:.1f} MiB; expected at most {limit_mib:g} MiB, because every node downloads "
-        f"it. The biggest: {named}. Data belong on S3 (--data s3://...): take them out of git, or raise --code-limit."
+        f"What git tracks has {total / 2**20:.1f} MiB; expected at most {limit_mib:g} MiB, because every node "
+        f"downloads it. The biggest: {named}. Data belong on S3 (--data s3://...): take them out of git, or raise --code-limit."
     )

@@ -33,7 +33,7 @@ STOP_WAIT_S = 180
 POLL_S = 0.5
 PAUSE_S = 3.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-TOKEN = (
+HOW_TO_SEND_ONE = (
     "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token "
     "(`ray get-auth-token` on the head prints it)."
 )
@@ -117,8 +117,8 @@ class Jobs:
             theirs = self._client._server_ray_version
         if theirs != ray.__version__:
             raise ClusterError(
-                f"The cluster at {self.address} runs Ray {theirs}, this machine has {ray.__version__}; expected the same. "
-                f"Install Ray {theirs} here, or build the cluster's image from this {LOCK}."
+                f"The cluster at {self.address} runs Ray {theirs}, this machine has {ray.__version__}; expected "
+                f"the same. Install Ray {theirs} here, or build the cluster's image from this {LOCK}."
             )
 
     def submit(
@@ -250,15 +250,16 @@ def _reach(address: str) -> None:
 
 def _unreachable(address: str, said: str) -> str:
     return (
-        f"Nobody answers at {address} ({said}); expected the dashboard of a Ray cluster. Is the head running, and the way "
-        "to it open (`ray dashboard cluster.yaml`, or ssh -L 8265:127.0.0.1:8265)? Else name it: --address URL."
+        f"Nobody answers at {address} ({said}); expected the dashboard of a Ray cluster. Is the head running, and the "
+        "way to it open (`ray dashboard cluster.yaml`, or ssh -L 8265:127.0.0.1:8265)? Else name it: --address URL."
     )
 
 
 def _not_let_in(address: str, said: str) -> str:
     if "403" in said or "Forbidden" in said or "invalid" in said:
-        return f"The cluster at {address} refused the token that was sent; expected the one that it was started with. {TOKEN}"
-    return f"The cluster at {address} asks for a token, and none was sent. {TOKEN}"
+        said = "refused the token that was sent; expected the one that it was started with"
+        return f"The cluster at {address} {said}. {HOW_TO_SEND_ONE}"
+    return f"The cluster at {address} asks for a token, and none was sent. {HOW_TO_SEND_ONE}"
 
 
 def _awaited(texts: Any) -> Iterator[str]:

@@ -76,8 +76,8 @@ def _check_places(given: argparse.Namespace) -> None:
         )
     if given.data and not _is_everywhere(given.data):
         raise DataError(
-            f"--data {given.data} is a folder of this machine; the cluster cannot read it. Expected s3://BUCKET/PREFIX, "
-            "or the absolute path of a folder that all nodes share."
+            f"--data {given.data} is a folder of this machine; the cluster cannot read it. Expected "
+            "s3://BUCKET/PREFIX, or the absolute path of a folder that all nodes share."
         )
     for option in ("storage", "data"):
         if "@" in (getattr(given, option) or "").partition("://")[2].partition("/")[0]:
