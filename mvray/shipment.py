@@ -140,5 +140,5 @@ def _check_size(sizes: Mapping[str, int], limit_mib: float) -> None:
     named = ", ".join(f"{name} ({sizes[name] / 2**20:.1f} MiB)" for name in biggest)
     raise SettingError(
         f"What git tracks has {total / 2**20:.1f} MiB; expected at most {limit_mib:g} MiB, because every node "
-        f"downloads it. The biggest: {named}. Data belong on S3 (--data s3://...): take them out of git, or raise --code-limit."
+        f"downloads it. The biggest: {named}. Take data out of git (--data s3://...), or raise --code-limit."
     )
