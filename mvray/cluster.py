@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ class Cluster:
         self._storage = storage
         self._own: one_machine.Started | None = None
         self._cpus = 0
+        self._has_signals = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._started, self._stopped = threading.Event(), threading.Event()
@@ -91,6 +93,12 @@ class Cluster:
                 f"Ray could not be started on or joined at {where}: {self._error}. `mvray doctor` says what is wrong; "
                 "--workers 0 runs the job in this process without Ray."
             )
+
+    def keep_signals(self) -> None:
+        """Let Python have SIGTERM again, from whose handler Ray's core took it over; for the main thread."""
+        if self._started.is_set() and not self._has_signals:
+            self._has_signals = True
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
     def room(self) -> tuple[float, float]:
         """CPUs and GPUs of the whole cluster."""
@@ -154,10 +162,11 @@ def _quiet() -> None:
             handler.setLevel(logging.ERROR)
 
 
-def needs(step: Step, gpus: float) -> tuple[float, float]:
-    """CPUs and GPUs that a step holds while it runs."""
+def needs(step: Step, gpus: float, workers: int | None = None) -> tuple[float, float]:
+    """CPUs and GPUs that a step holds while it runs with ``workers`` (None: as many as it asks for)."""
     scale = getattr(step, "scale", None)
     if scale is None:
         return 0.0, 0.0
+    workers = workers or scale.workers
     each = scale.gpus_per_actor if isinstance(step, Generate) else 1.0
-    return scale.workers * scale.cpus_per_worker, scale.workers * each if gpus else 0.0
+    return workers * scale.cpus_per_worker, workers * each if gpus else 0.0

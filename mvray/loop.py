@@ -47,6 +47,7 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     folder = Storage(task.folder)
     parts, state = _parts(task, here, folder), State()
     resume(parts, state, here)
+    parts.board.show(state.epoch, state.position, parts.samples.batches, 0.0, state.history, now=True)
     while not state.finished:
         if not _epoch(task, parts, state, here):
             break
@@ -79,7 +80,7 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
         call = torch.compile(call)
     optimisers = {phase: optimiser(optim, method, phase) for phase in method.phases}
     samples = Samples(task, here)
-    board = Board(folder, here.rank, task.epochs)
+    board = Board(folder, here, task.epochs)
     checkpoints = Checkpoints(folder, task.attempt)
     return Parts(method, call, optimisers, samples, checkpoints, board, Agreement(scale, here), {})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,15 @@ from mvray.settings import encoded, flat
 
 if TYPE_CHECKING:
     from mvray.plan import Planned
+    from mvray.spent import Spent
 
 MANIFEST = "step.json"
 NOTE = ".mvray-shipped.json"
 """Beside code that `mvray submit` sent to a cluster: the commit that it is, and the versions that it needs."""
 
 
-def manifest_of(planned: Planned, seconds: float, run: str | None) -> dict[str, Any]:
-    """What step.json says: settings, inputs, data, versions, time."""
+def manifest_of(planned: Planned, seconds: float, run: str | None, spent: Spent) -> dict[str, Any]:
+    """What step.json says: settings, inputs, data, versions, time; ``spent`` counts earlier attempts too."""
     rows = planned.rows()
     return {
         "name": planned.name,
@@ -40,6 +42,7 @@ def manifest_of(planned: Planned, seconds: float, run: str | None) -> dict[str, 
             "bad": len(planned.index.bad),
         },
         "seconds": round(seconds, 3),
+        "spent": {name: round(value, 6) for name, value in asdict(spent).items()},
         "finished_at": now(),
         "tracking": run,
         "versions": versions(),

@@ -165,14 +165,17 @@ def test_a_killed_command_goes_on_where_it_stopped(pages, uninterrupted, tmp_pat
     assert (_folder(storage) / "step.json").exists()
 
 
-@pytest.mark.parametrize("workers", [2, 0])
-def test_interrupting_says_how_to_go_on(pages, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "sent"), [(2, signal.SIGTERM), (0, signal.SIGINT)])
+def test_interrupting_writes_a_checkpoint_and_says_how_to_go_on(pages, tmp_path, workers, sent):
     storage, log = tmp_path / "runs", tmp_path / "log"
-    process = _start(_command(pages, storage, "--workers", str(workers)), log)
-    _wait_for_checkpoint(storage, CHECKPOINT_STEPS, process, log)
-    os.kill(process.pid, signal.SIGINT)
+    rarely = ("--set", "scale.checkpoint_steps=none", "--set", "phase1.optim.epochs=1000")
+    process = _start(_command(pages, storage, "--workers", str(workers), *rarely), log)
+    _wait_for_checkpoint(storage, 1, process, log)
+    before = _newest_checkpoint(storage)
+    os.kill(process.pid, sent)
     code, said = process.wait(timeout=120), log.read_text()
     assert code == 130, said
+    assert _newest_checkpoint(storage) > before
     assert "goes on where it stopped" in said
     assert "Traceback" not in said
 

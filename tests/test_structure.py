@@ -33,7 +33,7 @@ LAYERS = (
     ("methods", "segmenters", "generators"),
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("agreement", "environment", "task", "optim", "state", "loop"),
-    ("plan", "manifest", "report", "doctor", "shipment"),
+    ("plan", "spent", "manifest", "report", "doctor", "shipment"),
     ("alike", "cluster", "crew", "forked", "generate", "measure", "one_machine", "submit", "train", "tune"),
     (
         "album",

@@ -101,7 +101,7 @@ def _planned(given: argparse.Namespace) -> tuple[Plan, Storage]:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from mvray import report
+    from mvray import report, spent
     from mvray.cluster import Cluster
     from mvray.manifest import git_commit, versions
     from mvray.progress import Progress
@@ -115,7 +115,8 @@ def _run(given: argparse.Namespace) -> int:
     steps = chosen(plan, given.only)
     storage.check()
     progress = Progress()
-    missing = sum(not planned.finished for planned in steps)
+    todo = [planned for planned in steps if not planned.finished]
+    missing = len(todo)
     progress.say(f"{plan.job.name}: {len(steps)} steps, {len(steps) - missing} finished before, {missing} to do.")
     _say_bad(plan, progress)
     tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0 if missing else 0.0)
@@ -134,6 +135,9 @@ def _run(given: argparse.Namespace) -> int:
         raise
     finally:
         cluster.stop()
+        if costs := [(f"{p.name} (seed {p.seed})", spent.total(p.folder)) for p in todo if p.finished]:
+            progress.say(f"\n{spent.as_text(costs)}\n")
+            log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
         undelivered = log.close(status)
         if undelivered:
             progress.say(undelivered)
