@@ -80,13 +80,10 @@ def environment(names: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[
     if uri.startswith(("http://", "https://")):
         given.setdefault("MLFLOW_TRACKING_URI", without_password(uri))
     elif "MLFLOW_TRACKING_URI" not in given:
-        kept = (
-            f"MLFLOW_TRACKING_URI ({without_password(uri).partition(':')[0]}:...) is of this machine, and"
-            if uri
-            else ""
+        found = "is a store of this machine" if uri else "is not set"
+        said.append(
+            f"MLFLOW_TRACKING_URI {found}: the run is tracked beside the results, or on the head where those are on S3."
         )
-        kept = kept or "MLFLOW_TRACKING_URI is not set:"
-        said.append(f"{kept} the run is tracked beside the results, or on the head where those are on S3.")
     return given, said
 
 
