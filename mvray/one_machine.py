@@ -160,6 +160,7 @@ def backend() -> Any:
 
     class TorchBackend(Backend):
         share_cuda_visible_devices = True
+        meeting: Path | None = None
 
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             import ray
@@ -173,7 +174,8 @@ def backend() -> Any:
             ray.get(joined)
 
         def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-            shutil.rmtree(self.meeting)  # nothing else: a crew's processes end with it
+            if self.meeting is not None:  # nothing else: a crew's processes end with it
+                shutil.rmtree(self.meeting, ignore_errors=True)
 
     class TorchConfig(BackendConfig):
         @property

@@ -143,7 +143,7 @@ def test_the_head_runs_what_was_asked_for() -> None:
         ({"storage": "runs"}, SettingError, r"Found no --storage; .*Expected --storage s3://BUCKET/PREFIX"),
         ({"storage": "out/runs"}, SettingError, r"Found --storage out/runs"),
         ({"data": "comics"}, DataError, r"--data comics is a folder of this machine"),
-        ({"data": "s3://KEY:secret@bucket/x"}, SettingError, r"--data has a name or key before '@'"),
+        ({"data": "s3://KEY:secret@bucket/x"}, ClusterError, r"Found a name or key before '@'"),
     ],
 )
 def test_places_of_this_machine_are_refused(changed: dict[str, str], error: type[Exception], said: str) -> None:

@@ -68,6 +68,8 @@ def words_of(given: argparse.Namespace, job: str) -> list[str]:
 
 
 def _check_places(given: argparse.Namespace) -> None:
+    from mvray.storage import Storage
+
     if given.storage == STORAGE or not _is_everywhere(given.storage):
         found = "no --storage" if given.storage == STORAGE else f"--storage {given.storage}"
         raise SettingError(
@@ -79,12 +81,9 @@ def _check_places(given: argparse.Namespace) -> None:
             f"--data {given.data} is a folder of this machine; the cluster cannot read it. Expected "
             "s3://BUCKET/PREFIX, or the absolute path of a folder that all nodes share."
         )
-    for option in ("storage", "data"):
-        if "@" in (getattr(given, option) or "").partition("://")[2].partition("/")[0]:
-            raise SettingError(
-                f"--{option} has a name or key before '@'; expected s3://BUCKET/PREFIX. Keys belong into AWS's own "
-                "places, on a cluster into a role."
-            )
+    for place in (given.storage, given.data):
+        if place:
+            Storage(place)  # refuses what is no place, and keys in an address
 
 
 def _is_everywhere(place: str) -> bool:
