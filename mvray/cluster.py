@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
-from mvray import one_machine
+from mvray import alike, one_machine
 from mvray.crew import Crews
 from mvray.errors import ClusterError
 from mvray.job import Generate, Job, Step, Train
@@ -67,6 +67,8 @@ class Cluster:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             with _unheard("Set ray log level from environment variable"):
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            if self._own is None:
+                alike.check_nodes()
             import ray.train  # here, where it is not imported in two threads at once
 
             _quiet()
@@ -84,6 +86,8 @@ class Cluster:
         if self._thread is not None:
             self._started.wait()
         if self._error is not None:
+            if isinstance(self._error, ClusterError):
+                raise self._error
             where = os.environ.get("RAY_ADDRESS", "this machine")
             raise ClusterError(
                 f"Ray could not be started on or joined at {where}: {self._error}. `mvray doctor` says what is wrong; "

@@ -23,13 +23,20 @@ controller one (a variable that silences a warning), and everything below the co
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mvray import forked
 from mvray.forked import Forker
 
+BEYOND_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With "0", Ray takes 127.0.0.1 for this machine's address, and all its parts listen there alone, on Linux too.
+Asking for that address (`--node-ip-address 127.0.0.1`) does not: Ray replaces it by one that others reach."""
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 PROCESS_GROUP_TIMEOUT_S = 1800
 
@@ -43,6 +50,7 @@ class Started:
     forker: Forker
 
     def stop(self) -> None:
+        _listen_beyond_this_machine(True)
         self.node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
         self.forker.stop()
 
@@ -65,6 +73,7 @@ def start(cpus: int, object_store_bytes: int) -> Started:
             super().start_ray_processes()  # type: ignore[no-untyped-call]
             import ray.train  # noqa: F401  in the seconds in which Ray's own processes start
 
+    _listen_beyond_this_machine(False)
     tokens.enable_token_auth_by_default()
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
     forker = Forker()
@@ -86,6 +95,16 @@ def start(cpus: int, object_store_bytes: int) -> Started:
     )
     node = NodeWithoutServer(settings, head=True, shutdown_at_exit=False, spawn_reaper=True)
     return Started(node.gcs_address, node, forker)
+
+
+def _listen_beyond_this_machine(listen: bool) -> None:
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = listen
+    if listen:
+        del os.environ[BEYOND_THIS_MACHINE]
+    else:
+        os.environ[BEYOND_THIS_MACHINE] = "0"  # for Ray's other processes
 
 
 def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any:
@@ -137,26 +156,26 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
 
 def backend() -> Any:
     """Ray's own set-up of torch.distributed, called in the workers only: torch takes seconds to import."""
-    from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
 
     class TorchBackend(Backend):
         share_cuda_visible_devices = True
+        meeting: Path | None = None
 
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             import ray
 
-            address, port = worker_group.execute_single(0, get_address_and_port)
+            # A file, because torch's TCPStore listens on every interface and lets in whoever comes.
+            self.meeting = Path(tempfile.mkdtemp(prefix="mvray-ranks-"))
             kind = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
             world = len(worker_group)
-            joined = [
-                worker_group.execute_single_async(rank, _join, address, port, kind, rank, world)
-                for rank in range(world)
-            ]
+            store = str(self.meeting / "store")
+            joined = [worker_group.execute_single_async(rank, _join, store, kind, rank, world) for rank in range(world)]
             ray.get(joined)
 
         def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-            pass  # a crew's processes end with it
+            if self.meeting is not None:  # nothing else: a crew's processes end with it
+                shutil.rmtree(self.meeting, ignore_errors=True)
 
     class TorchConfig(BackendConfig):
         @property
@@ -166,9 +185,10 @@ def backend() -> Any:
     return TorchConfig()
 
 
-def _join(address: str, port: int, kind: str, rank: int, world: int) -> None:
+def _join(store: str, kind: str, rank: int, world: int) -> None:
     from ray.train.torch import config
 
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
-    config._setup_torch_process_group(kind, rank, world, "env://", PROCESS_GROUP_TIMEOUT_S)
+    config._setup_torch_process_group(kind, rank, world, f"file://{store}", PROCESS_GROUP_TIMEOUT_S)

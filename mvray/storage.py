@@ -56,6 +56,11 @@ class Storage:
             local = Path(unquote(urlsplit(uri).path) if found else uri).expanduser().absolute()
             self.is_local, self._root = True, Path(os.path.normpath(local)).as_posix()
             self.uri = self._root
+        elif "@" in rest.partition("/")[0]:
+            raise ClusterError(
+                f"Found a name or key before '@' in an address ({scheme}://...); expected s3://BUCKET/PREFIX, because "
+                "addresses are logged. Give keys as AWS does: AWS_ACCESS_KEY_ID ..., ~/.aws, or a role."
+            )
         elif scheme == "s3" and rest.partition("/")[0]:
             self.is_local, self._root = False, str(PurePosixPath(rest.strip("/")))
             self.uri = f"s3://{self._root}"

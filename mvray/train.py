@@ -36,8 +36,10 @@ class OnRay:
         import ray.train
         import ray.train.torch
 
+        from mvray.alike import check_here
         from mvray.environment import use_given_threads
 
+        check_here()
         use_given_threads()
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()

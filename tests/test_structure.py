@@ -35,8 +35,8 @@ LAYERS = (
     ("methods", "segmenters", "generators"),
     ("data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("agreement", "board", "environment", "task", "optim", "state", "loop"),
-    ("plan", "spent", "manifest", "report", "doctor"),
-    ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
+    ("plan", "spent", "manifest", "report", "doctor", "shipment"),
+    ("alike", "cluster", "crew", "forked", "generate", "measure", "one_machine", "submit", "train", "tune"),
     (
         "album",
         "find",
@@ -56,7 +56,7 @@ LAYERS = (
 )
 ONLY = {
     "mlflow": {"tracking", "spool", "ui", "doctor", "courier"},
-    "ray": {"cluster", "crew", "one_machine", "forked", "train", "generate", "tune", "doctor"},
+    "ray": {"alike", "cluster", "crew", "one_machine", "forked", "train", "generate", "submit", "tune", "doctor"},
 }
 
 

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     run = commands.add_parser("run", help="run a job; what is finished is not done again")
-    job_options(run)
-    run.add_argument("--only", metavar="STEP", help="run this step, and what it reads, alone")
-    run.add_argument("--workers", type=int, metavar="N", help="training workers (0: in this process, without Ray)")
+    run_options(run)
     run.set_defaults(command=_run)
 
     report = commands.add_parser("report", help="show a job's table")
@@ -31,6 +29,13 @@ def add(commands: Any) -> None:
     report.add_argument("--html", type=Path, metavar="FILE", help="write a page with table and pictures")
     report.add_argument("--json", action="store_true", help="print the report as JSON")
     report.set_defaults(command=_report)
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of run, which submit has too."""
+    job_options(parser)
+    parser.add_argument("--only", metavar="STEP", help="run this step, and what it reads, alone")
+    parser.add_argument("--workers", type=int, metavar="N", help="training workers (0: in this process, without Ray)")
 
 
 def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> Job:
