@@ -31,7 +31,7 @@ LAYERS = (
         "settings",
     ),
     ("methods", "segmenters", "generators"),
-    ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
+    ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui", "server"),
     ("agreement", "environment", "task", "optim", "state", "loop"),
     ("plan", "manifest", "report", "doctor"),
     ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
