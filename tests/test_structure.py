@@ -33,7 +33,7 @@ LAYERS = (
         "settings",
     ),
     ("methods", "segmenters", "generators"),
-    ("data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
+    ("data", "samples", "checkpoint", "spool", "machine", "tracking", "ui", "server"),
     ("agreement", "board", "environment", "task", "optim", "state", "loop"),
     ("plan", "spent", "manifest", "report", "doctor", "shipment"),
     ("alike", "cluster", "crew", "forked", "generate", "measure", "one_machine", "submit", "train", "tune"),
