@@ -34,7 +34,7 @@ LAYERS = (
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("agreement", "environment", "task", "optim", "state", "loop"),
     ("plan", "spent", "manifest", "report", "doctor"),
-    ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
+    ("cluster", "crew", "forked", "generate", "measure", "one_machine", "room", "train", "tune"),
     (
         "album",
         "find",
@@ -54,7 +54,7 @@ LAYERS = (
 )
 ONLY = {
     "mlflow": {"tracking", "spool", "ui", "doctor", "courier"},
-    "ray": {"cluster", "crew", "one_machine", "forked", "train", "generate", "tune", "doctor"},
+    "ray": {"cluster", "crew", "room", "one_machine", "forked", "train", "generate", "tune", "doctor"},
 }
 
 
