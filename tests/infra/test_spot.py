@@ -105,7 +105,7 @@ import json, sys, time
 import ray
 for _ in range(120):
     try:
-        ray.init(address=sys.argv[1], logging_level="ERROR")
+        ray.init(address=sys.argv[1], _node_ip_address="127.0.0.1", logging_level="ERROR")
         break
     except ConnectionError:
         time.sleep(0.5)
