@@ -107,8 +107,8 @@ def _configure(bucket: str, properties: dict[str, Any], policy: dict[str, Any]) 
     rules = []
     for rule in properties["LifecycleConfiguration"]["Rules"]:
         same = {key: value for key, value in rule.items() if key not in ("Id", "ExpiredObjectDeleteMarker")}
-        marker = {key: {key: rule[key]} for key in ("ExpiredObjectDeleteMarker",) if key in rule}
-        ends = {"Expiration": marker["ExpiredObjectDeleteMarker"]} if marker else {}
+        marker = rule.get("ExpiredObjectDeleteMarker")
+        ends = {} if marker is None else {"Expiration": {"ExpiredObjectDeleteMarker": marker}}
         rules.append({"ID": rule["Id"], "Filter": {"Prefix": ""}, **same, **ends})
     s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": rules})
     (statement,) = policy["Statement"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
 from account import LAB, ROOT, Stack, deploy, template
 
 WIDE = {"ec2:Describe", "ecr:GetAuthorizationToken"}
@@ -130,7 +131,7 @@ def policies(stack: Stack) -> dict[str, list[dict[str, Any]]]:
         found[name] = document["Statement"]
     for name, policy in (("MlflowExecutionRole", "start"), ("MlflowRole", "artifacts")):
         document = iam.get_role_policy(RoleName=stack.ids[name], PolicyName=policy)["PolicyDocument"]
-        found[name] = (json.loads(document) if isinstance(document, str) else document)["Statement"]
+        found[name] = yaml.safe_load(str(document))["Statement"]  # moto: Python's repr
     return found
 
 
