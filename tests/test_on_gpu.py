@@ -190,7 +190,7 @@ def test_memory_does_not_grow(drawings: Path, tmp_path: Path) -> None:
     assert used[1] == used[2] == used[3]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, while it is imported
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself and about TF32
 def test_compiled_training_has_the_same_loss(drawings: Path, tmp_path: Path) -> None:
     plain, compiled = (
         pictures_task(drawings, tmp_path / name, compile=name == "compiled", precision="float32")

@@ -35,7 +35,7 @@ class Conv3d(torch.nn.Conv3d):
     """torch.nn.Conv3d with odd kernels and padding of half a kernel: same parameters, same results.
 
     ``kernel`` and ``stride`` are (time, height, width). On CPUs it takes the quick way where there
-    is one; elsewhere, and under autocast where the weights' gradient is concerned, torch's own; see `_on_gpu`.
+    is one; elsewhere, and under autocast where the weights' gradient is concerned, torch's own.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Conv3d(torch.nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         if input.device.type != "cpu":
-            return self._on_gpu(input)
+            return super().forward(input)
         if self.kernel_size[0] == self.stride[0] == 1:
             return self._frame_by_frame(input)
         if self.kernel_size[1:] == self.stride[1:] == (1, 1):
@@ -57,16 +57,6 @@ class Conv3d(torch.nn.Conv3d):
             made: Tensor = _Depthwise.apply(quick_layout(input), self.weight, self.stride, self.margin)
             return made
         return super().forward(input)
-
-    def _on_gpu(self, clips_BCTHW: Tensor) -> Tensor:
-        """Depthwise in contiguous memory: on an H100 in bf16 torch's kernel for it takes 1 / 9 to 1 / 18 of the time
-        of cuDNN's for channels-last memory, in which all other layers are faster or alike. So clips in that go
-        out of it and in again."""
-        if self.groups == 1 or clips_BCTHW.is_contiguous():
-            return super().forward(clips_BCTHW)
-        weight = self.weight.flatten(1).view(self.weight.shape)  # strides of one channel would say channels last
-        made = F.conv3d(clips_BCTHW.contiguous(), weight, self.bias, self.stride, self.margin, groups=self.groups)
-        return made.contiguous(memory_format=torch.channels_last_3d)
 
     def _frame_by_frame(self, clips_BCTHW: Tensor) -> Tensor:
         weight, stride = self.weight.squeeze(2), self.stride[1:]
