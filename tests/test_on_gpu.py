@@ -190,6 +190,7 @@ def test_memory_does_not_grow(drawings: Path, tmp_path: Path) -> None:
     assert used[1] == used[2] == used[3]
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself and about TF32
 def test_compiled_training_has_the_same_loss(drawings: Path, tmp_path: Path) -> None:
     plain, compiled = (
         pictures_task(drawings, tmp_path / name, compile=name == "compiled", precision="float32")
@@ -309,7 +310,7 @@ def test_margins_have_the_same_loss_and_gradients(kind: object, per_class: int) 
     label_B = torch.randint(500, (64,), generator=rand)
     found = []
     for device in ("cpu", "cuda"):
-        leaves = [each.to(device).requires_grad_() for each in (embeddings_BE, centres_CE)]
+        leaves = [each.detach().to(device, copy=True).requires_grad_() for each in (embeddings_BE, centres_CE)]
         with torch.autocast(device, torch.bfloat16):  # which the margins do not follow
             logits_BC = kind(margins.cosines(*leaves, per_class), label_B.to(device), 0.5, 64.0)
             loss = torch.nn.functional.cross_entropy(logits_BC, label_B.to(device))

@@ -192,6 +192,9 @@ def _largest(scores_BK: Tensor) -> tuple[Tensor, Tensor]:
     On a CPU, torch looks for a maximum's place one number at a time, which takes half as long as the product before
     it, but for a maximum's value at 16 at a time. So first the maxima over groups, and then places among few.
     """
+    if scores_BK.is_cuda:
+        largest_B, at_B = scores_BK.max(1)
+        return largest_B, at_B
     groups_BGJ = scores_BK.reshape(len(scores_BK), _GROUPS, scores_BK.shape[1] // _GROUPS)
     largest_B, within_B = groups_BGJ.amax(1).max(1)
     group_B = groups_BGJ.gather(2, within_B[:, None, None].expand(-1, _GROUPS, 1))[:, :, 0].argmax(1)

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import bench_kmeans
 import numpy as np
 import torch
 from PIL import Image
@@ -238,13 +239,13 @@ def _train(title: str, case: Case, given: argparse.Namespace) -> None:
 
         makers: dict[str, Callable[[], Run]] = {
             "mvray": mine,
-            "plain, channels last": lambda: theirs(last),
             "plain": lambda: theirs(usual),
-            "plain, channels last, cudnn.benchmark": lambda: searching(theirs(last)),
+            "plain, cudnn.benchmark": lambda: searching(theirs(usual)),
+            "mvray, channels_last=False": lambda: mine(False),
         }
-        if clips:
-            makers["mvray, channels_last=False"] = lambda: mine(False)
-            makers["plain, cudnn.benchmark"] = lambda: searching(theirs(usual))
+        if not clips:
+            makers["plain, channels last"] = lambda: theirs(last)
+            makers["plain, channels last, cudnn.benchmark"] = lambda: searching(theirs(last))
         if given.compile:
             makers["mvray, compile"] = lambda: mine(compiled=True)
             makers["plain, channels last, compiled"] = lambda: theirs(last, True)
@@ -307,6 +308,7 @@ def _from_folder(root: Path, config: classifier.Config, optim: Optim, workers: i
             if not trains:
                 continue
             batch = {"image": images.to(DEVICE, non_blocking=True), "label": labels.to(DEVICE, non_blocking=True)}
+            batch["draw"] = batch["label"]
             updates.zero_grad(set_to_none=True)
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
                 loss = method(batch, "train")["cross_entropy"]
@@ -391,10 +393,10 @@ def features_(given: argparse.Namespace) -> None:
 
 def kmeans_(given: argparse.Namespace) -> None:
     points, dims, clusters, iterations = (77_000, 256, 3000, 20) if GPU else (500, 8, 10, 20)
-    rand = torch.Generator().manual_seed(0)
-    centres = torch.randn(clusters // 2, dims, generator=rand)
-    points_ND = centres[torch.randint(len(centres), (points,), generator=rand)]
-    points_ND = torch.nn.functional.normalize(points_ND + torch.randn(points, dims, generator=rand)).to(DEVICE)
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place, "kmeans")
+        bench_kmeans.make(file, points, dims, clusters)
+        points_ND = torch.from_numpy(np.load(file.with_suffix(".points.npy"))).to(DEVICE)
     index_N = torch.arange(points, device=DEVICE)
     start_KD = kmeans._start(points_ND, index_N, points, clusters, 0, lambda tensor: tensor)
     said: dict[str, str] = {}
