@@ -186,9 +186,8 @@ def test_a_command_that_is_ended_leaves_no_worker(pictures, tmp_path):
                 assert process.poll() is None
                 assert time.monotonic() < until
                 time.sleep(0.2)
-            # After kill -9 Ray's two agents look for their dead server for a minute; they hold nothing. Until they
-            # have imported what they need, seconds on a busy machine, they are called as they were started.
-            children = [child for child in _children(process) if "agent" not in _command_of(child).lower()]
+            # After kill -9 Ray's two agents look for their dead server for a minute; they hold nothing.
+            children = [child for child in _children(process) if "Agent" not in _command_of(child)]
             process.send_signal(sent)
             assert process.wait(timeout=60) == code
         finally:
