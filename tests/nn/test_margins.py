@@ -74,7 +74,7 @@ def test_gradients(kind: str, margin: float, per_class: int) -> None:
         logits_BC = {"arcface": margins.arcface, "cosface": margins.cosface}[kind](cosine_BC, label_B, margin, 4.0)
         return torch.nn.functional.cross_entropy(logits_BC, label_B)
 
-    assert torch.autograd.gradcheck(loss, (embeddings_BE, centres_CE))
+    assert torch.autograd.gradcheck(loss, (embeddings_BE, centres_CE), fast_mode=True)  # along random directions
 
 
 @pytest.mark.parametrize(("kind", "margin", "per_class"), CASES)

@@ -17,7 +17,7 @@ def detectron2() -> Iterator[None]:
     """Detectron2 can be imported while tests use this."""
     if not CODE.is_dir():
         pytest.skip("needs Detectron2's code: make .venv/detectron2")
-    sys.path.append(str(CODE))
+    sys.path.insert(0, str(CODE))  # before what others bring: its ANTLR is an old one
     with warnings.catch_warnings():  # of its year: pkg_resources, torch.jit.script
         warnings.simplefilter("ignore")
         import detectron2.engine
