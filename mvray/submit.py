@@ -82,7 +82,8 @@ def environment(names: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[
     elif "MLFLOW_TRACKING_URI" not in given:
         found = "is a store of this machine" if uri else "is not set"
         said.append(
-            f"MLFLOW_TRACKING_URI {found}: the run is tracked beside the results, or on the head where those are on S3."
+            f"MLFLOW_TRACKING_URI {found}: the run is tracked beside the results, or in ~/.mvray/runs of the "
+            "head where those are on S3."
         )
     return given, said
 
