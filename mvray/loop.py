@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mvray.agreement import Agreement
+from mvray.board import Board
 from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.environment import placed
 from mvray.errors import DataError, NonFiniteLoss, SettingError
@@ -26,7 +27,7 @@ from mvray.job import LAST
 from mvray.optim import lr_factor, optimiser, precision
 from mvray.state import EpochView, Parts, State, resume, save
 from mvray.storage import Storage
-from mvray.task import Board, Samples, Task, gathered
+from mvray.task import Samples, Task, gathered
 
 if TYPE_CHECKING:
     from mvray.environment import Environment
@@ -230,8 +231,8 @@ def _write_result(task: Task, parts: Parts, state: State, folder: Storage) -> No
     """The selected weights and what training measured; metrics.json last, it says that training is done."""
     assert state.best_name is not None
     parts.checkpoints.check_attempt()
-    folder.write("weights.safetensors", weights_to_bytes(parts.checkpoints.weights(state.best_name)))
-    folder.write("history.json", json.dumps(state.history).encode())
+    folder.insist("weights.safetensors", weights_to_bytes(parts.checkpoints.weights(state.best_name)))
+    folder.insist("history.json", json.dumps(state.history).encode())
     chosen = state.history[state.best_epoch]
     metrics = {**chosen, "epochs": len(state.history), "best_epoch": state.best_epoch}
-    folder.write("metrics.json", json.dumps({k: v for k, v in metrics.items() if k != "epoch"}).encode())
+    folder.insist("metrics.json", json.dumps({k: v for k, v in metrics.items() if k != "epoch"}).encode())

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from mvray import generate, measure, spent, train
+from mvray import generate, measure, patience, spent, train
 from mvray.cluster import Cluster, needs
 from mvray.data.quarantine import as_table
 from mvray.data.tables import write_table
@@ -45,6 +45,7 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
     for planned in waiting.values():
         if isinstance(planned.step, Generate):
             planned.step.generator.check()
+    patience.begin()
     cluster.start(plan.job)
     running: dict[Future[None], Planned] = {}
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="step") as pool:
@@ -63,6 +64,7 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
                         wait(running)
                         future.result()
         except BaseException:
+            patience.give_up()
             cluster.aborted.set()  # Ctrl-C: the steps that run end now, and this does not wait for hours
             raise
 
@@ -116,13 +118,13 @@ def _do(planned: Planned, cluster: Cluster, log: RunLog, progress: Progress) -> 
         with _watching(planned, run, log, progress, cluster):
             metrics = WORK[type(planned.step)](planned, cluster)
         seconds = time.monotonic() - started
-        planned.folder.write("metrics.json", json.dumps(metrics).encode())
+        planned.folder.insist("metrics.json", json.dumps(metrics).encode())
         for record in _quarantine(planned)[len(planned.index.bad) :]:
             progress.say(f"{_title(planned)}: left out: {record.location}: {record.reason}")
         cost = spent.total(planned.folder)
         manifest = manifest_of(planned, seconds, run, cost)
         log.finished(run, planned, metrics, spent.as_metrics(cost))
-        planned.folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+        planned.folder.insist(MANIFEST, json.dumps(manifest, indent=1).encode())
         progress.say(f"{_title(planned)}: {duration(seconds)}   {_brief(planned, metrics)}")
     except BaseException as error:
         log.failed(run, error, interrupted=cluster.aborted.is_set())
@@ -157,13 +159,16 @@ def _quarantine(planned: Planned) -> list[BadRecord]:
 @contextlib.contextmanager
 def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, cluster: Cluster) -> Iterator[None]:
     """Follow the step's progress.json: the line on the terminal, each epoch to MLflow as it comes, what it costs."""
-    ended = threading.Event()
+    ended, troubles = threading.Event(), {""}
     meter = spent.Meter(planned.folder, getattr(planned.step, "scale", None))
     held: tuple[float, float] = (0.0, 0.0)
 
     def look() -> tuple[float, float]:
         seen = json.loads(planned.folder.read("progress.json"))
         progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
+        if (trouble := seen.get("trouble", "")) not in troubles:
+            troubles.add(trouble)
+            progress.say(f"{_title(planned)}: {trouble}")
         log.epochs(run, planned, seen.get("history", []))
         cpus, gpus = needs(planned.step, cluster.gpus(), seen.get("workers"))
         return cpus, seen.get("gpus", gpus)
@@ -174,8 +179,7 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, clust
         while not ended.wait(POLL_S):
             with contextlib.suppress(OSError):  # not there yet, or a storage that fails now and then
                 held = look()
-            with contextlib.suppress(OSError):
-                meter.read(*held)
+            meter.read(*held)
 
     planned.folder.delete("progress.json")
     watcher = threading.Thread(target=watch, name="watch", daemon=True)
@@ -187,6 +191,5 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, clust
         watcher.join()
         with contextlib.suppress(OSError):
             held = look()
-        with contextlib.suppress(OSError):
-            meter.read(*held)
-            meter.keep()
+        meter.read(*held)
+        meter.keep()

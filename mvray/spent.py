@@ -60,9 +60,9 @@ class Meter:
             self.keep()
 
     def keep(self) -> None:
-        """Write the account down."""
+        """Write the account down; where that fails, the next one has it all."""
         self._kept_at = time.monotonic()
-        self._folder.write(self._name, json.dumps(asdict(self._sum)).encode())
+        self._folder.try_write(self._name, json.dumps(asdict(self._sum)).encode())
 
 
 def total(folder: Storage) -> Spent:
