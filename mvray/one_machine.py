@@ -1,7 +1,7 @@
-"""Ray on this machine alone, without what only clusters of many machines need.
+"""Ray on this machine alone, and Ray Train anywhere, without what mvray does not need of them.
 
-Everything here leans on Ray's internals, and nothing else in mvray does; test_one_machine.py fails when
-a new Ray has changed them. On a cluster that is joined (RAY_ADDRESS) nothing of this is used. Written for
+Everything here leans on Ray's internals, and little else in mvray does; test_one_machine.py fails when
+a new Ray has changed them. On a cluster that is joined (RAY_ADDRESS) only `trainer` is used. Written for
 Ray 2.60, where the parts of `ray.init()` and of one `TorchTrainer.fit()` cost, in CPU seconds:
 
     process                 CPU s   here
@@ -11,10 +11,10 @@ Ray 2.60, where the parts of `ray.init()` and of one `TorchTrainer.fit()` cost, 
     a training worker        5.8    0.5: forked.py
     controller               4.3    0.2: without torch (our backend), in a process that Ray started ahead
     synchronisation          2.3    0.1: in a process that Ray started ahead
-    placement group cleaner  2.5    left out: it asks the dashboard, which is off; crew.py frees its own
+    placement group cleaner  2.5    left out: the placement group is the driver's, and goes with it
     dataset manager          1.9    left out: mvray reads its data itself
-    autoscaling coordinator  1.9    left out: there is one machine
-    preemption watcher       1.9    left out: there is one machine
+    autoscaling coordinator  1.9    left out: a placement group that waits asks Ray's autoscaler too
+    preemption watcher       1.9    left out: crew.py asks Ray once a second, not every five
 
 Ray's processes that wait for work fit only actors without a runtime environment. Ray Train gives its
 controller one (a variable that silences a warning), and everything below the controller inherits it.
@@ -107,14 +107,16 @@ def _listen_beyond_this_machine(listen: bool) -> None:
         os.environ[BEYOND_THIS_MACHINE] = "0"  # for Ray's other processes
 
 
-def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any:
-    """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, for one machine."""
+def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings: Any) -> Any:
+    """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, its workers in the placement group ``group``."""
     import ray
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class NoDatasets(WorkerGroupCallback):
@@ -128,7 +130,13 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
         def _maybe_send_resource_request(self) -> None:
             pass
 
+    class Group(WorkerGroup):
+        def _create_placement_group(self, *_: Any) -> Any:
+            return DefaultPlacementGroupHandle(group)
+
     class Controller(TrainController):
+        worker_group_cls = Group
+
         def __init__(self, **given: Any) -> None:
             # Ray Train would hand the variable on to the workers, as a runtime environment.
             os.environ[PREEMPTION_WATCHER] = "0"
@@ -146,7 +154,8 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
 
         def _initialize_and_run_controller(self, **given: Any) -> Any:
             scaling: Any = self.scaling_config
-            actor: Any = ray.remote(num_cpus=0)(Controller)
+            here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+            actor: Any = ray.remote(num_cpus=0, label_selector=here)(Controller)
             controller = actor.remote(**{**given, "scaling_policy": NoAutoscaling(scaling)})
             ray.get(controller.run.remote())
             return ray.get(controller.get_result.remote())
@@ -188,6 +197,9 @@ def backend() -> Any:
 def _join(store: str, kind: str, rank: int, world: int) -> None:
     from ray.train.torch import config
 
+    from mvray.train import heed_sigterm
+
+    heed_sigterm()  # here, on the worker's main thread: training runs on another one
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]

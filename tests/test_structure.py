@@ -36,7 +36,7 @@ LAYERS = (
     ("data", "samples", "checkpoint", "spool", "machine", "tracking", "ui", "server"),
     ("agreement", "board", "environment", "task", "optim", "state", "loop"),
     ("plan", "spent", "manifest", "report", "doctor", "shipment"),
-    ("alike", "cluster", "crew", "forked", "generate", "measure", "one_machine", "submit", "train", "tune"),
+    ("alike", "cluster", "crew", "forked", "generate", "measure", "one_machine", "room", "submit", "train", "tune"),
     (
         "album",
         "find",
@@ -56,7 +56,19 @@ LAYERS = (
 )
 ONLY = {
     "mlflow": {"tracking", "spool", "ui", "doctor", "courier"},
-    "ray": {"alike", "cluster", "crew", "one_machine", "forked", "train", "generate", "submit", "tune", "doctor"},
+    "ray": {
+        "alike",
+        "cluster",
+        "crew",
+        "one_machine",
+        "forked",
+        "train",
+        "generate",
+        "room",
+        "submit",
+        "tune",
+        "doctor",
+    },
 }
 
 
