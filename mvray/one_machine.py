@@ -165,7 +165,7 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings:
 
 def backend() -> Any:
     """Ray's own set-up of torch.distributed, called in the workers only: torch takes seconds to import."""
-    from ray._common.network_utils import build_address
+    from ray._common.network_utils import build_address  # type: ignore[attr-defined]
     from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
 
