@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from mvray import alike, one_machine
 from mvray.crew import Crews
@@ -69,6 +70,7 @@ class Cluster:
     def _start(self, workers: int) -> None:
         try:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            folder = Path.cwd()
             import ray
 
             logging.getLogger("ray").setLevel(logging.ERROR)  # as _quiet, but for what is said while starting
@@ -83,6 +85,7 @@ class Cluster:
                 self._join(address)
             if self._own is None:
                 alike.check_nodes()
+                os.chdir(folder)  # nodes that share a disk unpack sent code there once more, over what was there
             import ray.train  # noqa: F401  here, where it is not imported in two threads at once
 
             if not self.is_local:

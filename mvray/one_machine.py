@@ -165,6 +165,8 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings:
 
 def backend() -> Any:
     """Ray's own set-up of torch.distributed, called in the workers only: torch takes seconds to import."""
+    from ray._common.network_utils import build_address  # type: ignore[attr-defined]
+    from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
 
     class TorchBackend(Backend):
@@ -174,12 +176,15 @@ def backend() -> Any:
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             import ray
 
-            # A file, because torch's TCPStore listens on every interface and lets in whoever comes.
-            self.meeting = Path(tempfile.mkdtemp(prefix="mvray-ranks-"))
+            if os.environ.get(BEYOND_THIS_MACHINE) == "0":
+                # A file, because torch's TCPStore listens on every interface and lets in whoever comes.
+                self.meeting = Path(tempfile.mkdtemp(prefix="mvray-ranks-"))
+                where = f"file://{self.meeting}/store"
+            else:
+                where = f"tcp://{build_address(*worker_group.execute_single(0, get_address_and_port))}"
             kind = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
             world = len(worker_group)
-            store = str(self.meeting / "store")
-            joined = [worker_group.execute_single_async(rank, _join, store, kind, rank, world) for rank in range(world)]
+            joined = [worker_group.execute_single_async(rank, _join, where, kind, rank, world) for rank in range(world)]
             ray.get(joined)
 
         def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
@@ -194,13 +199,13 @@ def backend() -> Any:
     return TorchConfig()
 
 
-def _join(store: str, kind: str, rank: int, world: int) -> None:
+def _join(where: str, kind: str, rank: int, world: int) -> None:
     from ray.train.torch import config
 
     from mvray.train import heed_sigterm
 
     heed_sigterm()  # here, on the worker's main thread: training runs on another one
-    if sys.platform == "linux":
+    if where.startswith("file://") and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
-    config._setup_torch_process_group(kind, rank, world, f"file://{store}", PROCESS_GROUP_TIMEOUT_S)
+    config._setup_torch_process_group(kind, rank, world, where, PROCESS_GROUP_TIMEOUT_S)

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from mvray.job import Measure, Train
+from mvray.manifest import shipped
 from mvray.plan import Plan, Planned
 from mvray.settings import flat
 from mvray.source import UNSEEN
@@ -18,16 +19,21 @@ from mvray.tracking import REUSED, STEP_ID, Tracker
 
 
 def tracking_uri(storage: Storage) -> str:
-    """MLFLOW_TRACKING_URI, as MLflow defines it, else SQLite in the storage (on S3: in ./runs)."""
+    """MLFLOW_TRACKING_URI, as MLflow defines it, else SQLite in the storage (on S3: on this machine)."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    place = storage.local() or Path("runs").absolute()
-    return f"sqlite:///{place}/mlflow.db"
+    return f"sqlite:///{storage.local() or _own_place()}/mlflow.db"
 
 
 def spool_folder(storage: Storage) -> Path:
     """Where events wait on this machine until MLflow has them."""
-    return (storage.local() or Path("runs").absolute()) / ".spool"
+    return (storage.local() or _own_place()) / ".spool"
+
+
+def _own_place() -> Path:
+    """Where this machine keeps what cannot lie on S3: ./runs, or for code that was sent here, whose folder goes again,
+    ~/.mvray/runs."""
+    return Path.home() / ".mvray" / "runs" if shipped() else Path("runs").absolute()
 
 
 class RunLog:

@@ -82,7 +82,8 @@ def environment(names: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[
     elif "MLFLOW_TRACKING_URI" not in given:
         found = "is a store of this machine" if uri else "is not set"
         said.append(
-            f"MLFLOW_TRACKING_URI {found}: the run is tracked beside the results, or on the head where those are on S3."
+            f"MLFLOW_TRACKING_URI {found}: the run is tracked beside the results, or in ~/.mvray/runs of the "
+            "head where those are on S3."
         )
     return given, said
 
@@ -261,16 +262,14 @@ def _not_let_in(address: str, said: str) -> str:
 
 def _awaited(texts: Any) -> Iterator[str]:
     """An async iterator's items, one by one."""
-    loop = asyncio.new_event_loop()
-    try:
-        while True:
-            try:
-                yield loop.run_until_complete(anext(texts))
-            except StopAsyncIteration:
-                return
-    finally:
-        loop.run_until_complete(texts.aclose())
-        loop.close()
+
+    async def following() -> str | None:
+        text: str | None = await anext(texts, None)
+        return text
+
+    with asyncio.Runner() as runner:  # which ends in order on Ctrl-C, too
+        while (text := runner.run(following())) is not None:
+            yield text
 
 
 def _submitted(details: Any) -> Submitted:

@@ -432,6 +432,7 @@ def test_mistakes_of_the_program_itself(place: dict[str, str]) -> None:
 
 
 COMMANDS = (
+    *(["submit"], ["jobs"], ["logs"], ["stop"]),
     *(["run"], ["report"], ["look"], ["group"], ["find"], ["ui"], ["doctor"]),
     *(["sample"], ["sample", "comics"], ["sample", "actions"], ["sample", "faces"]),
 )

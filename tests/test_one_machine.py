@@ -94,6 +94,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made.stop()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_it_listens_on_this_machine_alone(cluster: Cluster) -> None:
+    """Ray's own `ray.init()` listens on every interface."""
+    ray.get(ray.remote(about_worker).remote())
+    here = psutil.Process()
+    listening = {
+        (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
+        for process in (here, *here.children(recursive=True))
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
+    assert {ip for _, ip in listening} == {"127.0.0.1"}
+
+
 def asked(actors: int, **options: object) -> list[dict[str, object]]:
     """What that many workers say that live at the same time."""
 

@@ -16,7 +16,9 @@ from mvray.alike import differences
 from mvray.cli.submitting import as_table, words_of
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.manifest import NOTE, git_commit
+from mvray.runlog import spool_folder, tracking_uri
 from mvray.shipment import pack, reference
+from mvray.storage import Storage
 from mvray.submit import Jobs, Submitted, entrypoint, environment, new_id
 
 JOB = "from mvray.job import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
@@ -73,6 +75,22 @@ def test_the_commit_is_known_where_there_is_no_git(repository: Path, tmp_path: P
         archive.extractall(tmp_path / "there")
     assert git_commit(tmp_path / "there") == git(repository, "rev-parse", "HEAD") == git_commit(repository)
     assert git_commit(tmp_path) is None
+
+
+def test_what_waits_for_mlflow_outlives_the_folder_of_sent_code(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(repository)
+    assert spool_folder(Storage("s3://bucket/runs")) == repository / "runs/.spool"
+    pack(repository / "jobs/toys.py").write(tmp_path / "code.zip")
+    with zipfile.ZipFile(tmp_path / "code.zip") as archive:
+        archive.extractall(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    assert spool_folder(Storage("s3://bucket/runs")) == tmp_path / "home/.mvray/runs/.spool"
+    assert tracking_uri(Storage("s3://bucket/runs")) == f"sqlite:///{tmp_path}/home/.mvray/runs/mlflow.db"
+    assert tracking_uri(Storage("/shared/runs")) == "sqlite:////shared/runs/mlflow.db"
 
 
 def test_too_much_code_is_refused_with_the_biggest_files(repository: Path) -> None:
