@@ -202,7 +202,8 @@ class Scale:
     ``workers`` processes, with one GPU each where there are GPUs; ``loader_workers`` decode in each. A
     checkpoint is written at every epoch's end and, inside an epoch, every ``checkpoint_steps`` steps and
     often enough that no more than ``checkpoint_minutes`` minutes of work are ever done again. Each actor of
-    a Generate step holds ``gpus_per_actor``: 0.5 lets two share a GPU, 0 leaves the GPUs to others.
+    a Generate step holds ``gpus_per_actor``: 0.5 lets two share a GPU, 0 leaves the GPUs to others. Each node
+    keeps at most ``cache_gb`` GB (2^30 bytes) of copies of columns and crops, and a fifth of its disk.
     """
 
     workers: int = 1
@@ -211,12 +212,13 @@ class Scale:
     gpus_per_actor: float = 1.0
     checkpoint_steps: int | None = None
     checkpoint_minutes: float = 5.0
+    cache_gb: float = 20.0
     channels_last: bool = True
     compile: bool = False
 
     def __post_init__(self) -> None:
         check_above_0(self, "scale", "workers", "cpus_per_worker", "checkpoint_steps", "checkpoint_minutes")
-        check_above_0(self, "scale", "loader_workers", "gpus_per_actor", or_0=True)
+        check_above_0(self, "scale", "loader_workers", "gpus_per_actor", "cache_gb", or_0=True)
 
 
 @dataclass(frozen=True)

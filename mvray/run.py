@@ -157,16 +157,16 @@ def _quarantine(planned: Planned) -> list[BadRecord]:
 @contextlib.contextmanager
 def _watching(planned: Planned, run: str, log: RunLog, progress: Progress) -> Iterator[None]:
     """Follow the step's progress.json: the line on the terminal, and each epoch to MLflow as it comes."""
-    ended, troubles = threading.Event(), {""}
+    ended, told = threading.Event(), [""]
 
     def watch() -> None:
         while not ended.wait(POLL_S):
             with contextlib.suppress(OSError):  # not there yet, or a storage that fails now and then
                 seen = json.loads(planned.folder.read("progress.json"))
                 progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
-                if (trouble := seen.get("trouble", "")) not in troubles:
-                    troubles.add(trouble)
-                    progress.say(f"{_title(planned)}: {trouble}")
+                if bool(trouble := seen.get("trouble", "")) != bool(told[-1]):  # once, whichever checkpoint it is
+                    told.append(trouble)
+                    progress.say(f"{_title(planned)}: {trouble or 'Checkpoints are stored again.'}")
                 log.epochs(run, planned, seen.get("history", []))
 
     planned.folder.delete("progress.json")

@@ -3,6 +3,8 @@
 import json
 import sys
 
+import toys  # noqa: F401 - its classes may be named in a task: nothing is imported because of that
+
 from mvray.environment import Torchrun
 from mvray.errors import MvrayError
 from mvray.loop import train

@@ -121,7 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(body)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _hand_on
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("do_"):
+            return self._hand_on
+        raise AttributeError(name)
 
     def log_message(self, *_: object) -> None:
         pass

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mvray.data import node_cache
 from mvray.data.columns import Columns, map_field
 from mvray.data.node_cache import KEPT_S
 from mvray.data.tables import read_table, write_table
@@ -83,6 +84,19 @@ def test_the_file_is_mapped_and_made_once(tmp_path: Path) -> None:
     assert not column[0].flags.writeable
 
 
+def test_without_room_the_columns_are_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, cache = step(tmp_path), tmp_path / "cache"
+    mapped = Columns.open(uri, cache)["map"]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mvray.data.columns._convert", full)
+    there = Columns.open(uri, tmp_path / "full")["map"]
+    assert len(there) == len(mapped) > 0
+    assert all(np.array_equal(there[i], mapped[i]) for i in range(len(mapped)))
+
+
 def test_another_execution_of_the_step_is_another_file(tmp_path: Path) -> None:
     uri, cache = step(tmp_path), tmp_path / "cache"
     Columns.open(uri, cache)
@@ -101,6 +115,7 @@ def test_copies_that_nobody_opens_are_removed(tmp_path: Path) -> None:
     Storage(uri).write("step.json", json.dumps({"seconds": 3.0}).encode())
     Columns.open(uri, cache)
     assert first.exists()
+    node_cache.begin(20)  # this process uses it no more
     os.utime(first, (long_ago, long_ago))
     Storage(uri).write("step.json", json.dumps({"seconds": 4.0}).encode())
     Columns.open(uri, cache)
