@@ -31,7 +31,7 @@ def proxy(s3_server: S3Server) -> Iterator[S3Proxy]:
 
 
 def command(data: str, storage: str, *more: str) -> list[str]:
-    settings = {"source": "folder", "pictures.height": 24, "pictures.width": 16, "phase1.optim.epochs": EPOCHS}
+    settings = {"source": "folder", "pictures.height": 48, "pictures.width": 32, "phase1.optim.epochs": EPOCHS}
     settings |= {"phase1.optim.patience": "none", "phase1.optim.batch_size": 8, "scale.checkpoint_steps": 3}
     settings |= {"data.max_bad_fraction": 0}
     given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
