@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -145,3 +146,35 @@ def test_tables_survive_the_way(tmp_path: Path) -> None:
     write_table(storage, "t.parquet", table)
     assert read_table(storage, "t.parquet").equals(table)
     assert read_table(storage, "t.parquet")["a"].num_chunks == 1
+
+
+class Trap(pa.ExtensionType):
+    """As Ray Data's own: what the file says of the type is unpickled."""
+
+    ran: ClassVar[list[bytes]] = []
+
+    def __init__(self) -> None:
+        super().__init__(pa.int64(), "mvray.tests.trap")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b"payload"
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Trap:
+        cls.ran.append(serialized)
+        return cls()
+
+
+def test_extension_types_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    column = pa.ExtensionArray.from_storage(Trap(), pa.array([1, 2]))
+    pa.register_extension_type(Trap())
+    try:
+        write_table(storage, "x.parquet", pa.table({"key": column}))
+        write_table(storage, "inner.parquet", pa.table({"key": pa.StructArray.from_arrays([column], ["a"])}))
+        for name in ("x.parquet", "inner.parquet"):
+            with pytest.raises(DataError, match=rf"{name} is refused: it has columns of an extension type"):
+                read_table(storage, name)
+        assert Trap.ran == []
+    finally:
+        pa.unregister_extension_type("mvray.tests.trap")
