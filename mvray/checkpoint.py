@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -94,9 +95,9 @@ class Checkpoints:
             )
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise StepFailed(
-                f"{self._folder.full(path)} is refused: it is broken, or holds more than tensors and numbers, such as "
-                f"code ({str(error).splitlines()[0]}). Nothing of it was run. Find out who may write to this storage; "
-                f"then remove the folder checkpoints/{name}: the same command goes on from the one before it."
+                f"{self._folder.full(path)} is refused{_names(error)}: it is broken, or holds more than tensors and "
+                "numbers, such as code. Nothing of it was run. Find out who can write to this storage; then remove the "
+                "checkpoint's folder: the same command goes on from another one, or begins the step again."
             ) from error
         return weights, state
 
@@ -170,6 +171,12 @@ class Checkpoints:
                 # Its mark goes first: a removal that is cut short must not leave a whole-looking one.
                 self._folder.delete(f"checkpoints/{old}/{COMPLETE}")
                 self._folder.delete(f"checkpoints/{old}")
+
+
+def _names(error: Exception) -> str:
+    """What torch found in the file, without its advice to read it all the same."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f" (it names {found[1]})" if found else ""
 
 
 def _trouble(error: StorageFailed) -> str:

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mvray import errors
-from mvray.data import sampler
+from mvray.data import node_cache, sampler
 from mvray.data.columns import Joined, joined
 from mvray.data.dataset import dataset, loader, readable
 from mvray.data.frames import frames
@@ -104,6 +104,7 @@ class Maker:
     def __init__(self, work: Work, missing: list[int]) -> None:
         self._work, self._missing = work, missing
         self._folder = Storage(work.folder)
+        node_cache.begin(work.step.scale.cache_gb)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """For Ray Data: positions among the missing shards in, what was made of each out.

@@ -203,7 +203,8 @@ class Scale:
     ``min_workers`` a Train step makes do with fewer, down to that many, while the cluster has no room for all. A
     checkpoint is written at every epoch's end and, inside an epoch, every ``checkpoint_steps`` steps and
     often enough that no more than ``checkpoint_minutes`` minutes of work are ever done again. Each actor of
-    a Generate step holds ``gpus_per_actor``: 0.5 lets two share a GPU, 0 leaves the GPUs to others. The prices,
+    a Generate step holds ``gpus_per_actor``: 0.5 lets two share a GPU, 0 leaves the GPUs to others. Each node
+    keeps at most ``cache_gb`` GB (2^30 bytes) of copies of columns and crops, and a fifth of its disk. The prices,
     in any currency, give the cost in a run's summary and in MLflow.
     """
 
@@ -214,6 +215,7 @@ class Scale:
     gpus_per_actor: float = 1.0
     checkpoint_steps: int | None = None
     checkpoint_minutes: float = 5.0
+    cache_gb: float = 20.0
     channels_last: bool = True
     compile: bool = False
     price_per_gpu_hour: float = 0.0
@@ -223,7 +225,7 @@ class Scale:
         check_above_0(
             self, "scale", "workers", "min_workers", "cpus_per_worker", "checkpoint_steps", "checkpoint_minutes"
         )
-        more = ("price_per_gpu_hour", "price_per_cpu_hour")
+        more = ("price_per_gpu_hour", "price_per_cpu_hour", "cache_gb")
         check_above_0(self, "scale", "loader_workers", "gpus_per_actor", *more, or_0=True)
         if self.min_workers is not None and self.min_workers > self.workers:
             raise SettingError(

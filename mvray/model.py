@@ -41,6 +41,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 def finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
     """The Train step whose output ``folder`` is, and what it was trained for. Raises DataError where it is none."""
+    if not folder.is_local:
+        folder.check(write=False)  # tells at once what reading would wait for
     try:
         there = folder.exists(MANIFEST)
     except PermissionError:
@@ -70,7 +72,11 @@ def found(given: Sequence[Path], endings: set[str]) -> Iterator[Path]:
         elif is_file:
             yield path
         else:
-            raise DataError(f"{shown(path)}: there is no such file or folder.")
+            remote = path.parts[0] == "s3:" if path.parts else False
+            raise DataError(
+                f"{shown(path)}: there is no such file or folder."
+                + " Pictures and videos are read from this machine; copy them first, as with `aws s3 cp`." * remote
+            )
 
 
 def as_given(image: Image.Image, facts: Facts) -> np.ndarray:

@@ -159,16 +159,16 @@ def _quarantine(planned: Planned) -> list[BadRecord]:
 @contextlib.contextmanager
 def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, cluster: Cluster) -> Iterator[None]:
     """Follow the step's progress.json: the line on the terminal, each epoch to MLflow as it comes, what it costs."""
-    ended, troubles = threading.Event(), {""}
+    ended, told = threading.Event(), [""]
     meter = spent.Meter(planned.folder, getattr(planned.step, "scale", None))
     held: tuple[float, float] = (0.0, 0.0)
 
     def look() -> tuple[float, float]:
         seen = json.loads(planned.folder.read("progress.json"))
         progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
-        if (trouble := seen.get("trouble", "")) not in troubles:
-            troubles.add(trouble)
-            progress.say(f"{_title(planned)}: {trouble}")
+        if bool(trouble := seen.get("trouble", "")) != bool(told[-1]):  # once, whichever checkpoint it is
+            told.append(trouble)
+            progress.say(f"{_title(planned)}: {trouble or 'Checkpoints are stored again.'}")
         log.epochs(run, planned, seen.get("history", []))
         cpus, gpus = needs(planned.step, cluster.gpus(), seen.get("workers"))
         return cpus, seen.get("gpus", gpus)

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -122,15 +123,17 @@ def encoded(value: Any) -> Any:
 
 
 def decoded(value: Any) -> Any:
-    """The object that `encoded` described. Only dataclasses and functions are ever built."""
+    """The object that `encoded` described.
+
+    Only settings classes and functions of mvray are built, and those of modules that this process has
+    imported by itself (a job's own). Nothing is imported because a file names it.
+    """
     if isinstance(value, list):
         return tuple(decoded(item) for item in value)
     if isinstance(value, dict) and "function" in value:
-        return _imported(value["function"])
+        return _function(str(value["function"]))
     if isinstance(value, dict) and "class" in value:
-        cls = _imported(value["class"])
-        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-            raise SettingError(f"{value['class']} is no settings class; this step.json was not written by mvray.")
+        cls = _settings_class(str(value["class"]))
         try:
             return cls(**{name: decoded(item) for name, item in value["fields"].items()})
         except TypeError as error:
@@ -138,8 +141,32 @@ def decoded(value: Any) -> Any:
     return value
 
 
+def _settings_class(name: str) -> Any:
+    """The dataclass ``name``. One that is not mvray's own must be a method, generator, source ... (CATALOGUE)."""
+    cls = _imported(name)
+    ours = name.startswith("mvray.") or (isinstance(cls, type) and issubclass(cls, tuple(CATALOGUE)))
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and ours):
+        raise SettingError(f"{name} is no settings class; this step.json was not written by mvray.")
+    return cls
+
+
+def _function(name: str) -> Any:
+    """The function ``name``, of mvray or of a job file that was loaded (`mvray run` names it mvray_job_...)."""
+    found = _imported(name)
+    ours = name.startswith(("mvray.", "mvray_job_"))
+    if not (isinstance(found, types.FunctionType) and ours and found.__module__ == name.partition(":")[0]):
+        raise SettingError(f"{name} is no function of mvray or of a job; this step.json was not written by mvray.")
+    return found
+
+
 def _imported(name: str) -> Any:
+    """What is called ``name``, "module:attribute". Raises SettingError for modules that are not mvray's or loaded."""
     module, _, attribute = name.partition(":")
+    if module.partition(".")[0] != "mvray" and module not in sys.modules:
+        raise SettingError(
+            f"{name} is named in a step's settings, but is not part of mvray; expected mvray's own, because whoever "
+            "can write to the storage could name any module. If it is yours, import it first and use mvray from Python."
+        )
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from mvray.data import sampler
+from mvray.data import node_cache, sampler
 from mvray.data.columns import Joined, joined
 from mvray.data.dataset import SampleDataset, dataset, loader, readable
 from mvray.data.tables import read_table
@@ -71,6 +71,7 @@ class Samples:
 
     def __init__(self, task: Task, here: Environment) -> None:
         step = task.step
+        node_cache.begin(step.scale.cache_gb)
         rows = read_table(Storage(task.folder), "index.parquet")
         needs, uses = step.method.needs, step.method.predict_uses
         columns = joined(task.columns, needs, step.name, step.data.masks, uses)

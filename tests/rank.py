@@ -9,6 +9,7 @@ import socket
 import sys
 
 import torch._dynamo  # noqa: F401  which optimisers import, here once for both
+import toys  # noqa: F401 - its classes may be named in a task: nothing is imported because of that
 
 from mvray import agreement
 from mvray.environment import Torchrun

@@ -25,6 +25,8 @@ class S3Proxy:
         self.delay_s = 0.0
         self.cut_after: int | None = None
         """Bytes of an answer's body after which the connection breaks."""
+        self.date = ""
+        """The time that refusals tell, in HTTP's form."""
         self.refused = self.served = 0
         self._port = 0
         self._server: _Server | None = None
@@ -77,7 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
             proxy.refused += 1
             status, code = refusal
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>told to</Message></Error>".encode()
-            self._send(status, [("Content-Type", "application/xml")], text)
+            dated = [("Date", proxy.date)] if proxy.date else []
+            self._send(status, [("Content-Type", "application/xml"), *dated], text)
             return
         proxy.served += 1
         upstream = http.client.HTTPConnection(proxy.target, timeout=60)
@@ -121,7 +124,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(body)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _hand_on  # noqa: N815 (http.server's names)
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("do_"):
+            return self._hand_on
+        raise AttributeError(name)
 
     def log_message(self, *_: object) -> None:
         pass

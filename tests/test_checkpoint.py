@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -174,11 +174,21 @@ def test_weights_as_bytes() -> None:
 
 
 def test_state_is_read_without_running_code(folder: Storage, checkpoints: Checkpoints) -> None:
+    ran = folder.local("ran")
+
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
-            return (json.dumps, ({},))
+            return (os.mkdir, (str(ran),))
 
     save(checkpoints, 5)
-    torch.save({"state": Trap()}, folder.local("checkpoints/000000005/state.pt"))
-    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+    place = folder.local("checkpoints/000000005/state.pt")
+    torch.save({"state": Trap()}, place)
+    with pytest.raises(StepFailed, match=r"state.pt is refused \(it names \S*mkdir.*Nothing of it was run"):
         checkpoints.load("000000005")
+    place.write_bytes(pickle.dumps(Trap(), protocol=2))
+    with pytest.raises(StepFailed, match=r"state.pt is refused"):
+        checkpoints.load("000000005")
+    place.write_bytes(place.read_bytes()[:10])
+    with pytest.raises(StepFailed, match=r"state.pt is refused"):
+        checkpoints.load("000000005")
+    assert not ran.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,12 +314,20 @@ def test_a_whole_job_comes_back_from_its_text(tiny: bool) -> None:
         ({"class": "mvray.job:Nothing", "fields": {}}, "cannot be imported"),
         ({"class": "mvray.nowhere:Thing", "fields": {}}, "cannot be imported"),
         ({"function": "mvray.metrics:nothing"}, "cannot be imported"),
+        ({"function": "os:system"}, "os:system is no function of mvray or of a job"),
+        ({"function": "shutil:rmtree"}, "shutil:rmtree is no function of mvray or of a job"),
+        ({"function": "mvray.plan:json"}, "is no function of mvray"),
+        ({"function": "mvray.manifest:version"}, "is no function of mvray"),
+        ({"class": "this:d", "fields": {}}, "this:d is named in a step's settings, but is not part of mvray"),
+        ({"class": "mvrayx.y:Z", "fields": {}}, "mvrayx.y:Z is named in a step's settings, but is not part of mvray"),
+        ({"class": "dataclasses:Field", "fields": {}}, "is no settings class"),
         ({"class": "mvray.job:Pictures", "fields": {"depth": 3}}, "another version of mvray: .*'depth'"),
     ],
 )
 def test_only_settings_are_built_from_text(text: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         decoded(text)
+    assert "this" not in sys.modules
 
 
 def test_settings_by_dotted_name() -> None:

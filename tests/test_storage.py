@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import resource
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from conftest import S3Server
+from s3_proxy import SLOW_DOWN, S3Proxy
 
-from mvray.errors import ClusterError, DataError
-from mvray.storage import Entry, Storage
+from mvray import s3 as s3_module
+from mvray import storage as storage_module
+from mvray.errors import ClusterError, DataError, StorageFailed, StorageRefused
+from mvray.patience import Patience
+from mvray.storage import Entry, Storage, _is_path
 
 PLACES = ["local", pytest.param("s3", marks=pytest.mark.slow)]
 
@@ -159,3 +170,224 @@ def test_missing_bucket_wrong_keys_and_no_server(s3: str, monkeypatch: pytest.Mo
     with pytest.raises(ClusterError, match=r"cannot be read \(endpoint: http://127.0.0.1:1\)"):
         Storage(s3).check(write=False)
     assert time.monotonic() - started < 5
+
+
+def test_only_links_are_removed_not_what_they_point_to(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("x")
+    storage = Storage(str(tmp_path / "runs"))
+    storage.write("x", b"x")
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "mine")
+    (tmp_path / "runs" / "folder").mkdir()
+    (tmp_path / "runs" / "folder" / "link").symlink_to(tmp_path / "mine")
+    storage.delete("link")
+    storage.delete("folder")
+    assert [entry.path for entry in storage.list()] == ["x"]
+    assert (tmp_path / "mine" / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../x", "a//x", "/x", "a/./x", "..", "a/.."])
+def test_keys_that_no_path_names_are_left_out(key: str) -> None:
+    assert not _is_path(key)
+
+
+def test_ordinary_keys_are_paths() -> None:
+    assert all(map(_is_path, ("x", "a/x", "a/..x", "a/x..y", "a\\..\\x", "a b/ü")))
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """Files may have 10 kB: for who writes, the disk is full beyond."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk(little_room: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write("file", b"old")
+    with pytest.raises(StorageFailed, match=r"file cannot be written: the disk is full .*20,000 bytes were wanted"):
+        storage.write("file", bytes(20_000))
+    assert not storage.try_write("file", bytes(20_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with pytest.raises(ClusterError, match="disk is full"):
+        storage.check()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert storage.read("file") == b"old"
+    limits = (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    threading.Timer(0.5, resource.setrlimit, (resource.RLIMIT_FSIZE, limits)).start()
+    monkeypatch.setattr(storage_module, "FOR_ROOM", Patience(limit_s=60, first_s=0.1, longest_s=0.1))
+    storage.insist("file", bytes(20_000))  # as soon as there is room
+    assert storage.read("file") == bytes(20_000)
+
+
+# -- a server that fails -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+    made = S3Proxy(s3_server.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+def test_every_method_waits_for_a_busy_server(s3: str, proxy: S3Proxy, tmp_path: Path) -> None:
+    storage = Storage(s3)
+    storage.write("a/x", bytes(1000))
+    storage.write("a/z", b"z")
+    calls = (
+        lambda: storage.write("a/y", b"y"),
+        lambda: storage.read("a/x"),
+        lambda: storage.read_range("a/x", 10, 5),
+        lambda: storage.download("a/x", tmp_path / "x"),
+        lambda: storage.size("a/x"),
+        lambda: storage.exists("a/x"),
+        lambda: storage.list("a"),
+        lambda: storage.delete("a/z"),
+    )
+    threads = []
+    proxy.answer = lambda method, path: SLOW_DOWN  # the requests that the SDK repeats by itself are refused, too
+    for call in calls:
+        threads.append(threading.Thread(target=call))
+        threads[-1].start()
+        time.sleep(0.05)
+    time.sleep(1)
+    assert all(thread.is_alive() for thread in threads)
+    assert proxy.refused > len(calls)
+    proxy.answer = lambda method, path: None
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert [entry.path for entry in storage.list("a")] == ["a/x", "a/y"]
+
+
+@pytest.mark.slow
+def test_an_answer_that_breaks_off_is_asked_for_again(s3: str, proxy: S3Proxy) -> None:
+    storage, content = Storage(s3), os.urandom(300_000)
+    storage.write("x", content)
+    proxy.cut_after = 1000
+    threading.Timer(1.0, setattr, (proxy, "cut_after", None)).start()
+    assert storage.read("x") == content
+
+
+@pytest.mark.slow
+def test_what_is_refused_is_not_tried_again(s3: str, proxy: S3Proxy) -> None:
+    storage, started = Storage(s3), time.monotonic()
+    proxy.answer = lambda method, path: (403, "AccessDenied")
+    with pytest.raises(StorageRefused, match=r"s3://\S+ cannot be used .*ACCESS_DENIED(.|\n)*Check the name, AWS"):
+        storage.write("x", b"x")
+    proxy.answer = lambda method, path: (404, "NoSuchBucket")
+    with pytest.raises(StorageRefused, match="NO_SUCH_BUCKET"):
+        storage.write("x", b"x")
+    assert proxy.refused == 2
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead_s", [-3600, 3600])
+def test_a_wrong_clock_is_named(s3: str, proxy: S3Proxy, ahead_s: int) -> None:
+    storage = Storage(s3)
+    proxy.answer = lambda method, path: (403, "RequestTimeTooSkewed")
+    proxy.date = formatdate(time.time() - ahead_s, usegmt=True)
+    where = "ahead of" if ahead_s > 0 else "behind"
+    with pytest.raises(ClusterError, match=rf"the clock of this machine is (59|60) minutes {where} .*Set the clock"):
+        storage.check()
+    with pytest.raises(StorageRefused, match="Set the clock: timedatectl"):
+        storage.read("x")
+
+
+@pytest.mark.slow
+def test_it_gives_up_with_one_message(s3: str, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(s3)
+    proxy.gone()
+    patience = Patience(limit_s=2, first_s=0.2, longest_s=0.2)
+    with pytest.raises(StorageFailed, match=r"s3://mvray-tests does not answer: \d+ requests in \d s failed"):
+        storage._waited(lambda files: files.get_file_info("mvray-tests/x"), patience)
+
+
+@pytest.mark.slow
+def test_a_large_object_goes_in_parts_and_appears_whole(s3: str, proxy: S3Proxy) -> None:
+    """A writer that is killed in the middle leaves the old object."""
+    storage, content = Storage(s3), os.urandom(40 << 20)
+    storage.write("x", b"old")
+    child = os.fork()
+    if not child:
+        try:
+            parts = 0
+
+            def die(method: str, path: str) -> None:
+                nonlocal parts
+                parts += "partNumber" in path
+                if parts == 3:
+                    os._exit(9)
+
+            mine = S3Proxy(f"http://{proxy.target}")
+            mine.answer = die
+            os.environ["AWS_ENDPOINT_URL"] = mine.endpoint
+            Storage(s3).write("x", content)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert storage.read("x") == b"old"
+    storage.write("x", content)
+    assert storage.read("x") == content
+
+
+KEYS = """
+import json, sys, time
+from pathlib import Path
+count = Path(sys.argv[1])
+count.write_text(count.read_text() + "x" if count.exists() else "x")
+until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 300))
+print(json.dumps({"Version": 1, "AccessKeyId": "tester", "SecretAccessKey": "tests-only", "Expiration": until}))
+"""
+
+
+@pytest.mark.slow
+def test_a_profile_with_a_credential_process(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow's own chain does not know what AWS's tools know: roles, SSO; keys that expire are fetched anew."""
+    (tmp_path / "keys.py").write_text(KEYS)
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    command = f"{sys.executable} {tmp_path / 'keys.py'} {tmp_path / 'count'}"
+    config = f"[profile lab]\nregion = eu-west-1\nendpoint_url = {endpoint}\ncredential_process = {command}\n"
+    (tmp_path / "config").write_text(config)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    storage = Storage(s3)
+    storage.check()
+    storage.write("x", b"x")
+    assert storage.read("x") == b"x"
+    assert s3_module.endpoint() == endpoint
+    assert len((tmp_path / "count").read_text()) >= 2  # they expire soon
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(ClusterError, match=r"no credentials for S3: .*nobody(.|\n)*AWS_PROFILE"):
+        storage.check()
+
+
+@pytest.mark.slow
+def test_a_profile_with_a_role(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        where = f"endpoint_url = http://{host}:{port}\nregion = us-east-1\n"
+        role = "role_arn = arn:aws:iam::123456789012:role/mvray\nsource_profile = base\n"
+        base = "aws_access_key_id = AKIABASE\naws_secret_access_key = secret\n"
+        (tmp_path / "config").write_text(f"[profile base]\n{base}{where}[profile lab]\n{role}{where}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_PROFILE", "lab")
+        keys = s3_module._login()._keys()
+    finally:
+        server.stop()
+    assert keys[0].startswith("ASIA")  # of the role, not the base's
+    assert keys[2]

@@ -98,9 +98,7 @@ class Columns:
     @staticmethod
     def open(uri: str, cache: Path | None = None, masks: Masks = Masks()) -> Mapping[str, Joined]:
         """The payload columns below the step's folder ``uri``, by name. Raises DataError where there are none."""
-        file = _local_copy(Storage(uri), cache or node_folder("columns"))
-        with pa.memory_map(str(file)) as source:
-            table = pa.ipc.open_file(source).read_all()
+        table = _local_copy(Storage(uri), cache or node_folder("columns"))
         if "frame" in table.column_names:
             return {"masks": MaskColumn(table, masks)}
         return {name: Column(table, name) for name in table.column_names if name != "key"}
@@ -144,8 +142,11 @@ def _values(chunk: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(chunk.flatten().to_numpy()).reshape(-1, *shape)
 
 
-def _local_copy(storage: Storage, cache: Path) -> Path:
-    """The step's shards as one Arrow file in ``cache``. Made once per execution of the step."""
+def _local_copy(storage: Storage, cache: Path) -> pa.Table:
+    """The step's shards as one Arrow file in ``cache``, mapped. Made once per execution of the step.
+
+    In this process's own memory where there is no room for it.
+    """
     shards = [entry for entry in storage.list("columns") if entry.path.endswith(".parquet")]
     if not shards:
         raise DataError(f"Found no columns/*.parquet in {storage.uri}; expected the output of a Generate step.")
@@ -153,7 +154,12 @@ def _local_copy(storage: Storage, cache: Path) -> Path:
     if storage.exists("step.json"):
         hashed.update(storage.read("step.json"))  # holds timings, so it tells executions of a step apart
     file = cache / f"{hashed.hexdigest()[:32]}.arrow"
-    return made_once(file, lambda partial: _convert(storage, [shard.path for shard in shards], partial))
+    paths = [shard.path for shard in shards]
+    if made_once(file, lambda partial: _convert(storage, paths, partial)) is None:
+        first, *others = (read_table(storage, path) for path in paths)
+        return pa.concat_tables([first, *(other.cast(first.schema) for other in others)])
+    with pa.memory_map(str(file)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
 def _convert(storage: Storage, shards: list[str], file: Path) -> None:

@@ -118,15 +118,16 @@ def opened(
     most_px: int,
     read: Callable[[str], bytes],
     cache: Path | None = None,
-) -> Crops:
+) -> Crops | None:
     """The crops of ``pictures``, made if no process of this node has made them from the same files.
 
     ``name`` tells pictures of equal paths and sizes apart: the root's address and what is in it. ``read``
-    gives a file's content. A picture that cannot be decoded has no crops here.
+    gives a file's content. A picture that cannot be decoded has no crops here. None where the disk is full.
     """
     asked = hashlib.sha256(repr((_LAYOUT, name, most_px, [tuple(each) for each in pictures])).encode())
     file = (cache or node_folder("crops")) / f"{asked.hexdigest()[:32]}.arrow"
-    return Crops(made_once(file, lambda partial: _write(pictures, most_px, read, partial)))
+    made = made_once(file, lambda partial: _write(pictures, most_px, read, partial))
+    return Crops(made) if made else None
 
 
 def _key(location: str, part: str) -> str:

@@ -55,7 +55,7 @@ class Sample(NamedTuple):
 class Work(NamedTuple):
     """A work's crops, and the size (width, height) that its boxes refer to, by path of the picture."""
 
-    crops: Crops
+    crops: Crops | None
     sizes: Mapping[str, tuple[int, int]]
 
 
@@ -213,8 +213,8 @@ class Manga109Faces(SpreadSource):
     def read(self, location: str, part: str) -> np.ndarray:
         path = PurePosixPath(location)
         work = self._opened.get(path.parent.name) or self._open(path)
-        found = work.crops.get(location, part)
-        if found is None:  # the picture could not be decoded when its work was cut: say why, or it was mended
+        found = work.crops.get(location, part) if work.crops else None
+        if found is None:  # no room for it, or not decoded when its work was cut: say why, or it was mended
             image = whole(self.bytes_of(location))
             found = crop(image, Cut.of(part), work.sizes.get(location, image.size), self.crop_px)
         return found[..., None]

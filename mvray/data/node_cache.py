@@ -1,11 +1,17 @@
-"""Files that a node's processes make once and map into memory, in a folder of this user alone."""
+"""Files that a node's processes make once and map into memory, in a folder of this user alone.
+
+They are copies of what lies elsewhere, so any of them may be removed: those that nobody opened for long, and
+the longest unused ones where all of them are more than `limit` allows, but never what a process that lives has
+opened. Where there is no room for one, work goes on without it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
+import logging
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -13,12 +19,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvray.errors import DataError
+from mvray.patience import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 KEPT_S = 7 * 24 * 3600.0
 """How long such a file stays after it was last opened."""
+LIMIT_BYTES = 20 << 30
+DISK_SHARE = 0.2
+"""At most this share of the disk, where that is less."""
+
+log = logging.getLogger(__name__)
+
+_limit_bytes = LIMIT_BYTES
+_open: dict[Path, int] = {}
+_told: set[Path] = set()
+
+
+def begin(gigabytes: float) -> None:
+    """A task begins: the node may keep so much, and what this process has used until now is in use no more."""
+    global _limit_bytes
+    _limit_bytes = int(gigabytes * (1 << 30))
+    while _open:
+        os.close(_open.popitem()[1])
+
+
+def limit(folder: Path) -> int:
+    """Bytes that all such files may take on the disk of ``folder``."""
+    return min(_limit_bytes, int(DISK_SHARE * shutil.disk_usage(folder).total))
 
 
 def node_folder(name: str) -> Path:
@@ -26,43 +55,97 @@ def node_folder(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"mvray-{os.getuid()}" / name
 
 
-def made_once(file: Path, make: Callable[[Path], None]) -> Path:
+def made_once(file: Path, make: Callable[[Path], None]) -> Path | None:
     """``file``, which ``make`` writes to the path it is given where nobody has made it yet.
 
-    Of several processes that ask, one makes it and the others wait. It appears whole or not at all;
-    what a killed process leaves is never used, and removed with the files that nobody opened for
-    KEPT_S. Raises DataError where the folder is not ours or the disk is full.
+    Of several processes that ask, one makes it and the others wait. It appears whole or not at all; what a
+    killed process leaves is never used. It stays until this process ends or says `begin`. None where the disk is full
+    although all was removed that nobody uses: the user is told, and the caller does without. Raises
+    DataError where the folder is not ours.
     """
-    if _touched(file):
+    if _taken(file):
         return file
     _private(file.parent.parent)
     file.parent.mkdir(exist_ok=True)
-    with _alone(file.with_suffix(".lock")):
-        if _touched(file):
-            return file
-        partial = file.with_suffix(f".{uuid.uuid4().hex}")
-        try:
-            make(partial)
-            partial.replace(file)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise DataError(
-                f"{file.parent} is full; expected room for a copy of the data that this node reads. Free some space, "
-                "or set TMPDIR to another folder."
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
-    _forget_old(file.parent)
+    try:
+        with _alone(file.with_suffix(".lock")):
+            if not _taken(file) and not (_made(file, make) or (_make_room(file.parent, 0) and _made(file, make))):
+                _tell_full(file.parent)
+                return None
+    except OSError as error:  # not even for the lock
+        if not is_full(error):
+            raise
+        _tell_full(file.parent)
+        return None
+    _make_room(file.parent, limit(file.parent))
     return file
 
 
-def _touched(file: Path) -> bool:
-    """Whether it is there; it is young again then."""
+def _made(file: Path, make: Callable[[Path], None]) -> bool:
+    """Make it and take it; False where there is no room."""
+    partial = file.with_suffix(f".{uuid.uuid4().hex}")
+    try:
+        make(partial)
+        partial.replace(file)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return _taken(file)
+
+
+def _taken(file: Path) -> bool:
+    """Whether it is there; it is young again then, and in use until this process ends."""
+    if file in _open and file.exists():
+        return True
     with contextlib.suppress(FileNotFoundError):
-        os.utime(file)
+        held = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH)  # who removes it holds it alone for a moment
+            if os.fstat(held).st_ino == file.stat().st_ino:
+                os.utime(file)
+                _open[file], held = held, -1
+                return True
+        finally:
+            if held >= 0:
+                os.close(held)
+    return False
+
+
+def _make_room(folder: Path, most_bytes: int) -> bool:
+    """Remove what is old, and what was not used for longest until the rest is at most ``most_bytes``; True."""
+    found, ours = [], node_folder(folder.name) == folder
+    for path in folder.parent.glob("*/*") if ours else folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                found.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for used_at, size, path in sorted(found):
+        if (total > most_bytes or time.time() - used_at > KEPT_S) and _removed(path, used_at):
+            total -= size
+    return True
+
+
+def _removed(path: Path, used_at: float) -> bool:
+    """Remove ``path``, which was used last at ``used_at``, unless a process uses or writes it."""
+    if path.suffix != ".arrow" and time.time() - used_at <= KEPT_S:
+        return False  # a lock, or what is being made
+    with contextlib.suppress(OSError), path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
         return True
     return False
+
+
+def _tell_full(folder: Path) -> None:
+    if folder not in _told:
+        _told.add(folder)
+        log.disabled = False  # MLflow's database migrations switch off every logger there is
+        log.warning(
+            "%s is full: work goes on without a copy of the data there, slower. Free some space, or set TMPDIR.", folder
+        )
 
 
 @contextlib.contextmanager
@@ -86,11 +169,3 @@ def _private(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if folder.stat().st_uid != os.getuid():
         raise DataError(f"{folder} belongs to another user; expected it to be yours. Set TMPDIR to another folder.")
-
-
-def _forget_old(cache: Path) -> None:
-    """Remove what nobody opened for long; who still has it mapped keeps it."""
-    for old in cache.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - old.stat().st_mtime > KEPT_S:
-                old.unlink()

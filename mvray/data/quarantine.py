@@ -92,7 +92,7 @@ def inspect(
                     raise Unreadable("empty (0 bytes)" if there else "a link to a file that is not there")
                 (look or _look_at_picture)(storage, entry)
             except PermissionError as error:
-                found[entry.path] = f"no permission to read it ({error.strerror})"
+                found[entry.path] = f"no permission to read it ({error.strerror or error})"
             except Unreadable as error:
                 found[entry.path] = error.reason
         return found

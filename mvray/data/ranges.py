@@ -17,8 +17,8 @@ _BLOCK_BYTES = 256 << 10
 class Ranges(io.BufferedReader):
     """The file ``entry`` of a storage, as an open binary file that fetches blocks when they are read."""
 
-    def __init__(self, storage: Storage, entry: Entry) -> None:
-        super().__init__(_Raw(storage, entry), _BLOCK_BYTES)
+    def __init__(self, storage: Storage, entry: Entry, block_bytes: int = _BLOCK_BYTES) -> None:
+        super().__init__(_Raw(storage, entry), block_bytes)
 
 
 class _Raw(io.RawIOBase):

@@ -19,13 +19,12 @@ from mvray.data.ranges import Ranges
 from mvray.data.video import Video
 from mvray.errors import DataError, SettingError
 from mvray.source import Source
-from mvray.storage import Storage
+from mvray.storage import Entry, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from mvray.data.frame_table import FrameTable
-    from mvray.storage import Entry
 
 REGION = pa.struct(
     [("kind", pa.string()), ("id", pa.string())] + [(side, pa.float32()) for side in ("x0", "y0", "x1", "y1")]
@@ -43,6 +42,7 @@ ROWS = pa.schema(
         "frames": pa.int32(),
     }
 )
+WHOLE_BYTES, BLOCK_BYTES = 16 << 20, 2 << 20
 SPLITS = ("train", "validation", "test")
 _MOST_FRAMES = 2**31 - 1  # as the column holds; broken headers say more, or more frames than the file has bytes
 _ORIENTATION = 0x0112  # the EXIF tag; above 4 width and height are swapped
@@ -127,11 +127,11 @@ class VideoSource(FileSource):
         """The video, ready to give frames; close it. Raises Unreadable.
 
         What its packets say is kept (some 10 bytes for each frame), so they are read once for each file;
-        not where it is opened just ``once``. On S3 the whole file is read.
+        not where it is opened just ``once``. On S3 a file of up to WHOLE_BYTES is read at once, of a larger
+        one the parts that are decoded.
         """
-        path = self.storage.local(location)
         with _readable():
-            video = Video(path or self.bytes_of(location), self._tables.get(location))
+            video = Video(self.storage.local(location) or self._remote(location), self._tables.get(location))
         try:
             table = video.table
         except Unreadable:
@@ -140,6 +140,12 @@ class VideoSource(FileSource):
         if not once:
             self._tables[location] = table
         return video
+
+    def _remote(self, location: str) -> bytes | Ranges:
+        head = self.storage.read_range(location, 0, WHOLE_BYTES)
+        if len(head) < WHOLE_BYTES:
+            return head
+        return Ranges(self.storage, Entry(location, self.storage.size(location), False), BLOCK_BYTES)
 
     def read(self, location: str, part: str) -> np.ndarray:
         """The frame in the middle, H x W x 3."""
@@ -178,7 +184,7 @@ def _readable() -> Iterator[None]:
     except FileNotFoundError as error:
         raise Unreadable("the file is not there any more") from error
     except PermissionError as error:
-        raise Unreadable(f"no permission to read it ({error.strerror})") from error
+        raise Unreadable(f"no permission to read it ({error.strerror or error})") from error
 
 
 def picture(data: bytes, height: int, width: int, grey: bool) -> Image.Image:

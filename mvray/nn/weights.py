@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mvray.errors import DataError
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ _ANSWER_WITHIN_S = 60
 
 
 def load(made: torch.nn.Module, name: str, place: str, head: str) -> None:
-    """Fill ``made``, the network called ``name``, with the weights at ``place``, a path or an http(s) or file URL.
+    """Fill ``made``, the network called ``name``, with the weights at ``place``, a path or an http(s), s3 or file URL.
 
     The entries of the layer ``head`` stay as they are where the file has them in another shape (another
     number of classes) or not at all. Raises DataError for a file that cannot be read or is another
@@ -56,13 +57,15 @@ def _differences(given: Mapping[str, Tensor], own: Mapping[str, Tensor], may_mis
 
 
 def read(place: str) -> Mapping[str, Tensor]:
-    """The state dict at ``place``, a path or an http(s) or file URL, on the CPU; nothing in it is executed.
+    """The state dict at ``place``, a path or an http(s), s3 or file URL, on the CPU; nothing in it is executed.
 
     It may lie under "model_state", as in pytorchvideo's checkpoints. Raises DataError for anything else.
     """
     path = local(place)
     if not path.is_file():
-        raise DataError(f"There are no weights at {place}; expected {_FORMS}, by its path or an http(s) or file URL.")
+        raise DataError(
+            f"There are no weights at {place}; expected {_FORMS}, by its path or an http(s), s3 or file URL."
+        )
     try:
         if path.suffix == ".safetensors":
             import safetensors.torch
@@ -79,20 +82,34 @@ def read(place: str) -> Mapping[str, Tensor]:
 
 
 def local(place: str) -> Path:
-    """The file at ``place``: a path, or what an http(s) or file URL names, downloaded once to torch's hub folder.
+    """The file at ``place``: a path, or what an http(s), s3 or file URL names, downloaded once to torch's hub folder.
 
     Raises DataError where the download fails.
     """
     url = urllib.parse.urlparse(place)
     if url.scheme == "file":
         return Path(urllib.request.url2pathname(url.path))
-    if url.scheme not in ("http", "https"):
+    if url.scheme not in ("http", "https", "s3"):
         return Path(place)
     of_url = hashlib.sha256(place.encode()).hexdigest()[:12]
+    if url.scheme == "s3":
+        return _from_s3(place, of_url)
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{of_url}-{Path(url.path).name}"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(place, path)
+    return path
+
+
+def _from_s3(place: str, of_url: str) -> Path:
+    folder, _, name = place.rpartition("/")
+    storage = Storage(folder)
+    try:  # the size in the name: another file may have taken the object's place
+        path = Path(torch.hub.get_dir()) / "checkpoints" / f"{of_url}-{storage.size(name)}-{name}"
+        if not path.is_file():
+            storage.download(name, path)
+    except FileNotFoundError:
+        raise DataError(f"There are no weights at {place}; expected {_FORMS}.") from None
     return path
 
 

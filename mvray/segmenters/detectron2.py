@@ -24,6 +24,7 @@ from mvray.job import FILE, Read, SegmenterConfig
 from mvray.method import Frame, Instances, Method, Segmenter
 from mvray.nn.lanes import in_passes
 from mvray.nn.roi_align import roi_align
+from mvray.nn.weights import local
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -79,6 +80,11 @@ class Config(SegmenterConfig):
         return Detectron2Segmenter(_configuration(self))
 
 
+def _here(place: str) -> str:
+    """Detectron2 knows no s3://."""
+    return str(local(place)) if place.startswith("s3://") else place
+
+
 def _configuration(config: Config) -> CfgNode:
     """Detectron2's own settings. Raises SettingError for what it does not take."""
     try:
@@ -91,7 +97,7 @@ def _configuration(config: Config) -> CfgNode:
         ) from error
     cfg = get_cfg()
     try:
-        cfg.merge_from_file(config.config_file or model_zoo.get_config_file(config.config))
+        cfg.merge_from_file(_here(config.config_file) or model_zoo.get_config_file(config.config))
         if not config.config_file and not config.weights:
             cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(config.config)
         cfg.merge_from_list(list(config.options))
@@ -101,7 +107,7 @@ def _configuration(config: Config) -> CfgNode:
             "config_file and options."
         ) from error
     if config.weights:
-        cfg.MODEL.WEIGHTS = config.weights
+        cfg.MODEL.WEIGHTS = _here(config.weights)
     if not cfg.MODEL.MASK_ON or not cfg.MODEL.WEIGHTS:
         what = "no weights" if cfg.MODEL.MASK_ON else "no masks (MODEL.MASK_ON is False)"
         raise SettingError(f"The Detectron2 configuration has {what}; expected a Mask R-CNN with weights.")

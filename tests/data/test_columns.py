@@ -6,11 +6,13 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from mvray.data import node_cache
 from mvray.data.columns import Columns, map_field
 from mvray.data.node_cache import KEPT_S
 from mvray.data.tables import read_table, write_table
@@ -83,6 +85,19 @@ def test_the_file_is_mapped_and_made_once(tmp_path: Path) -> None:
     assert not column[0].flags.writeable
 
 
+def test_without_room_the_columns_are_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, cache = step(tmp_path), tmp_path / "cache"
+    mapped = Columns.open(uri, cache)["map"]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mvray.data.columns._convert", full)
+    there = Columns.open(uri, tmp_path / "full")["map"]
+    assert len(there) == len(mapped) > 0
+    assert all(np.array_equal(there[i], mapped[i]) for i in range(len(mapped)))
+
+
 def test_another_execution_of_the_step_is_another_file(tmp_path: Path) -> None:
     uri, cache = step(tmp_path), tmp_path / "cache"
     Columns.open(uri, cache)
@@ -101,6 +116,7 @@ def test_copies_that_nobody_opens_are_removed(tmp_path: Path) -> None:
     Storage(uri).write("step.json", json.dumps({"seconds": 3.0}).encode())
     Columns.open(uri, cache)
     assert first.exists()
+    node_cache.begin(20)  # this process uses it no more
     os.utime(first, (long_ago, long_ago))
     Storage(uri).write("step.json", json.dumps({"seconds": 4.0}).encode())
     Columns.open(uri, cache)
@@ -130,3 +146,35 @@ def test_tables_survive_the_way(tmp_path: Path) -> None:
     write_table(storage, "t.parquet", table)
     assert read_table(storage, "t.parquet").equals(table)
     assert read_table(storage, "t.parquet")["a"].num_chunks == 1
+
+
+class Trap(pa.ExtensionType):
+    """As Ray Data's own: what the file says of the type is unpickled."""
+
+    ran: ClassVar[list[bytes]] = []
+
+    def __init__(self) -> None:
+        super().__init__(pa.int64(), "mvray.tests.trap")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b"payload"
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Trap:
+        cls.ran.append(serialized)
+        return cls()
+
+
+def test_extension_types_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    column = pa.ExtensionArray.from_storage(Trap(), pa.array([1, 2]))
+    pa.register_extension_type(Trap())
+    try:
+        write_table(storage, "x.parquet", pa.table({"key": column}))
+        write_table(storage, "inner.parquet", pa.table({"key": pa.StructArray.from_arrays([column], ["a"])}))
+        for name in ("x.parquet", "inner.parquet"):
+            with pytest.raises(DataError, match=rf"{name} is refused: it has columns of an extension type"):
+                read_table(storage, name)
+        assert Trap.ran == []
+    finally:
+        pa.unregister_extension_type("mvray.tests.trap")

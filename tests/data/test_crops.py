@@ -19,10 +19,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-import mvray.data.crops
+from mvray.data import node_cache
 from mvray.data.crops import Crops, Cut, CutPicture, crop, opened, square
 from mvray.data.node_cache import KEPT_S
-from mvray.errors import DataError
 from mvray.storage import Storage
 
 Draw = Callable[..., Image.Image]
@@ -174,7 +173,14 @@ def test_old_files_are_forgotten(storage: Storage, tmp_path: Path) -> None:
     (cache / "abc.0123").write_bytes(b"half of a file that a killed process left")
     for file in cache.iterdir():
         os.utime(file, (time.time() - KEPT_S - 60,) * 2)
+    made(storage, cache, most_px=31)
+    assert first.exists()  # this process uses it
+    node_cache.begin(20)
     made(storage, cache, most_px=32)
+    node_cache.begin(20)
+    for file in cache.iterdir():
+        os.utime(file, (time.time() - KEPT_S - 60,) * 2)
+    made(storage, cache, most_px=33)
     (left,) = cache.iterdir()
     assert left != first
     assert crops.get("0.png", str(CUTS[0])).shape == (50, 50)  # still mapped here
@@ -238,12 +244,62 @@ def test_a_failing_storage_leaves_nothing_behind(storage: Storage, tmp_path: Pat
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_full_disk_in_clear_words(storage: Storage, tmp_path: Path) -> None:
+def test_a_full_disk_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(DataError, match=r"cache is full; expected room .*TMPDIR"):
-        mvray.data.crops.made_once(tmp_path / "cache" / "a.arrow", full)
+    place = tmp_path / "cache"
+    assert node_cache.made_once(place / "a.arrow", full) is None
+    assert node_cache.made_once(place / "b.arrow", full) is None
+    assert [record.message for record in caplog.records] == [
+        f"{place} is full: work goes on without a copy of the data there, slower. Free some space, or set TMPDIR."
+    ]
+    assert list(place.iterdir()) == []
+
+
+def test_a_full_disk_first_loses_what_nobody_uses(tmp_path: Path) -> None:
+    node_cache.made_once(tmp_path / "cache" / "old.arrow", lambda file: file.write_bytes(b"old"))
+    node_cache.begin(20)
+    tries = []
+
+    def make(file: Path) -> None:
+        tries.append(file)
+        if len(tries) == 1:
+            raise OSError(28, "No space left on device")
+        file.write_bytes(b"new")
+
+    assert node_cache.made_once(tmp_path / "cache" / "new.arrow", make) == tmp_path / "cache" / "new.arrow"
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["new.arrow"]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from mvray.data import node_cache
+assert node_cache.made_once(Path(sys.argv[1]), None)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_longest_unused_go_first_and_what_is_in_use_never(tmp_path: Path) -> None:
+    places = [tmp_path / "cache" / f"{number}.arrow" for number in range(5)]
+    for age, place in enumerate(places[:4]):
+        node_cache.made_once(place, lambda file: file.write_bytes(bytes(1000)))
+        os.utime(place, (time.time() - 100 + age,) * 2)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, places[0]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    os.utime(places[0], (time.time() - 1000,) * 2)
+    node_cache.begin(3500 / 2**30)
+    node_cache.made_once(places[4], lambda file: file.write_bytes(bytes(1000)))
+    assert [place.exists() for place in places] == [True, False, False, True, True]
+    other.communicate("")
+    node_cache.begin(0)
+    node_cache.made_once(places[1], lambda file: file.write_bytes(bytes(1000)))
+    assert [place.exists() for place in places] == [False, True, False, False, False]
+    node_cache.begin(20)
 
 
 def test_the_usual_place_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, storage: Storage) -> None:

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from mvray.checkpoint import weights_to_bytes
 from mvray.errors import DataError
 from mvray.nn import weights
+from mvray.storage import Storage
 
 
 def net(hidden: int = 4, classes: int = 3) -> nn.Sequential:
@@ -82,8 +84,20 @@ def test_other_files_are_refused(content: object, message: str, path: Path) -> N
 def test_no_file(path: Path) -> None:
     with pytest.raises(DataError, match=r"no weights at .*weights\.pth; expected a state dict, .* or an http\(s\)"):
         load(net(), path)
-    with pytest.raises(DataError, match=r"no weights at s3://bucket/x\.pth"):
-        load(net(), "s3://bucket/x.pth")
+    with pytest.raises(DataError, match=r"no weights at gs://bucket/x\.pth"):
+        load(net(), "gs://bucket/x.pth")
+
+
+@pytest.mark.slow
+def test_weights_on_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    given = {name: torch.rand_like(value) for name, value in net().state_dict().items()}
+    Storage(s3).write("w.safetensors", weights_to_bytes(given))
+    made = net()
+    load(made, f"{s3}/w.safetensors")
+    assert all(torch.equal(value, given[name]) for name, value in made.state_dict().items())
+    with pytest.raises(DataError, match=r"no weights at s3://\S*/none\.pth"):
+        load(made, f"{s3}/none.pth")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
