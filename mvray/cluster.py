@@ -181,7 +181,7 @@ class Cluster:
 
 def _id_of(address: str) -> str:
     """The id of the cluster that answers at ``address``; "" where none does."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     with contextlib.suppress(Exception):  # whatever it raises: it does not answer
         return str(GcsClient(address=address).cluster_id.hex())
@@ -207,6 +207,10 @@ def _unheard(notice: str) -> Iterator[None]:
 
 def _quiet() -> None:
     """Ray's own progress and notices stay in its log files; errors still show."""
+    import ray._private.worker
+
+    # What Ray tells every driver of a node that was lost: a hundred lines of its last words, with `log_to_driver` off.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     for name in ("ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for handler in logging.getLogger("ray.data").handlers:
