@@ -207,8 +207,8 @@ class Crew:
         import ray.util
 
         with contextlib.suppress(ray.exceptions.RayError):
-            self._desk.close.remote()
             ray.util.remove_placement_group(self._group)
+            ray.kill(self._desk)
 
 
 class _Wishes:

@@ -46,7 +46,7 @@ class Net:
         return f"127.0.0.1:{self.port}"
 
     def start(self, number: int, wait: bool = True, prefix: tuple[str, ...] = (), **environ: str) -> None:
-        """Start node ``number``, behind the command ``prefix``."""
+        """Start node ``number``, behind the command ``prefix``. One by one: two would give their sockets one name."""
         self.again[number] = lambda: self.start(number, False, prefix, **environ)
         own: dict[str, object] = {
             f"--{name}-port": port for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)

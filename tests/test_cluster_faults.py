@@ -54,9 +54,8 @@ def net():
     net = Net(short / "r", environ_of_nodes(), free_ports(1)[0])
     try:
         net.start(1)
-        net.start(2, wait=False)
-        net.start(3, wait=False)
-        net.wait(2, 3)
+        net.start(2)
+        net.start(3)
         os.environ["RAY_ADDRESS"] = net.address
         yield net
     finally:
@@ -153,7 +152,8 @@ def test_a_killed_process_changes_nothing(net, cluster, said, undisturbed, drawi
     running = Running(_planned(drawings, tmp_path), cluster)
     done = running.checkpoint()
     gently = who.endswith("end")
-    for process in net.processes(f"ray::{who.partition(',')[0]}")[:1]:
+    found = net.processes(f"ray::{who.partition(',')[0]}")
+    for process in found[:1] if who.startswith("RayTrain") else found:
         process.send_signal(signal.SIGTERM if gently else signal.SIGKILL)
     if gently:
         _wait(lambda: len(list(running.logs.glob("*.log"))) > 2)  # the next two workers
@@ -299,7 +299,7 @@ def test_a_command_survives_interruption_killing_and_a_new_head(net, cluster, un
         net.kill(number)
     net.start(1)
     for number in (8, 9):
-        net.start(number, wait=False)
+        net.start(number)
     (tmp_path / "logs/slow").unlink()
     assert process.wait(300) == 0, (tmp_path / "log").read_text()
     text = (tmp_path / "log").read_text()
