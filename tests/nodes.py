@@ -92,10 +92,13 @@ class Net:
         for number in sorted(self.nodes, reverse=True):
             if self.nodes[number].poll() is None:
                 self.kill(number)
+            else:
+                del self.nodes[number]
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Ray's processes of this cluster whose command line has ``name``."""
-        found = [child for node in self.nodes.values() for child in psutil.Process(node.pid).children(recursive=True)]
+        alive = [node for node in self.nodes.values() if node.poll() is None]
+        found = [child for node in alive for child in psutil.Process(node.pid).children(recursive=True)]
         return [process for process in found if name in command_of(process)]
 
 

@@ -65,9 +65,12 @@ def net():
         os.environ.update(before)
 
 
+SAID = []
+
+
 @pytest.fixture(scope="module")
 def said():
-    return []
+    return SAID
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ class Running:
 def _wait(what, timeout_s=180):
     until = time.monotonic() + timeout_s
     while not (found := what()):
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, f"waited in vain; {SAID}"
         time.sleep(0.05)
     return found
 
@@ -189,7 +192,7 @@ def test_training_leaves_a_node_that_is_shut_down_and_waits_for_another(
     said.clear()
     running = Running(_planned(drawings, tmp_path), cluster)
     running.checkpoint()
-    net.nodes.pop(4).send_signal(signal.SIGTERM)
+    net.nodes[4].send_signal(signal.SIGTERM)
     _wait(lambda: _said(said, "a node is about to be taken away"))
     _wait(lambda: _said(said, "toy: waits for 1 more worker's room on the cluster"))
     net.start(5)
@@ -269,7 +272,8 @@ def test_a_command_survives_interruption_killing_and_a_new_head(net, cluster, un
 
     def newest():
         folders = [entry.path for entry in storage.list() if entry.path.startswith("toy-")]
-        return int((Checkpoints(storage.child(folders[0])).names() if folders else ["0"])[-1:][0] or 0)
+        names = Checkpoints(storage.child(folders[0])).names() if folders else []
+        return int(names[-1]) if names else 0
 
     def checkpoint(process, after):
         def found():
