@@ -266,7 +266,8 @@ class Crews:
         self.make_room(most * scale.cpus_per_worker, most if gpus else 0)
 
         def say(missing: int) -> None:
-            self._cluster.say(f"{name}: waits for {missing} more worker{'s' * (missing > 1)}' room on the cluster")
+            whose = "worker's" if missing == 1 else "workers'"
+            self._cluster.say(f"{name}: waits for {missing} more {whose} room on the cluster")
 
         found = room.reserve(bundle, least, most, say, stopping)
         return Crew(self._cluster, scale, bundle, *found) if found else None
