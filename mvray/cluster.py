@@ -55,6 +55,7 @@ class Cluster:
         self._own: one_machine.Started | None = None
         self._cpus = self._most_gpus = 0
         self._has_signals = False
+        self._head = self._id = ""
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._started, self._stopped = threading.Event(), threading.Event()
@@ -86,10 +87,12 @@ class Cluster:
             if self._own is None:
                 alike.check_nodes()
                 os.chdir(folder)  # nodes that share a disk unpack sent code there once more, over what was there
-            import ray.train  # noqa: F401  here, where it is not imported in two threads at once
+            import ray.train  # here, where it is not imported in two threads at once
 
             if not self.is_local:
-                threading.Thread(target=self._watch, args=(_id_of(address),), name="head", daemon=True).start()
+                self._head = ray.get_runtime_context().gcs_address
+                self._id = _id_of(self._head)
+                threading.Thread(target=self._watch, name="head", daemon=True).start()
 
             _quiet()
         except BaseException as error:
@@ -112,20 +115,26 @@ class Cluster:
                     raise
             time.sleep(HEAD_EVERY_S)
 
-    def _watch(self, known: str) -> None:
+    def _watch(self) -> None:
         """End this process when the cluster was lost: in its place there is another, or nothing for long.
 
         Ray's core would do so too, but only after a minute, and without a word. A head that keeps its state elsewhere
         (Redis) comes back as the same cluster, and everything goes on.
         """
-        address, seen_at = os.environ["RAY_ADDRESS"], time.monotonic()
+        seen_at = time.monotonic()
         while not self._stopped.wait(HEAD_EVERY_S):
-            found = _id_of(address)
-            if found == known:
+            found = _id_of(self._head)
+            if found == self._id:
                 seen_at = time.monotonic()
-            elif (found or time.monotonic() - seen_at > HEAD_GONE_S) and not self._stopped.is_set():
-                self.say(f"The Ray cluster at {address} {'was started anew' if found else 'does not answer'}.")
-                os._exit(LOST)
+            elif found or time.monotonic() - seen_at > HEAD_GONE_S:
+                self.end_if_lost()
+
+    def end_if_lost(self) -> None:
+        """End this process where the cluster that it joined is gone (cli/supervisor.py starts another)."""
+        if not self._id or self._stopped.is_set() or (found := _id_of(self._head)) == self._id:
+            return
+        self.say(f"The Ray cluster at {self._head} {'was started anew' if found else 'does not answer'}.")
+        os._exit(LOST)
 
     def ready(self) -> None:
         """Wait until Ray answers; nobody may import ray before.
@@ -196,7 +205,7 @@ class Cluster:
 
 def _id_of(address: str) -> str:
     """The id of the cluster that answers at ``address``; "" where none does."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     with contextlib.suppress(Exception):  # whatever it raises: it does not answer
         return str(GcsClient(address=address).cluster_id.hex())
@@ -222,6 +231,10 @@ def _unheard(notice: str) -> Iterator[None]:
 
 def _quiet() -> None:
     """Ray's own progress and notices stay in its log files; errors still show."""
+    import ray._private.worker
+
+    # What Ray tells every driver of a node that was lost: a hundred lines of its last words, with `log_to_driver` off.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     for name in ("ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for handler in logging.getLogger("ray.data").handlers:

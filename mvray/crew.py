@@ -148,7 +148,7 @@ class Crew:
         self.nodes = room.nodes_of(group)
         self.ends: str | None = None
         """Why the task was ended early, where that was this crew's own wish: it is not used again."""
-        self._group, self._bundle, self._shared = group, bundle, not cluster.is_local
+        self._group, self.bundle, self._shared = group, bundle, not cluster.is_local
         here = {room.NODE_ID: ray.get_runtime_context().get_node_id()}  # where the driver is lost, so is all
         desk: Any = ray.remote(num_cpus=0, label_selector=here)(Desk)
         self._desk = desk.remote(size, IDLE_SHARED_S if self._shared else IDLE_S)
@@ -178,13 +178,14 @@ class Crew:
         import ray
         from ray import cloudpickle
 
+        wishes = _Wishes(self, task.step.scale)
         try:
             # Pickled, so that the desk need not import torch.
             number = ray.get(self._desk.give.remote(cloudpickle.dumps(task)))  # type: ignore[no-untyped-call]
             if number is None:
                 return False
             finished = self._desk.finished.remote(number)
-            wishes, asked_at = _Wishes(self, task.step.scale), 0.0
+            asked_at = 0.0
             while not ray.wait([finished], timeout=POLL_S)[0]:
                 if not asked_at and (stopping() or (self._shared and wishes.to_end())):
                     asked_at = time.monotonic()
@@ -198,6 +199,8 @@ class Crew:
         except BaseException:
             self.free()
             raise
+        finally:
+            wishes.give_up()
         return True
 
     def free(self) -> None:
@@ -207,8 +210,8 @@ class Crew:
         import ray.util
 
         with contextlib.suppress(ray.exceptions.RayError):
-            self._desk.close.remote()
             ray.util.remove_placement_group(self._group)
+            ray.kill(self._desk)
 
 
 class _Wishes:
@@ -216,23 +219,22 @@ class _Wishes:
 
     def __init__(self, crew: Crew, scale: Scale) -> None:
         self._crew, self._most = crew, scale.workers
-        self._looked_at = self._full_at = time.monotonic()
+        self._looked_at = time.monotonic()
+        self._more = room.Wish(crew.bundle)
 
     def to_end(self) -> bool:
         """Whether to end the task early, for a reason that ``crew.ends`` then says."""
-        now = time.monotonic()
-        if now - self._looked_at < WATCH_S:
+        if time.monotonic() - self._looked_at < WATCH_S:
             return False
-        self._looked_at, crew = now, self._crew
+        self._looked_at, crew = time.monotonic(), self._crew
         if crew.nodes & room.leaving():
             crew.ends = "a node is about to be taken away"
-        elif crew.size < self._most:
-            more = room.slots(crew._bundle)
-            if not more:
-                self._full_at = now
-            elif now - self._full_at > GROW_AFTER_S and not room.others_wait():
-                crew.ends = f"there is room for {min(self._most, crew.size + more)} workers"
+        elif crew.size < self._most and self._more.fulfilled_s() > GROW_AFTER_S:
+            crew.ends = f"there is room for {min(self._most, crew.size + 1 + room.slots(crew.bundle))} workers"
         return crew.ends is not None
+
+    def give_up(self) -> None:
+        self._more.give_up()
 
 
 class Crews:
@@ -264,7 +266,8 @@ class Crews:
         self.make_room(most * scale.cpus_per_worker, most if gpus else 0)
 
         def say(missing: int) -> None:
-            self._cluster.say(f"{name}: waits for {missing} more worker{'s' * (missing > 1)}' room on the cluster")
+            whose = "worker's" if missing == 1 else "workers'"
+            self._cluster.say(f"{name}: waits for {missing} more {whose} room on the cluster")
 
         found = room.reserve(bundle, least, most, say, stopping)
         return Crew(self._cluster, scale, bundle, *found) if found else None
@@ -284,7 +287,7 @@ class Crews:
         import ray.exceptions
 
         with contextlib.suppress(ray.exceptions.RayError, ConnectionError):  # the cluster is lost, or was left
-            while not room.others_wait():
+            while not room.waiting():
                 time.sleep(WATCH_S)
                 if crew not in self._idle or not crew.alive:
                     return

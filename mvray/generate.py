@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mvray import errors
+from mvray import errors, room
 from mvray.data import node_cache, sampler
 from mvray.data.columns import Joined, joined
 from mvray.data.dataset import dataset, loader, readable
@@ -310,6 +310,9 @@ def _made(work: Work, missing: list[int], cluster: Cluster) -> Iterator[tuple[in
     import ray.data
 
     scale, gpus = work.step.scale, cluster.gpus()
+    each = {"CPU": scale.cpus_per_worker, "GPU": scale.gpus_per_actor if gpus else 0.0}
+    if not cluster.is_local and not room.slots(each):  # Ray Data waits without a word
+        cluster.say(f"{work.step.name}: waits for 1 more worker's room on the cluster")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     actors = max(1, min(len(missing), scale.workers))

@@ -66,11 +66,46 @@ def slots(bundle: Bundle, away_from: Collection[str] = ()) -> int:
     )
 
 
-def others_wait() -> bool:
-    """Whether anybody's placement group waits for room on this cluster."""
+def waiting() -> set[str]:
+    """Ids of all placement groups, anybody's, that wait for room on this cluster."""
     import ray.util
 
-    return any(group["state"] == "PENDING" for group in ray.util.placement_group_table().values())
+    groups: Mapping[str, Mapping[str, Any]] = ray.util.placement_group_table()
+    return {number for number, group in groups.items() if group["state"] == "PENDING"}
+
+
+class Wish:
+    """The wish for room for one more ``bundle``: a placement group, so that Ray's autoscaler hears of it.
+
+    It stands back while anybody else waits: they would never get room for many at once.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle, self._group = dict(bundle), None
+        self._since = 0.0
+
+    def fulfilled_s(self) -> float:
+        """For how long there has been room; 0 where there is none."""
+        import ray.util
+
+        others = waiting() - ({self._group.id.hex()} if self._group else set())
+        if others:
+            self.give_up()
+        elif self._group is None:
+            self._group = ray.util.placement_group([self._bundle])
+        elif _is_ready(self._group):
+            self._since = self._since or time.monotonic()
+            return time.monotonic() - self._since
+        return 0.0
+
+    def give_up(self) -> None:
+        import ray.exceptions
+        import ray.util
+
+        if self._group is not None:
+            with contextlib.suppress(ray.exceptions.RayError):  # a cluster that is lost holds nothing
+                ray.util.remove_placement_group(self._group)
+        self._group, self._since = None, 0.0
 
 
 def reserve(

@@ -5,6 +5,9 @@ They stay in a module of their own because the processes of `two_ranks` (conftes
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,3 +302,48 @@ class OrderedMethod(Method):
 
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {"accuracy": float((columns["predicted"] == columns["label"]).mean())}
+
+
+@dataclass(frozen=True)
+class Logged(MethodConfig):
+    """Softmax regression that writes down, below ``folder``, which rows each rank trains on in which step.
+
+    A step takes ``pause_s`` longer while there is a file ``slow`` in ``folder``.
+    """
+
+    folder: str = ""
+    pause_s: float = 0.3
+
+    def build(self, facts: Facts) -> Method:
+        return LoggedMethod(self, facts)
+
+
+class LoggedMethod(LinearMethod):
+    def __init__(self, config: Logged, facts: Facts) -> None:
+        super().__init__(Linear(), facts)
+        self.logged = config
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        """Goes into checkpoints, so a step that is done again has its number again."""
+        self.file = Path(config.folder) / f"{time.time_ns()}-{os.getpid()}.log"
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        with self.file.open("a") as out:
+            crew = os.environ.get("MASTER_PORT", "")
+            out.write(json.dumps([int(self.step), crew, batch["index"].tolist()]) + "\n")
+        self.step += 1
+        if (Path(self.logged.folder) / "slow").exists():
+            time.sleep(self.logged.pause_s)
+        return super().forward(batch, phase)
+
+
+def rows_of_epochs(folder: Path, batches: int) -> dict[int, list[int]]:
+    """The rows that counted in each epoch: of a step that was done again, those of the last time."""
+    steps: dict[int, dict[str, list[int]]] = {}
+    for file in sorted(folder.glob("*.log")):  # in the order in which they began
+        for line in file.read_text().splitlines():
+            step, crew, rows = json.loads(line)
+            steps.setdefault(step, {}).setdefault(crew, []).extend(rows)
+    epochs: dict[int, list[int]] = {}
+    for step, found in steps.items():
+        epochs.setdefault(step // batches, []).extend(list(found.values())[-1])
+    return epochs

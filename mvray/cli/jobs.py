@@ -144,6 +144,9 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Exception:
+        cluster.end_if_lost()
+        raise
     finally:
         cluster.stop()
         if costs := [(f"{p.name} (seed {p.seed})", spent.total(p.folder)) for p in todo if p.finished]:

@@ -1,0 +1,118 @@
+"""A Ray cluster of real `ray start` processes on this machine, a loopback address each, for tests of its faults."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+RAY = Path(sys.executable).parent / "ray"
+PORTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent")
+START_S = 150
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, below those that the system hands out by itself."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("", port))
+            found.append(port)
+    return found
+
+
+@dataclass
+class Net:
+    """Node 1 is the head, without CPUs; every node has the number in its address, 127.0.0.N."""
+
+    folder: Path
+    environ: Mapping[str, str]
+    port: int
+    nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    again: dict[int, Callable[[], None]] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, number: int, wait: bool = True, prefix: tuple[str, ...] = (), **environ: str) -> None:
+        """Start node ``number``, behind the command ``prefix``. One by one: two would give their sockets one name."""
+        self.again[number] = lambda: self.start(number, False, prefix, **environ)
+        own: dict[str, object] = {
+            f"--{name}-port": port for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)
+        }
+        # Ports that are not given, Ray's processes tell one another by files, for which they wait 15 s and no longer.
+        own |= {"--node-ip-address": f"127.0.0.{number}", "--object-store-memory": 80_000_000}
+        if number == 1:
+            own |= {"--port": self.port, "--num-cpus": 0, "--include-dashboard": "false", "--temp-dir": self.folder}
+        else:
+            own |= {"--address": self.address, "--num-cpus": 1}
+        arguments = [str(part) for pair in own.items() for part in pair]
+        with (self.folder.parent / f"node-{number}.log").open("wb") as log:
+            self.nodes[number] = subprocess.Popen(
+                [*prefix, str(RAY), "start", "--block", *(["--head"] if number == 1 else []), *arguments],
+                env={**self.environ, **environ},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait(number)
+
+    def wait(self, *numbers: int) -> None:
+        """Until these nodes have joined."""
+        for number in numbers:
+            log, until = self.folder.parent / f"node-{number}.log", time.monotonic() + START_S
+            while b"This command will now block" not in log.read_bytes():
+                assert time.monotonic() < until, log.read_text()
+                if self.nodes[number].poll() is not None:  # Ray gives its processes 30 s, few on a busy machine
+                    self.again[number]()
+                time.sleep(0.1)
+
+    def kill(self, number: int) -> None:
+        """As when a machine is switched off."""
+        process = self.nodes.pop(number)
+        everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in everything:
+            if one.is_running():
+                one.kill()
+        process.wait()
+
+    def stop(self) -> None:
+        for number in sorted(self.nodes, reverse=True):
+            if self.nodes[number].poll() is None:
+                self.kill(number)
+            else:
+                del self.nodes[number]
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Ray's processes of this cluster whose command line has ``name``."""
+        alive = [node for node in self.nodes.values() if node.poll() is None]
+        found = [child for node in alive for child in psutil.Process(node.pid).children(recursive=True)]
+        return [process for process in found if name in command_of(process)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; "" when it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def environ_of_nodes() -> dict[str, str]:
+    """With which nodes find mvray and the tests' toys, on one thread per worker."""
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here.parent), str(here)])
+    wanted = {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **wanted}

@@ -1,0 +1,325 @@
+"""What happens to runs on a cluster of many nodes when parts of it are lost, go, come back, or are wanted by others.
+
+One cluster of real `ray start` processes for the whole file, whose tests take nodes from it and give it new ones, so
+their order matters. Steps are tiny.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from nodes import Net, environ_of_nodes, free_ports
+from toys import Logged, rows_of_epochs, step_of
+
+from mvray import crew, train
+from mvray.checkpoint import Checkpoints, weights_from_bytes
+from mvray.cluster import Cluster
+from mvray.job import Job
+from mvray.plan import make
+from mvray.run import _write_inputs
+from mvray.storage import Storage
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
+
+MVRAY = Path(sys.executable).parent / "mvray"
+EPOCHS, BATCHES, BATCH = 8, 5, 8
+ROWS = EPOCHS * BATCHES
+"""Of `drawings` 42 train, so two are left out of each epoch."""
+
+
+@pytest.fixture(scope="module")
+def net():
+    """The head and nodes 2 and 3, with a CPU each; this process's environment leads to it."""
+    from ray._private.authentication import authentication_token_setup as tokens
+
+    before = dict(os.environ)
+    tokens.enable_token_auth_by_default()
+    tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
+    short = Path(tempfile.mkdtemp(prefix="mv"))  # Ray's sockets have paths of 107 letters at most
+    net = Net(short / "r", environ_of_nodes(), free_ports(1)[0])
+    try:
+        net.start(1)
+        net.start(2)
+        net.start(3)
+        os.environ["RAY_ADDRESS"] = net.address
+        yield net
+    finally:
+        net.stop()
+        shutil.rmtree(short, ignore_errors=True)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+SAID = []
+
+
+@pytest.fixture(scope="module")
+def said():
+    return SAID
+
+
+@pytest.fixture(scope="module")
+def cluster(net, said, tmp_path_factory):
+    cluster = Cluster(Storage(str(tmp_path_factory.mktemp("scratch"))), say=said.append)
+    assert not cluster.is_local
+    cluster.start(Job("faults", (step_of(Path("/nowhere"), Logged()),)))
+    cluster.ready()
+    yield cluster
+    cluster.stop()
+
+
+def _planned(drawings, place, name="toy", workers=2, **scale):
+    (place / "logs").mkdir(parents=True, exist_ok=True)
+    (place / "logs/slow").touch()
+    method = Logged(folder=str(place / "logs"))
+    step = step_of(drawings, method, name, epochs=EPOCHS, workers=workers, checkpoint_steps=2, **scale)
+    (planned,) = make(Job("faults", (step,)), Storage(str(place / "runs"))).steps
+    _write_inputs(planned)
+    return planned
+
+
+class Running:
+    """A step that trains in a thread."""
+
+    def __init__(self, planned, cluster):
+        self.planned, self.logs = planned, Path(planned.step.method.folder)
+        self._error = None
+        self._thread = threading.Thread(target=self._run, args=(cluster,))
+        self._thread.start()
+
+    def _run(self, cluster):
+        try:
+            train.run(self.planned, cluster)
+        except BaseException as error:
+            self._error = error
+
+    def checkpoint(self, after=0):
+        """Wait for a checkpoint of a later step than ``after``; the number of its step."""
+        return _wait(lambda: next((int(n) for n in Checkpoints(self.planned.folder).names()[-1:] if int(n) > after), 0))
+
+    def finish(self):
+        """Without further pauses; the weights."""
+        (self.logs / "slow").unlink(missing_ok=True)
+        self._thread.join(240)
+        assert not self._thread.is_alive(), "the step goes on and on"
+        if self._error:
+            raise self._error
+        return self.planned.folder.read("weights.safetensors")
+
+    def check_rows(self):
+        """Every row of an epoch once, but the last two, whatever was done again."""
+        epochs = rows_of_epochs(self.logs, BATCHES)
+        assert sorted(epochs) == list(range(EPOCHS))
+        for rows in epochs.values():
+            assert len(rows) == len(set(rows)) == BATCHES * BATCH
+
+
+def _wait(what, timeout_s=180):
+    until = time.monotonic() + timeout_s
+    while not (found := what()):
+        assert time.monotonic() < until, f"waited in vain; {SAID}"
+        time.sleep(0.05)
+    return found
+
+
+def _said(said, text):
+    return [line for line in said if text in line]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, drawings, tmp_path_factory):
+    running = Running(_planned(drawings, tmp_path_factory.mktemp("undisturbed")), cluster)
+    weights = running.finish()
+    running.check_rows()
+    return weights
+
+
+@pytest.mark.parametrize("who", ["RayTrainWorker", "Controller", "Desk", "RayTrainWorker, asked to end"])
+def test_a_killed_process_changes_nothing(net, cluster, said, undisturbed, drawings, tmp_path, who):
+    said.clear()
+    running = Running(_planned(drawings, tmp_path), cluster)
+    done = running.checkpoint()
+    gently = who.endswith("end")
+    found = net.processes(f"ray::{who.partition(',')[0]}")
+    for process in found[:1] if who.startswith("RayTrain") else found:
+        process.send_signal(signal.SIGTERM if gently else signal.SIGKILL)
+    if gently:
+        _wait(lambda: len(list(running.logs.glob("*.log"))) > 2)  # the next two workers
+        assert Checkpoints(running.planned.folder).names()[-1] > f"{done:09d}"
+    assert running.finish() == undisturbed
+    assert bool(_said(said, "workers were lost")) != gently
+    running.check_rows()
+
+
+def test_training_leaves_a_node_that_is_given_notice(net, cluster, said, undisturbed, drawings, tmp_path):
+    from ray.core.generated import autoscaler_pb2
+
+    said.clear()
+    net.start(4)
+    running = Running(_planned(drawings, tmp_path), cluster)
+    before = running.checkpoint()
+    drained, told_at = next(node for node in _nodes() if node["NodeManagerAddress"] == "127.0.0.3"), time.monotonic()
+    reason, deadline_ms = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, int((time.time() + 60) * 1000)
+    _gcs(net).drain_node(drained["NodeID"], reason, "spot", deadline_ms)
+    _wait(lambda: _said(said, "a node is about to be taken away"))
+    written_s = time.monotonic() - told_at
+    assert Checkpoints(running.planned.folder).names()[-1] > f"{before:09d}"
+    assert written_s < 20
+    print(f"checkpoint {written_s:.1f} s after the notice")
+    assert running.finish() == undisturbed
+    assert not _said(said, "lost")
+    running.check_rows()
+
+
+def test_training_leaves_a_node_that_is_shut_down_and_waits_for_another(
+    net, cluster, said, undisturbed, drawings, tmp_path
+):
+    said.clear()
+    running = Running(_planned(drawings, tmp_path), cluster)
+    running.checkpoint()
+    net.nodes[4].send_signal(signal.SIGTERM)
+    _wait(lambda: _said(said, "a node is about to be taken away"))
+    _wait(lambda: _said(said, "toy: waits for 1 more worker's room on the cluster"))
+    net.start(5)
+    assert running.finish() == undisturbed
+    assert not _said(said, "lost")
+    running.check_rows()
+
+
+def test_fewer_workers_go_on_when_a_node_is_lost_and_more_when_one_comes(
+    net, cluster, said, undisturbed, drawings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(crew, "GROW_AFTER_S", 2.0)
+    said.clear()
+    running = Running(_planned(drawings, tmp_path, min_workers=1), cluster)
+    done = running.checkpoint()
+    net.kill(5)
+    _wait(lambda: _said(said, "toy: 1 of 2 workers"))
+    done = running.checkpoint(after=done)
+    net.start(6)
+    _wait(lambda: _said(said, "toy: there is room for 2 workers"))
+    found = weights_from_bytes(running.finish())
+    running.check_rows()
+    expected = weights_from_bytes(undisturbed)
+    # Sums over one rank and over two differ in the last bits.
+    assert all(np.allclose(found[name], expected[name], rtol=1e-4, atol=1e-6) for name in expected)
+
+
+def test_a_crew_without_work_yields_to_others_and_a_step_waits_for_them(
+    net, cluster, said, undisturbed, drawings, tmp_path
+):
+    import ray.util
+
+    said.clear()
+    assert cluster.crews._idle
+    others = ray.util.placement_group([{"CPU": 1}])
+    assert others.wait(20)
+    running = Running(_planned(drawings, tmp_path), cluster)
+    _wait(lambda: _said(said, "toy: waits for 1 more worker's room on the cluster"))
+    ray.util.remove_placement_group(others)
+    assert running.finish() == undisturbed
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="needs Debian's faketime")
+def test_clocks_that_differ_by_an_hour_change_nothing(net, cluster, said, undisturbed, drawings, tmp_path):
+    said.clear()
+    net.kill(6)
+    net.start(7, prefix=("faketime", "-f", "+1h"), DONT_FAKE_MONOTONIC="1")
+    running = Running(_planned(drawings, tmp_path), cluster)
+    running.checkpoint()
+    assert any("faketime" in process.environ().get("LD_PRELOAD", "") for process in net.processes("RayTrainWorker"))
+    net.processes("ray::RayTrainWorker")[0].kill()
+    assert running.finish() == undisturbed
+    running.check_rows()
+
+
+def test_a_command_survives_interruption_killing_and_a_new_head(net, cluster, undisturbed, drawings, tmp_path):
+    cluster.stop()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/slow").touch()
+    job = tmp_path / "job.py"
+    job.write_text(
+        "from pathlib import Path\n"
+        "from toys import Logged, step_of\n"
+        "from mvray.job import Job\n"
+        "def job(tiny=False):\n"
+        f"    method = Logged(folder={str(tmp_path / 'logs')!r})\n"
+        f"    step = step_of(Path({str(drawings)!r}), method, epochs={EPOCHS}, workers=2, checkpoint_steps=2)\n"
+        "    return Job('faults', (step,))\n"
+    )
+    storage = Storage(str(tmp_path / "runs"))
+
+    def start():
+        command = [MVRAY, "run", job, "--storage", storage.uri]
+        environ = {**environ_of_nodes(), "RAY_ADDRESS": net.address}
+        with (tmp_path / "log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
+
+    def newest():
+        folders = [entry.path for entry in storage.list() if entry.path.startswith("toy-")]
+        names = Checkpoints(storage.child(folders[0])).names() if folders else []
+        return int(names[-1]) if names else 0
+
+    def checkpoint(process, after):
+        def found():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            return newest() > after
+
+        _wait(found)
+        return newest()
+
+    process, done = start(), 0
+    done = checkpoint(process, done)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    _wait(lambda: not net.processes("ray::RayTrainWorker"), 30)
+    process = start()
+    done = checkpoint(process, newest())
+    children = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert gone
+    assert not alive
+    _wait(lambda: not net.processes("ray::RayTrainWorker"), 30)
+    process = start()
+    done = checkpoint(process, newest())
+    for number in list(net.nodes):
+        net.kill(number)
+    net.start(1)
+    for number in (8, 9):
+        net.start(number)
+    (tmp_path / "logs/slow").unlink()
+    assert process.wait(300) == 0, (tmp_path / "log").read_text()
+    text = (tmp_path / "log").read_text()
+    assert "the cluster was lost" in text
+    assert "Traceback" not in text
+    (folder,) = [entry.path for entry in storage.list() if entry.path.startswith("toy-")]
+    assert storage.read(f"{folder}/weights.safetensors") == undisturbed
+
+
+def _nodes():
+    import ray
+
+    return ray.nodes()
+
+
+def _gcs(net):
+    from ray._raylet import GcsClient
+
+    return GcsClient(address=net.address)
