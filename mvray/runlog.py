@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from mvray.job import Measure, Train
+from mvray.mlflow_store import REUSED, STEP_ID
 from mvray.plan import Plan, Planned
 from mvray.settings import flat
 from mvray.source import UNSEEN
 from mvray.storage import Storage
-from mvray.tracking import REUSED, STEP_ID, Tracker
+from mvray.tracking import Tracker
 
 
 def tracking_uri(storage: Storage) -> str:
@@ -28,6 +29,11 @@ def tracking_uri(storage: Storage) -> str:
 def spool_folder(storage: Storage) -> Path:
     """Where events wait on this machine until MLflow has them."""
     return (storage.local() or Path("runs").absolute()) / ".spool"
+
+
+def refuge(storage: Storage) -> Storage | None:
+    """Where events wait that this machine might take along when it vanishes: the storage, if that is elsewhere."""
+    return None if storage.is_local else storage
 
 
 class RunLog:

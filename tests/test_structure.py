@@ -29,9 +29,22 @@ LAYERS = (
         "progress",
         "nn",
         "settings",
+        "redact",
     ),
     ("methods", "segmenters", "generators"),
-    ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui", "server"),
+    (
+        "storage",
+        "data",
+        "samples",
+        "checkpoint",
+        "spool",
+        "machine",
+        "tracking",
+        "ui",
+        "server",
+        "mlflow_store",
+        "spool_copy",
+    ),
     ("agreement", "environment", "task", "optim", "state", "loop"),
     ("plan", "manifest", "report", "doctor"),
     ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
@@ -53,7 +66,7 @@ LAYERS = (
     ("cli",),
 )
 ONLY = {
-    "mlflow": {"tracking", "spool", "ui", "doctor", "courier"},
+    "mlflow": {"mlflow_store", "ui", "doctor"},
     "ray": {"cluster", "crew", "one_machine", "forked", "train", "generate", "tune", "doctor"},
 }
 

@@ -15,7 +15,7 @@ import pytest
 
 from mvray.errors import ClusterError, DataError
 from mvray.tracking import Tracker
-from mvray.ui import free_port, check, served, ui
+from mvray.ui import check, free_port, served, ui
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 

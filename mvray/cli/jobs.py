@@ -102,7 +102,7 @@ def _run(given: argparse.Namespace) -> int:
     from mvray.progress import Progress
     from mvray.results import collect, comparison, means, pictures
     from mvray.run import chosen, execute
-    from mvray.runlog import RunLog, spool_folder, tracking_uri
+    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri
     from mvray.tracking import Tracker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the steps that run write a checkpoint
@@ -113,7 +113,8 @@ def _run(given: argparse.Namespace) -> int:
     missing = sum(not planned.finished for planned in steps)
     progress.say(f"{plan.job.name}: {len(steps)} steps, {len(steps) - missing} finished before, {missing} to do.")
     _say_bad(plan, progress)
-    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0 if missing else 0.0)
+    delay_s = 20.0 if missing else 0.0
+    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s, refuge(storage))
     log = RunLog(tracker, plan, {**versions(), "git_commit": git_commit() or ""}, given.job)
     cluster = Cluster(storage, given.workers, progress.say)
     status = "FAILED"
@@ -131,7 +132,9 @@ def _run(given: argparse.Namespace) -> int:
         cluster.stop()
         undelivered = log.close(status)
         if undelivered:
-            progress.say(undelivered)
+            progress.say(
+                f"{undelivered} Send them with: mvray deliver --storage {given.storage} (so does the next run)."
+            )
     print(report.as_text(collect(plan), plan.job.table))
     again = "".join(f" {part}" for part in same_options(given))
     print(f"\nResults:  {storage.uri}")
