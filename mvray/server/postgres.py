@@ -148,8 +148,8 @@ class Postgres:
         try:
             self._connect().close()
         except psycopg2.OperationalError as error:
-            if "starting up" in str(error):
-                return False
+            if "password authentication failed" not in str(error):
+                return False  # it starts, or mends what a kill left
             raise ClusterError(f"PostgreSQL does not take its own password: {str(error).strip()}") from error
         return True
 
