@@ -97,8 +97,8 @@ class Browser:
         read, self._write = os.pipe()
         self._read, write = os.pipe()
         self._process = subprocess.Popen(
-            # Its pipes are file descriptors 3 and 4.
-            ["sh", "-c", f'exec "$0" "$@" 3<&{read} 4>&{write}', "chromium", *options.split(), "about:blank"],
+            # Its pipes are file descriptors 3 and 4; not sh, which knows those below 10 alone.
+            ["bash", "-c", f'exec "$0" "$@" 3<&{read} 4>&{write}', "chromium", *options.split(), "about:blank"],
             pass_fds=(read, write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
