@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from mvray.job import Measure, Train
 from mvray.manifest import shipped
+from mvray.mlflow_store import REUSED, STEP_ID
 from mvray.plan import Plan, Planned
 from mvray.settings import flat
 from mvray.source import UNSEEN
 from mvray.storage import Storage
-from mvray.tracking import REUSED, STEP_ID, Tracker
+from mvray.tracking import Tracker
 
 
 def tracking_uri(storage: Storage) -> str:
@@ -34,6 +35,11 @@ def _own_place() -> Path:
     """Where this machine keeps what cannot lie on S3: ./runs, or for code that was sent here, whose folder goes again,
     ~/.mvray/runs."""
     return Path.home() / ".mvray" / "runs" if shipped() else Path("runs").absolute()
+
+
+def refuge(storage: Storage) -> Storage | None:
+    """Where events wait that this machine might take along when it vanishes: the storage, if that is elsewhere."""
+    return None if storage.is_local else storage
 
 
 class RunLog:

@@ -17,10 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mvray.redact import redacted
+
 Event = dict[str, Any]
 """JSON with at least ``kind`` and ``run``. Of kind "file", ``content`` names a file that `Spool.keep` keeps."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+AWAY_S = 15.0
+"""How long the end of an execution waits for a receiver that does not answer; there is a later delivery."""
 EVENTS_PER_READ = 1000
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,10 @@ log = logging.getLogger(__name__)
 
 class Refused(Exception):
     """The receiver will never take this event; it is kept in the spool's refused.jsonl."""
+
+
+class Away(Exception):
+    """The receiver does not take events now, for the reason that the message gives in words; they wait."""
 
 
 Receiver = Callable[[list[Event], Path], None]
@@ -76,6 +84,11 @@ class Spool:
                 yield spool
             spool.close()
 
+    @staticmethod
+    def addresses(parent: Path) -> list[str]:
+        """For whom the spools in ``parent`` are."""
+        return sorted({file.read_text() for file in parent.glob("*/address")})
+
     def append(self, event: Event) -> None:
         line = json.dumps(event).encode() + b"\n"
         with self._mutex:
@@ -90,8 +103,7 @@ class Spool:
 
     def waiting(self, limit: int = EVENTS_PER_READ) -> list[tuple[int, Event]]:
         """The next events that have not been taken, each with the offset behind it."""
-        delivered = self.folder / "delivered"
-        offset = int(delivered.read_text()) if delivered.exists() else 0
+        offset = self.delivered()
         found: list[tuple[int, Event]] = []
         with (self.folder / "events.jsonl").open("rb") as lines:
             lines.seek(offset)
@@ -102,6 +114,17 @@ class Spool:
                 offset += len(line)
                 found.append((offset, json.loads(line)))
         return found
+
+    def delivered(self) -> int:
+        """How many bytes of the events need no delivery any more."""
+        file = self.folder / "delivered"
+        return int(file.read_text()) if file.exists() else 0
+
+    def read(self, start: int, end: int) -> bytes:
+        """The lines of the events from byte ``start`` to ``end``."""
+        with (self.folder / "events.jsonl").open("rb") as lines:
+            lines.seek(start)
+            return lines.read(end - start)
 
     def mark(self, offset: int, events: list[Event]) -> None:
         """Everything before ``offset``, of which ``events`` are the last, needs no delivery any more."""
@@ -126,7 +149,7 @@ class Spool:
         said = []
         if kinds:
             counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-            said.append(f"Not delivered yet: {counted}. They wait in {self.folder} and go with the next run.")
+            said.append(f"Not delivered yet: {counted}. They wait in {self.folder}.")
         if refused.exists():
             said.append(
                 f"Refused: {len(refused.read_text().splitlines())} events, listed with the reason in {refused}."
@@ -144,22 +167,23 @@ class Spool:
 class Courier:
     """Hands spools to a receiver, with pauses that grow while it is away. Runs in a thread of the caller's.
 
-    ``error`` is what the receiver said when it was asked last, "" if it took what it was given.
+    ``error`` is what the receiver said when it was asked last, "" if it took what it was given; ``sent``
+    is how many events it took.
     """
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self.error = ""
+        self.error, self.sent = "", 0
         self._news = threading.Event()
         self._closing = threading.Event()
-        self._deadline_s = float("inf")
+        self._deadline_s = self._away_until_s = float("inf")
 
     def wake(self) -> None:
         """There is a new event."""
         self._news.set()
 
     def hurry(self, timeout_s: float) -> None:
-        """No event will follow; give up after ``timeout_s``."""
+        """No event will follow; give up after ``timeout_s``, and after 15 s without an answer."""
         self._deadline_s = time.monotonic() + timeout_s
         self._closing.set()
         self._news.set()
@@ -181,21 +205,22 @@ class Courier:
         Without ``patient``, the first error ends it; what is left stays in the spool.
         """
         pause_s = FIRST_PAUSE_S
-        while time.monotonic() < self._deadline_s:
+        while time.monotonic() < min(self._deadline_s, self._away_until_s):
             self._news.clear()
             last = self._closing.is_set() or not wait_for_more
             try:
                 waiting = spool.waiting()
                 for group in _together(waiting):
                     self._hand_over(spool, group)
-                    pause_s, self.error = FIRST_PAUSE_S, ""
+                    pause_s, self.error, self._away_until_s = FIRST_PAUSE_S, "", float("inf")
             except Exception as error:  # whatever it is, the events are safe and are delivered later
+                said = str(error) if isinstance(error, Away) else f"{type(error).__name__}: {error}"
                 if not self.error:
                     log.disabled = False  # MLflow's database migrations switch off every logger there is
-                    log.warning(
-                        "Tracking is away; events wait in %s. %s: %s", spool.folder, type(error).__name__, error
-                    )
-                self.error = f"{type(error).__name__}: {error}"
+                    log.warning("Tracking is away; events wait in %s. %s", spool.folder, redacted(said))
+                self.error = redacted(said)
+                if self._closing.is_set():
+                    self._away_until_s = min(self._away_until_s, time.monotonic() + AWAY_S)
                 if not patient:
                     return
                 self._pause(pause_s)
@@ -208,7 +233,8 @@ class Courier:
 
     def _pause(self, pause_s: float) -> None:
         if self._closing.is_set():
-            time.sleep(max(0.0, min(FIRST_PAUSE_S, self._deadline_s - time.monotonic())))
+            until_s = min(self._deadline_s, self._away_until_s)
+            time.sleep(max(0.0, min(FIRST_PAUSE_S, until_s - time.monotonic())))
         else:
             self._closing.wait(pause_s)
 
@@ -216,10 +242,12 @@ class Courier:
         events = [event for _, event in group]
         try:
             self._receiver(events, spool.folder / "files")
+            self.sent += len(events)
         except Refused as refusal:
             log.disabled = False
-            log.warning("Tracking refused %s of %s: %s", events[0]["kind"], events[0]["run"], refusal)
-            spool.refuse(events, str(refusal))
+            said = redacted(str(refusal))
+            log.warning("Tracking refused %s of %s: %s", events[0]["kind"], events[0]["run"], said)
+            spool.refuse(events, said)
         spool.mark(group[-1][0], events)
 
 

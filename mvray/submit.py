@@ -23,8 +23,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mvray.errors import ClusterError, SettingError
+from mvray.mlflow_store import without_password
 from mvray.shipment import LOCK, Shipment
-from mvray.tracking import without_password
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 CONNECT_S = 5.0

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
 from mvray.errors import ClusterError, DataError
-from mvray.tracking import SQLITE, TRAINING_PAGES, folder_of, without_password
+from mvray.mlflow_store import SQLITE, TRAINING_PAGES, folder_of, not_let_in, without_password
 
 PORTS_TRIED = 50
 
@@ -111,7 +113,7 @@ def free_port(host: str, wanted: int) -> int:
 def check(uri: str) -> str:
     """Say which MLflow store is at ``uri``. Raises ClusterError where none answers, or one that cannot be written."""
     if uri.startswith("http"):
-        return _check_server(without_password(uri).rstrip("/"))
+        return _check_server(uri)
     if not uri.startswith(SQLITE):
         return f"{without_password(uri)} (a database; not tried)"
     folder = next(path for path in (folder_of(uri), *folder_of(uri).parents) if path.exists())
@@ -128,12 +130,34 @@ def check(uri: str) -> str:
     return f"SQLite in {folder_of(uri)}"
 
 
-def _check_server(address: str) -> str:
+def _check_server(uri: str) -> str:
+    address = without_password(uri).rstrip("/")
     try:
         with urlopen(f"{address}/version", timeout=5) as answer:  # noqa: S310  check() saw that it is http
             said = answer.read(100).decode(errors="replace").strip()
+    except HTTPError as error:
+        if error.code != 401:
+            raise ClusterError(f"No MLflow server answers at {address}: {error}.") from error
+        said = _version_for_us(uri)
     except (OSError, HTTPException) as error:
         raise ClusterError(f"No MLflow server answers at {address}: {error}.") from error
     if not re.match(r"\d+\.\d+", said):
         raise ClusterError(f"What answers at {address} is not MLflow; it says {said!r}.")
     return f"MLflow {said} at {address}"
+
+
+def _version_for_us(uri: str) -> str:
+    """What a server that wants a password says to ours, found where MLflow looks for it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        ours: Any = get_default_host_creds  # MLflow's own has no types
+        ask: Any = http_request
+        answer = ask(ours(uri.rstrip("/")), "/version", "GET", timeout=10, max_retries=0, raise_on_status=False)
+    except MlflowException as error:
+        raise ClusterError(f"No MLflow server answers at {without_password(uri)}: {error}.") from error
+    if answer.status_code in (401, 403):
+        raise ClusterError(not_let_in(uri, answer.status_code == 403))
+    return str(answer.text[:100]).strip()

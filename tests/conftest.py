@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from servers import MlflowServer
 
 from mvray.settings import encoded
 
@@ -130,6 +131,25 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
         except OSError as error:
             last = error
     raise RuntimeError(f"SeaweedFS did not start ({last}): {log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def mlflow_server() -> Iterator[MlflowServer]:
+    """MLflow with users over PostgreSQL and S3, started as users do; tests that kill it start it again."""
+    server = MlflowServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.end()
+
+
+@pytest.fixture
+def mlflow_user(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
+    """The same, with this process's environment leading there as admin."""
+    for name, value in mlflow_server.environ.items():
+        monkeypatch.setenv(name, value)
+    return mlflow_server
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,21 @@ LAYERS = (
         "progress",
         "nn",
         "settings",
+        "redact",
     ),
     ("methods", "segmenters", "generators"),
-    ("data", "samples", "checkpoint", "spool", "machine", "tracking", "ui", "server"),
+    (
+        "data",
+        "samples",
+        "checkpoint",
+        "spool",
+        "machine",
+        "tracking",
+        "ui",
+        "server",
+        "mlflow_store",
+        "spool_copy",
+    ),
     ("agreement", "board", "environment", "task", "optim", "state", "loop"),
     ("plan", "spent", "manifest", "report", "doctor", "shipment"),
     ("alike", "cluster", "crew", "forked", "generate", "measure", "one_machine", "room", "submit", "train", "tune"),
@@ -55,7 +67,6 @@ LAYERS = (
     ("cli",),
 )
 ONLY = {
-    "mlflow": {"tracking", "spool", "ui", "doctor", "courier"},
     "ray": {
         "alike",
         "cluster",
@@ -69,6 +80,7 @@ ONLY = {
         "tune",
         "doctor",
     },
+    "mlflow": {"mlflow_store", "ui", "doctor"},
 }
 
 

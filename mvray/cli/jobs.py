@@ -117,7 +117,7 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray.progress import Progress
     from mvray.results import collect, comparison, means, pictures
     from mvray.run import chosen, execute
-    from mvray.runlog import RunLog, spool_folder, tracking_uri
+    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri
     from mvray.tracking import Tracker
 
     _heed_signals()
@@ -130,7 +130,8 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     missing = len(todo)
     progress.say(f"{plan.job.name}: {len(steps)} steps, {len(steps) - missing} finished before, {missing} to do.")
     _say_bad(plan, progress)
-    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0 if missing else 0.0)
+    delay_s = 20.0 if missing else 0.0
+    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s, refuge(storage))
     log = RunLog(tracker, plan, {**versions(), "git_commit": git_commit() or ""}, given.job)
     cluster = Cluster(storage, workers[1] if workers else None, progress.say, patience_s)
     status = "FAILED"
@@ -154,7 +155,9 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
             log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
         undelivered = log.close(status)
         if undelivered:
-            progress.say(undelivered)
+            progress.say(
+                f"{undelivered} Send them with: mvray deliver --storage {given.storage} (so does the next run)."
+            )
     print(report.as_text(collect(plan), plan.job.table))
     again = "".join(f" {part}" for part in same_options(given))
     print(f"\nResults:  {storage.uri}")

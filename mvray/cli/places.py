@@ -1,9 +1,10 @@
-"""mvray ui | doctor: where runs are kept, and what this machine or cluster has."""
+"""mvray ui | deliver | doctor: where runs are kept, and what this machine or cluster has."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ def add(commands: Any) -> None:
     server.add_argument("--server", action="store_true", help="run MLflow over PostgreSQL and S3, with passwords")
     server.add_argument("--folder", type=Path, default=Path("mlflow-server"), metavar="DIR", help="its data")
     server.add_argument("--host", default="127.0.0.1", help="where it listens (default: this machine alone)")
-    server.add_argument(
-        "--artifacts", metavar="URI", help="files go to this s3://... (default: an S3 server of its own)"
-    )
+    server.add_argument("--artifacts", metavar="URI", help="s3://... for files (default: an S3 server of its own)")
     server.add_argument("--add-user", metavar="NAME", help="make a user of the server that runs over DIR")
     ui.set_defaults(command=_ui)
+
+    deliver = commands.add_parser("deliver", help="send MLflow what waited while it was away")
+    deliver.add_argument("--storage", default=STORAGE, metavar="URI")
+    deliver.add_argument("--was", default="", metavar="URL", help="send too what was for this address of the server")
+    deliver.set_defaults(command=_deliver)
 
     doctor = commands.add_parser("doctor", help="what this machine or cluster has, and what is wrong with it")
     doctor.add_argument("--storage", default=STORAGE, metavar="URI")
@@ -55,6 +59,32 @@ def _server(given: argparse.Namespace) -> int:
         storage.check()
         artifacts = storage.uri
     return serve(given.folder, given.host, given.port, artifacts)
+
+
+def _deliver(given: argparse.Namespace) -> int:
+    from mvray.mlflow_store import without_password
+    from mvray.runlog import refuge, spool_folder, tracking_uri
+    from mvray.spool import Spool
+    from mvray.spool_copy import waiting_for
+    from mvray.storage import Storage
+    from mvray.tracking import deliver
+
+    storage = Storage(given.storage)
+    uri, spool, away = tracking_uri(storage), spool_folder(storage), refuge(storage)
+    address = without_password(uri)
+    if away:
+        away.check()
+    sent, left = deliver(spool, uri, refuge=away, former=given.was)
+    print(f"{sent} events sent to {address}." if sent else f"Nothing was sent to {address}.")
+    if left:
+        print(left, file=sys.stderr)
+    for other in sorted({*Spool.addresses(spool), *(waiting_for(away) if away else [])}):
+        if other != address:
+            again = f"mvray deliver --storage {given.storage} --was {other}"
+            print(f"More waits for {other}: set MLFLOW_TRACKING_URI to that, or send it here: {again}", file=sys.stderr)
+        elif not left:
+            print("More waits of a run that goes on, or whose node vanished within 15 minutes.", file=sys.stderr)
+    return FAILED if left else 0
 
 
 def _doctor(given: argparse.Namespace) -> int:

@@ -155,8 +155,8 @@ def add_user(folder: Path, name: str) -> str:
 def _told(server: Server) -> list[str]:
     return [
         f"MLflow keeps runs at {page(server.address)} (Ctrl-C ends it)",
-        f"User {ADMIN}; its password is in {server.password_file}. "
-        "Others get their own: mvray ui --server --add-user NAME",
+        f"User {ADMIN}; its password is in {server.password_file}.",
+        "Others get their own user: mvray ui --server --add-user NAME",
         "Jobs log there after:",
         f"    export MLFLOW_TRACKING_URI={server.address}",
         f"    export MLFLOW_TRACKING_USERNAME={ADMIN}",

@@ -49,7 +49,7 @@ class Objects:
         # Who is on this machine still needs a key: its other ports take none of their own accord.
         kinds = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ")
         environ = {f"WEED_{kind}_KEY": self._keys["signing_key"] for kind in kinds}
-        command = [weed, "server", "-s3", *(f"{name}={value}" for name, value in settings.items())]
+        command: list[str | Path] = [weed, "server", "-s3", *(f"{name}={value}" for name, value in settings.items())]
         # Each write is in the kernel's hands when it is confirmed. Ending in order takes it half a minute.
         service = start("SeaweedFS", command, self._folder, {**os.environ, **environ}, patience_s=2.0)
         try:

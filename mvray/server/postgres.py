@@ -46,7 +46,7 @@ def account(folder: Path) -> str | None:
     for path in reversed(folder.parents):
         if not _may_pass(path, ids.pw_uid, ids.pw_gid):
             raise ClusterError(
-                f"PostgreSQL refuses to run as root, and the user {user}, as whom it runs instead, may not enter {path}. "
+                f"PostgreSQL refuses to run as root, and the user {user}, as whom it runs then, may not enter {path}. "
                 "Name a folder that it can reach with --folder, as /srv/mlflow-server."
             )
     return user
@@ -82,7 +82,7 @@ class Postgres:
         self._end_left()
         (self.port,) = free_ports(1)
         settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": ""}
-        command = [self._programs / "postgres", "-D", self._data]
+        command: list[str | Path] = [self._programs / "postgres", "-D", self._data]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         # SIGINT is PostgreSQL's fast shutdown: open connections are closed, data is written.
         service = start("PostgreSQL", command, self._folder, ending=signal.SIGINT, user=self._user)
@@ -95,7 +95,7 @@ class Postgres:
         return service
 
     def uri(self, database: str) -> str:
-        """As SQLAlchemy has it (its default driver is another one), without the password: that is in the file of `password_file`."""
+        """As SQLAlchemy has it, with the driver named; without the password, which `password_file` has."""
         return f"postgresql+psycopg2://{OWNER}@127.0.0.1:{self.port}/{database}"
 
     def password_file(self) -> str:
@@ -113,7 +113,16 @@ class Postgres:
             if self._user:
                 shutil.chown(fresh, self._user)
                 shutil.chown(password.name, self._user)
-            command = [self._programs / "initdb", "-D", fresh, "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8"]
+            command: list[str | Path] = [
+                self._programs / "initdb",
+                "-D",
+                fresh,
+                "-U",
+                "postgres",
+                "-E",
+                "UTF8",
+                "--locale=C.UTF-8",
+            ]
             command += ["--auth=scram-sha-256", f"--pwfile={password.name}"]
             service = start("initdb", command, self._folder, user=self._user)
             if service.process.wait(TIMEOUT_S) != 0:
@@ -132,20 +141,20 @@ class Postgres:
         file.unlink(missing_ok=True)  # its number may be another process's by now, for which PostgreSQL would not start
 
     def _ready(self) -> bool:
-        import psycopg2
+        import psycopg2  # type: ignore[import-untyped,unused-ignore]
 
         if not answers(self.port):
             return False
         try:
             self._connect().close()
         except psycopg2.OperationalError as error:
-            if "starting up" in str(error):
-                return False
+            if "password authentication failed" not in str(error):
+                return False  # it starts, or mends what a kill left
             raise ClusterError(f"PostgreSQL does not take its own password: {str(error).strip()}") from error
         return True
 
     def _connect(self) -> Any:
-        import psycopg2
+        import psycopg2  # type: ignore[import-untyped,unused-ignore]
 
         connection = psycopg2.connect(
             host="127.0.0.1", port=self.port, user="postgres", password=self._root_password, dbname="postgres"

@@ -1,0 +1,42 @@
+"""What others may not read is taken out of a text before it is logged, shown or kept."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+SECRET_NAMES = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE)
+LEAST_CHARACTERS = 8
+"""Shorter values of such variables are words ("true"), which would be found everywhere."""
+
+
+def redacted(text: str) -> str:
+    """``text`` without users and passwords in addresses, without their queries (signed URLs have keys there), and
+    with *** for what a secret variable of the environment says, as AWS_SECRET_ACCESS_KEY."""
+    text = re.sub(r"(?<=://)[^/\s]*@", "", text)
+    text = re.sub(r"(\w://[^\s?#'\"]*)\?[^\s#'\"]+", r"\1?...", text)
+    for secret in _secrets():
+        text = text.replace(secret, "***")
+    return text
+
+
+def redacted_all(content: Any) -> Any:
+    """JSON with every text in it redacted."""
+    if isinstance(content, str):
+        return redacted(content)
+    if isinstance(content, dict):
+        return {key: redacted_all(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [redacted_all(value) for value in content]
+    return content
+
+
+def _secrets() -> list[str]:
+    """Longest first: one may be a part of another."""
+    named = [
+        value
+        for name, value in os.environ.items()
+        if SECRET_NAMES.search(name) and not name.upper().endswith(("_FILE", "_PATH", "_URI"))
+    ]
+    return sorted({value for value in named if len(value) >= LEAST_CHARACTERS}, key=len, reverse=True)

@@ -1,0 +1,44 @@
+"""What may not be read by others is taken out of what is logged."""
+
+import json
+
+from mvray.redact import redacted
+from mvray.tracking import Tracker
+
+
+def test_addresses_lose_users_passwords_and_queries():
+    assert redacted("https://me:secret@git.lab/x.git failed") == "https://git.lab/x.git failed"
+    assert redacted("https://ghp_12345@git.lab/x.git") == "https://git.lab/x.git"
+    assert redacted("s3://b/k?X-Amz-Signature=abc&y=1, next") == "s3://b/k?... next"
+    assert redacted("http://a:5000/#/experiments/1 and me@lab.org") == "http://a:5000/#/experiments/1 and me@lab.org"
+    assert redacted("/data/what?/me@home") == "/data/what?/me@home"
+
+
+def test_values_of_secret_variables_are_hidden(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wJalrXUtnFEMI-and-more")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/identity")
+    said = "true: wJalrXUtnFEMI-and-more, wJalrXUtnFEMI, /var/run/identity"
+    assert redacted(said) == "true: ***, ***, /var/run/identity"
+
+
+def test_nothing_secret_is_spooled_for_mlflow(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_aVeryLongOne")
+    tracker = Tracker("http://me:mlflow-pass@127.0.0.1:1", "secrets", tmp_path, delay_s=60)
+    run = tracker.start_run(
+        "run",
+        tags={"mvray.path": "s3://key:hidden@bucket/runs"},
+        params={"source.root": "https://u:hidden@host/x?sig=hidden", "storage": "s3://b/p", "seeds": (0, 1)},
+    )
+    tracker.tags(run, {"mvray.error": "OSError: https://host/x?token=hidden said no to hf_aVeryLongOne"})
+    tracker.data(run, "d", "1", "https://u:hidden@host/x?sig=hidden", "training", {"root": "s3://k:hidden@b"})
+    left = tracker.close(timeout_s=0)
+    (folder,) = tmp_path.iterdir()
+    kept = "".join(file.read_text() for file in folder.rglob("*") if file.is_file())
+    for secret in ("hidden", "mlflow-pass", "hf_aVeryLongOne"):
+        assert secret not in kept
+        assert secret not in left
+    (start,) = [event for line in kept.splitlines() if '"start"' in line for event in [json.loads(line)]]
+    assert start["params"] == {"source.root": "https://host/x?...", "storage": "s3://b/p", "seeds": "(0, 1)"}
+    assert start["tags"]["mvray.path"] == "s3://bucket/runs"

@@ -1,0 +1,137 @@
+"""Copies of what waits, in a local folder and on S3 (slow), from where another machine delivers it."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from mvray import spool_copy
+from mvray.spool import Courier, Spool
+from mvray.spool_copy import SpoolCopy, fetch, forget, waiting_for
+from mvray.storage import Storage
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+def storage(request, tmp_path):
+    uri = str(tmp_path / "storage") if request.param == "local" else request.getfixturevalue("s3")
+    return Storage(uri)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(spool_copy, "CLAIM_S", 0.1)
+
+
+@pytest.fixture
+def spool(tmp_path):
+    spool = Spool.create(tmp_path / "node", "there")
+    yield spool
+    spool.close()
+
+
+def put(spool, *numbers):
+    for n in numbers:
+        spool.append({"kind": "metrics", "run": "a", "n": n})
+
+
+def deliver(storage, parent):
+    """What a courier on another machine brings."""
+    taken = []
+
+    def post(events, files):
+        for event in events:
+            taken.append(event["n"] if "n" in event else (files / event["content"]).read_bytes())
+
+    fetch(storage, parent, "there")
+    assert Courier(post).deliver_left(parent, "there") == ""
+    forget(storage, parent, "there")
+    return taken
+
+
+def vanish(spool):
+    """The node goes, and its disk."""
+    spool.close()
+    shutil.rmtree(spool.folder)
+
+
+def test_an_ended_execution_leaves_what_waits(storage, spool, tmp_path):
+    put(spool, 1, 2, 3)
+    Courier(lambda events, files: None).deliver(spool)
+    copy = SpoolCopy(spool, storage, interval_s=0.2)
+    time.sleep(0.5)
+    assert storage.list(".spool") == [], "everything is delivered"
+    put(spool, 4, 5)
+    spool.append({"kind": "file", "run": "a", "content": spool.keep(b"picture")})
+    until = time.monotonic() + 30
+    while not waiting_for(storage) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert waiting_for(storage) == ["there"]
+    other = tmp_path / "other"
+    other.mkdir()
+    assert deliver(storage, other) == [], "its execution goes on"
+    put(spool, 6)
+    assert copy.close() == f"A copy of them is in {storage.uri}/.spool/{spool.folder.name}."
+    vanish(spool)
+    fetch(storage, other, "elsewhere")
+    assert list(other.iterdir()) == [], "it is not for that address"
+    assert deliver(storage, other) == [4, 5, b"picture", 6]
+    assert list(other.iterdir()) == []
+    assert waiting_for(storage) == []
+    assert deliver(storage, other) == []
+
+
+def test_a_killed_execution_is_taken_over_after_a_while(storage, spool, tmp_path):
+    put(spool, 1, 2)
+    copy = SpoolCopy(spool, storage, interval_s=0.1)
+    until = time.monotonic() + 30
+    while not storage.exists(f".spool/{spool.folder.name}/writer") and time.monotonic() < until:
+        time.sleep(0.1)
+    vanished = time.time()
+    copy._ended.set()  # as when its process is killed: the rest of close() never comes
+    copy._thread.join()
+    vanish(spool)
+    other = tmp_path / "other"
+    other.mkdir()
+    assert deliver(storage, other) == []
+    place = storage.child(f".spool/{spool.folder.name}")
+    place.write("writer", str(vanished - spool_copy.GONE_S - 1).encode())
+    assert deliver(storage, other) == [1, 2]
+
+
+def test_what_arrived_in_the_end_leaves_no_copy(storage, spool):
+    put(spool, 1)
+    copy = SpoolCopy(spool, storage, interval_s=0.1)
+    until = time.monotonic() + 30
+    while not waiting_for(storage) and time.monotonic() < until:
+        time.sleep(0.1)
+    Courier(lambda events, files: None).deliver(spool)
+    assert copy.close() == ""
+    assert waiting_for(storage) == []
+
+
+def test_only_one_fetches(storage, spool, tmp_path):
+    put(spool, 1)
+    SpoolCopy(spool, storage).close()
+    vanish(spool)
+    place = storage.child(storage.list(".spool")[0].path)
+    place.write("claim", f"{time.time()} another".encode())
+    (tmp_path / "other").mkdir()
+    assert deliver(storage, tmp_path / "other") == []
+    place.write("claim", f"{time.time() - spool_copy.GONE_S - 1} another".encode())
+    assert deliver(storage, tmp_path / "other") == [1]
+
+
+def test_a_delivery_that_failed_goes_on_from_the_copy(storage, spool, tmp_path):
+    put(spool, 1, 2)
+    SpoolCopy(spool, storage).close()
+    vanish(spool)
+    other = tmp_path / "other"
+    other.mkdir()
+    fetch(storage, other, "there")
+    forget(storage, other, "there")
+    assert waiting_for(storage) == ["there"], "it still waits in the folder"
+    (folder,) = other.iterdir()
+    assert [json.loads(line)["n"] for line in (folder / "events.jsonl").read_text().splitlines()] == [1, 2]
+    assert deliver(storage, other) == [1, 2]
+    assert waiting_for(storage) == []
