@@ -28,13 +28,16 @@ LAYERS = (
         "cluster_figures",
         "progress",
         "nn",
+        "sampling",
+        "search",
+        "search_figures",
         "settings",
     ),
     ("methods", "segmenters", "generators"),
     ("storage", "data", "samples", "checkpoint", "spool", "machine", "tracking", "ui"),
     ("agreement", "environment", "task", "optim", "state", "loop"),
-    ("plan", "manifest", "report", "doctor"),
-    ("cluster", "crew", "forked", "generate", "measure", "one_machine", "train", "tune"),
+    ("plan", "manifest", "report", "search_report", "study", "doctor"),
+    ("cluster", "crew", "forked", "generate", "measure", "one_machine", "scoreboard", "train", "mediator"),
     (
         "album",
         "find",
@@ -49,12 +52,23 @@ LAYERS = (
         "sheets",
         "strips",
     ),
-    ("run",),
+    ("run", "tune"),
     ("cli",),
 )
 ONLY = {
     "mlflow": {"tracking", "spool", "ui", "doctor", "courier"},
-    "ray": {"cluster", "crew", "one_machine", "forked", "train", "generate", "tune", "doctor"},
+    "ray": {
+        "cluster",
+        "crew",
+        "one_machine",
+        "forked",
+        "train",
+        "generate",
+        "tune",
+        "scoreboard",
+        "mediator",
+        "doctor",
+    },
 }
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,8 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
     return replaced(job, changes)
 
 
-def _planned(given: argparse.Namespace) -> tuple[Plan, Storage]:
+def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, Storage]:
+    """The job that the options name, planned; with ``one_seed`` for the first of its seeds alone."""
     from mvray import plan
     from mvray.storage import Storage
 
@@ -91,6 +93,8 @@ def _planned(given: argparse.Namespace) -> tuple[Plan, Storage]:
         from mvray.settings import replaced
 
         job = replaced(job, {"scale.workers": max(1, workers)})
+    if one_seed:
+        job = replace(job, seeds=job.seeds[:1])
     storage = Storage(given.storage)
     return plan.make(job, storage), storage
 
@@ -106,7 +110,7 @@ def _run(given: argparse.Namespace) -> int:
     from mvray.tracking import Tracker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the steps that run write a checkpoint
-    plan, storage = _planned(given)
+    plan, storage = planned(given)
     steps = chosen(plan, given.only)
     storage.check()
     progress = Progress()
@@ -150,7 +154,7 @@ def _report(given: argparse.Namespace) -> int:
     from mvray import report
     from mvray.results import collect, comparison, pictures
 
-    plan, _ = _planned(given)
+    plan, _ = planned(given)
     found = collect(plan)
     if given.html:
         given.html.write_text(report.as_html(found, plan.job.table, {**comparison(plan), **pictures(plan)}))
