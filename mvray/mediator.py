@@ -20,6 +20,8 @@ from mvray.study import FINISHED, STOPPED, Study, at_epoch
 
 VALUE, EPOCHS = "value", "epochs"
 """What Tune is told: the metric of the epoch that the step would select by now, and how many are done."""
+MEDIATOR_LOSSES = 3
+"""How often a trial's mediator may be lost: a new one begins with the first epoch, which the scoreboard has."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that is interrupted before its first epoch has no metric
@@ -58,6 +60,7 @@ class Training(Protocol):
     def begin(self) -> dict[str, Any] | str: ...
     def noted(self, number: int, epochs: int, value: float) -> None: ...
     def stop(self, number: int, epochs: int) -> None: ...
+    def lost(self, number: int) -> None: ...
 
 
 class Suggestions(Searcher):
@@ -100,6 +103,9 @@ class Listener(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._training.stop(trial.config["number"], (trial.last_result or {}).get(EPOCHS, 0))
 
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._training.lost(trial.config["number"])
+
     def __reduce__(self) -> Any:
         return (tune.Callback, ())
 
@@ -117,7 +123,14 @@ def tuner(study: Study, training: Training, place: str) -> tune.Tuner:
             num_samples=-1,
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=place, verbose=0, callbacks=[Listener(training)]),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=place,
+            verbose=0,
+            callbacks=[Listener(training)],
+            failure_config=tune.FailureConfig(max_failures=MEDIATOR_LOSSES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
     )
 
 

@@ -31,7 +31,6 @@ class _Told:
     """How many epochs it may end and go on."""
     stopped: bool = False
     ended: bool = False
-    reason: str = ""
 
 
 class Scoreboard:
@@ -52,18 +51,13 @@ class Scoreboard:
             self._changed.notify_all()
 
     async def next(self, number: int, done: int) -> list[Row] | None:
-        """The epochs up to the one after ``done`` ones, as soon as it has ended; None where there is no more to come.
-
-        Raises RuntimeError with the reason of a trial that failed.
-        """
+        """The epochs up to the one after ``done`` ones, as soon as it has ended; None where there is no more to come."""
         async with self._changed:
             trial = self._trial(number)
             if not trial.stopped:
                 trial.allowed = max(trial.allowed, done)
                 self._changed.notify_all()
             await self._changed.wait_for(lambda: len(trial.rows) > done or trial.ended)
-            if trial.reason:
-                raise RuntimeError(trial.reason)
             return trial.rows[: done + 1] if len(trial.rows) > done else None
 
     async def goes_on(self, number: int, done: int) -> bool:
@@ -79,11 +73,10 @@ class Scoreboard:
             self._trial(number).stopped = True
             self._changed.notify_all()
 
-    async def end(self, number: int, reason: str = "") -> None:
-        """No more epochs come; because the trial failed, where there is a ``reason``."""
+    async def end(self, number: int) -> None:
+        """No more epochs come."""
         async with self._changed:
-            trial = self._trial(number)
-            trial.ended, trial.reason = True, reason
+            self._trial(number).ended = True
             self._changed.notify_all()
 
 

@@ -108,6 +108,11 @@ class Trials:
             stop.set()
             self._scores.stop.remote(number)
 
+    def lost(self, number: int) -> None:
+        """Tune has given a trial up whose mediator was lost again and again."""
+        self.fatal = self.fatal or StepFailed(f"Ray Tune lost trial {number}; repeat the command to go on.")
+        self._cluster.aborted.set()
+
     # -- training ------------------------------------------------------------------------------------
 
     def _train(self, trial: Trial, stop: threading.Event) -> None:
@@ -135,7 +140,7 @@ class Trials:
         finally:
             trial.seconds = round(trial.seconds + time.monotonic() - began, 3)
             self._study.end(trial, state, reason if state in (FAILED, STOPPED) else "", final)
-            ray.get(self._scores.end.remote(trial.number, reason if state == FAILED else ""))
+            ray.get(self._scores.end.remote(trial.number))
             with self._lock:
                 del self._stops[trial.number]
                 self._ended_now += 1
