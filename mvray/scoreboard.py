@@ -51,7 +51,7 @@ class Scoreboard:
             self._changed.notify_all()
 
     async def next(self, number: int, done: int) -> list[Row] | None:
-        """The epochs up to the one after ``done`` ones, as soon as it has ended; None where there is no more to come."""
+        """The epochs up to the one after ``done`` ones, as soon as it has ended; None where no more come."""
         async with self._changed:
             trial = self._trial(number)
             if not trial.stopped:

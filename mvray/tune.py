@@ -11,6 +11,8 @@ Nothing of Tune's is kept: a search that is gone on with is built again out of s
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import tempfile
 import threading
@@ -237,8 +239,10 @@ class _TrialLog:
 
     def __init__(self, log: RunLog, trial: Trial, study: Study, cluster: Cluster) -> None:
         self._log, self._trial, self._study, self._cluster = log, trial, study, cluster
+        self._planned: Planned | None = None
 
     def started(self, planned: Planned) -> str:
+        self._planned = planned
         return self._log.trial(planned, self._trial.number)
 
     def epochs(self, run: str, planned: Planned, history: list[dict[str, float]]) -> None:
@@ -249,6 +253,10 @@ class _TrialLog:
         self._log.ended(run, "", "FINISHED", {f"result/{name}": value for name, value in metrics.items()})
 
     def failed(self, run: str, error: BaseException, interrupted: bool) -> None:
+        if self._planned is not None:
+            with contextlib.suppress(OSError):  # none was told before it failed
+                told = json.loads(self._planned.folder.read("progress.json"))
+                self._log.epochs(run, self._planned, told["history"])
         if not isinstance(error, Interrupted) or self._cluster.aborted.is_set():
             self._log.failed(run, error, interrupted)
             return
