@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -294,6 +295,9 @@ def search(
     trials that run end with a checkpoint.
     """
     cluster.ready()
+    if threading.current_thread() is threading.main_thread():
+        # Ray's core has put its own handler in the place of Python's, one that aborts the process.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     trials = Trials(study, cluster, log, progress, wanted, concurrent)
     place = tempfile.mkdtemp(prefix="mvray-tune-")
     errors: list[BaseException] = []
