@@ -9,35 +9,51 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 
-from mvray import one_machine
+from mvray import alike, one_machine
 from mvray.crew import Crews
 from mvray.errors import ClusterError
 from mvray.job import Generate, Job, Step, Train
 from mvray.storage import Storage
 
 OBJECT_STORE_BYTES = 1 << 30
+HEAD_EVERY_S = 3.0
+HEAD_GONE_S = 90.0
+LOST = 75
+"""Exit code of a process that has lost its cluster (EX_TEMPFAIL)."""
 HEADROOM_CPUS = 2
 """Logical CPUs beyond the machine's on a local cluster: Ray Data's own tasks deadlock without them.
 A crew that waits for work holds its CPUs too, so Ray is told of as many more as one crew has."""
 
 
 class Cluster:
-    """A handle on the cluster. ``workers`` overrides every Train step's (0: this process, no Ray)."""
+    """A handle on the cluster. ``workers`` overrides every Train step's (0: this process, no Ray).
 
-    def __init__(self, storage: Storage, workers: int | None = None, say: Callable[[str], None] = print) -> None:
+    A cluster that is to be joined may take ``patience_s`` to answer.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        workers: int | None = None,
+        say: Callable[[str], None] = print,
+        patience_s: float = 0.0,
+    ) -> None:
         self.workers = workers
         self.say = say
         self.is_local = not os.environ.get("RAY_ADDRESS")
         self.crews = Crews(self)
         self.aborted = threading.Event()
         """Steps that run look at it and end."""
-        self._storage = storage
+        self._storage, self._patience_s = storage, patience_s
         self._own: one_machine.Started | None = None
-        self._cpus = 0
+        self._cpus = self._most_gpus = 0
+        self._has_signals = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._started, self._stopped = threading.Event(), threading.Event()
@@ -64,8 +80,13 @@ class Cluster:
             # From here on for this process alone: notices about Ray's own actors.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             with _unheard("Set ray log level from environment variable"):
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            import ray.train  # here, where it is not imported in two threads at once
+                self._join(address)
+            if self._own is None:
+                alike.check_nodes()
+            import ray.train  # noqa: F401  here, where it is not imported in two threads at once
+
+            if not self.is_local:
+                threading.Thread(target=self._watch, args=(_id_of(address),), name="head", daemon=True).start()
 
             _quiet()
         except BaseException as error:
@@ -73,6 +94,35 @@ class Cluster:
         self._started.set()
         # Ray's processes end when the thread that started them does (Linux's PDEATHSIG), so it stays.
         self._stopped.wait()
+
+    def _join(self, address: str) -> None:
+        import ray
+
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                return
+            except (ConnectionError, RuntimeError, TimeoutError, ValueError):
+                ray.shutdown()
+                if time.monotonic() > until or self.aborted.is_set():
+                    raise
+            time.sleep(HEAD_EVERY_S)
+
+    def _watch(self, known: str) -> None:
+        """End this process when the cluster was lost: in its place there is another, or nothing for long.
+
+        Ray's core would do so too, but only after a minute, and without a word. A head that keeps its state elsewhere
+        (Redis) comes back as the same cluster, and everything goes on.
+        """
+        address, seen_at = os.environ["RAY_ADDRESS"], time.monotonic()
+        while not self._stopped.wait(HEAD_EVERY_S):
+            found = _id_of(address)
+            if found == known:
+                seen_at = time.monotonic()
+            elif (found or time.monotonic() - seen_at > HEAD_GONE_S) and not self._stopped.is_set():
+                self.say(f"The Ray cluster at {address} {'was started anew' if found else 'does not answer'}.")
+                os._exit(LOST)
 
     def ready(self) -> None:
         """Wait until Ray answers; nobody may import ray before.
@@ -82,11 +132,19 @@ class Cluster:
         if self._thread is not None:
             self._started.wait()
         if self._error is not None:
+            if isinstance(self._error, ClusterError):
+                raise self._error
             where = os.environ.get("RAY_ADDRESS", "this machine")
             raise ClusterError(
                 f"Ray could not be started on or joined at {where}: {self._error}. `mvray doctor` says what is wrong; "
                 "--workers 0 runs the job in this process without Ray."
             )
+
+    def keep_signals(self) -> None:
+        """Let Python have SIGTERM again, from whose handler Ray's core took it over; for the main thread."""
+        if self._started.is_set() and not self._has_signals:
+            self._has_signals = True
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
     def room(self) -> tuple[float, float]:
         """CPUs and GPUs of the whole cluster."""
@@ -99,7 +157,16 @@ class Cluster:
         return self._cpus or found.get("CPU", 0.0), found.get("GPU", 0.0)
 
     def gpus(self) -> int:
-        return int(self.room()[1])
+        """As many as the cluster has, had in this run, or can have by its autoscaler's configuration.
+
+        A lost node must not turn training with GPUs into training without.
+        """
+        self._most_gpus = max(self._most_gpus, int(self.room()[1]))
+        if not self._most_gpus and not self.is_local and self.workers != 0:
+            from ray._private.state import state
+
+            self._most_gpus = int((state.get_max_resources_from_cluster_config() or {}).get("GPU", 0))
+        return self._most_gpus
 
     def make_room(self, step: Step) -> None:
         """Send crews home that wait for work and hold what ``step`` needs."""
@@ -122,6 +189,15 @@ class Cluster:
         if self._own is not None:
             self._own.stop()
         self._stopped.set()
+
+
+def _id_of(address: str) -> str:
+    """The id of the cluster that answers at ``address``; "" where none does."""
+    from ray._raylet import GcsClient
+
+    with contextlib.suppress(Exception):  # whatever it raises: it does not answer
+        return str(GcsClient(address=address).cluster_id.hex())
+    return ""
 
 
 @contextlib.contextmanager
@@ -150,10 +226,11 @@ def _quiet() -> None:
             handler.setLevel(logging.ERROR)
 
 
-def needs(step: Step, gpus: float) -> tuple[float, float]:
-    """CPUs and GPUs that a step holds while it runs."""
+def needs(step: Step, gpus: float, workers: int | None = None) -> tuple[float, float]:
+    """CPUs and GPUs that a step holds while it runs with ``workers`` (None: as many as it asks for)."""
     scale = getattr(step, "scale", None)
     if scale is None:
         return 0.0, 0.0
+    workers = workers or scale.workers
     each = scale.gpus_per_actor if isinstance(step, Generate) else 1.0
-    return scale.workers * scale.cpus_per_worker, scale.workers * each if gpus else 0.0
+    return workers * scale.cpus_per_worker, workers * each if gpus else 0.0

@@ -3,6 +3,11 @@
 Starting a Ray Train run costs half a minute on two cores, nearly all of it processes and imports. So
 a crew is one Ray Train run whose workers ask a desk (a small actor) for task after task, until
 it is closed, is idle too long, or loses a worker. It is used again for a step of the same shape.
+
+Ray Train can change the number of workers by itself (``ScalingConfig(num_workers=(1, 4))``), but takes 33 to 78 s
+to go on after a lost node: it first asks for as many workers as before and waits out a timeout. It also knows
+nothing of our checkpoints. So the size of a crew is decided here, in the driver: a crew never changes its size; a
+task is ended early with a checkpoint and the next crew, smaller or larger, goes on (train.py).
 """
 
 from __future__ import annotations
@@ -16,21 +21,26 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from mvray import room
 from mvray.errors import ClusterError, StepFailed
 
 if TYPE_CHECKING:
     from mvray.cluster import Cluster
     from mvray.job import Scale
+    from mvray.room import Bundle
     from mvray.task import Task
 
 IDLE_S = 120.0
-"""A crew without work for so long ends: on a shared cluster others may want its GPUs."""
-ROOM_S = 30.0
+IDLE_SHARED_S = 30.0
+"""A crew without work for so long ends: on a cluster that is joined others may want its GPUs. Where somebody is seen
+to wait for room it ends at once."""
+FREED_S = 3.0
 POLL_S = 0.2
+WATCH_S = 1.0
+GROW_AFTER_S = 10.0
+"""Room for more workers must have been there for so long: a larger crew costs a start."""
 GRACE_S = 60.0
 """How long workers that were asked to stop have for their checkpoint."""
-
-Shape = tuple[int, float]
 
 
 class Desk:
@@ -42,7 +52,6 @@ class Desk:
         self._done: dict[int, int] = {}
         self._stopped: set[int] = set()
         self._closed = False
-        self._held: Any = None
         self._changed = asyncio.Condition()
 
     async def give(self, task: bytes) -> int | None:
@@ -99,30 +108,22 @@ class Desk:
         self._closed = True
         self._changed.notify_all()
 
-    async def hold(self, placement_group: Any) -> None:
-        """Keep what must be freed when the crew's controller is killed."""
-        self._held = placement_group
-
-    async def held(self) -> Any:
-        return self._held
-
 
 def _on_worker(config: dict[str, Any]) -> None:
     """What each worker of a crew does."""
     import ray
-    import ray.util
     from ray import cloudpickle
 
     from mvray.loop import train
     from mvray.train import OnRay
 
     desk, here, number = config["desk"], OnRay(), 0
-    if here.rank == 0:
-        ray.get(desk.hold.remote(ray.util.get_current_placement_group()))
     while not here.ending() and (task := ray.get(desk.next.remote(number))) is not None:
         threading.Thread(target=_hear, args=(desk, number, here.begin()), name="stop", daemon=True).start()
         train(cloudpickle.loads(task), here)
         here.release()
+        if here.ending():
+            ray.get(desk.close.remote())
         ray.get(desk.done.remote(number))
         number += 1
 
@@ -138,16 +139,21 @@ def _hear(desk: Any, number: int, stop: threading.Event) -> None:
 
 
 class Crew:
-    """A running Ray Train run. `train` works on one task at a time."""
+    """A running Ray Train run of ``size`` workers, in ``group``. `train` works on one task at a time."""
 
-    def __init__(self, cluster: Cluster, scale: Scale, gpus: int) -> None:
+    def __init__(self, cluster: Cluster, scale: Scale, bundle: Bundle, group: Any, size: int) -> None:
         import ray
 
-        self.shape = shape_of(scale)
-        desk: Any = ray.remote(num_cpus=0)(Desk)
-        self._desk = desk.remote(scale.workers, IDLE_S)
+        self.cpus, self.size = scale.cpus_per_worker, size
+        self.nodes = room.nodes_of(group)
+        self.ends: str | None = None
+        """Why the task was ended early, where that was this crew's own wish: it is not used again."""
+        self._group, self._bundle, self._shared = group, bundle, not cluster.is_local
+        here = {room.NODE_ID: ray.get_runtime_context().get_node_id()}  # where the driver is lost, so is all
+        desk: Any = ray.remote(num_cpus=0, label_selector=here)(Desk)
+        self._desk = desk.remote(size, IDLE_SHARED_S if self._shared else IDLE_S)
         self._fit: Future[None] = Future()
-        self._trainer = _trainer(cluster, scale, gpus, {"desk": self._desk})
+        self._trainer = _trainer(cluster, bundle, group, size, {"desk": self._desk})
         threading.Thread(target=self._run, name="crew", daemon=True).start()
 
     def _run(self) -> None:
@@ -164,7 +170,8 @@ class Crew:
     def train(self, task: Task, stopping: Callable[[], bool]) -> bool:
         """Work on ``task`` to its end; False when the crew had just ended, so that nothing was done.
 
-        When ``stopping`` says so, the workers write a checkpoint and end the task early. Raises StepFailed where they
+        When ``stopping`` says so, or a node is about to be taken away, or there is room for a larger crew (`ends`),
+        the workers write a checkpoint and end the task early. Raises StepFailed where they
         do not within GRACE_S, and what ended the run: ray.train.TrainingFailedError where a worker was lost or raised,
         RayActorError where Ray Train's controller was lost.
         """
@@ -177,9 +184,9 @@ class Crew:
             if number is None:
                 return False
             finished = self._desk.finished.remote(number)
-            asked_at = 0.0
+            wishes, asked_at = _Wishes(self, task.step.scale), 0.0
             while not ray.wait([finished], timeout=POLL_S)[0]:
-                if stopping() and not asked_at:
+                if not asked_at and (stopping() or (self._shared and wishes.to_end())):
                     asked_at = time.monotonic()
                     self._desk.stop.remote(number)
                 if asked_at and time.monotonic() > asked_at + GRACE_S:
@@ -200,10 +207,32 @@ class Crew:
         import ray.util
 
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._desk.close.remote())
-            held = ray.get(self._desk.held.remote())
-            if held is not None and not self.alive:
-                ray.util.remove_placement_group(held)
+            self._desk.close.remote()
+            ray.util.remove_placement_group(self._group)
+
+
+class _Wishes:
+    """What a crew on a cluster of many nodes looks at while it trains."""
+
+    def __init__(self, crew: Crew, scale: Scale) -> None:
+        self._crew, self._most = crew, scale.workers
+        self._looked_at = self._full_at = time.monotonic()
+
+    def to_end(self) -> bool:
+        """Whether to end the task early, for a reason that ``crew.ends`` then says."""
+        now = time.monotonic()
+        if now - self._looked_at < WATCH_S:
+            return False
+        self._looked_at, crew = now, self._crew
+        if crew.nodes & room.leaving():
+            crew.ends = "a node is about to be taken away"
+        elif crew.size < self._most:
+            more = room.slots(crew._bundle)
+            if not more:
+                self._full_at = now
+            elif now - self._full_at > GROW_AFTER_S and not room.others_wait():
+                crew.ends = f"there is room for {min(self._most, crew.size + more)} workers"
+        return crew.ends is not None
 
 
 class Crews:
@@ -214,22 +243,55 @@ class Crews:
         self._idle: list[Crew] = []
         self._lock = threading.Lock()
 
-    def take(self, scale: Scale, gpus: int) -> Crew:
-        """A crew of this shape: one that waits, or a new one."""
+    def take(self, scale: Scale, gpus: int, name: str, stopping: Callable[[], bool]) -> Crew | None:
+        """A crew for a step with this ``scale``: one that waits, or a new one, for which ``name`` waits for room.
+
+        None where ``stopping`` said so meanwhile.
+        """
+        least, most = scale.min_workers or scale.workers, scale.workers
+        bundle = {"CPU": scale.cpus_per_worker, **({"GPU": 1.0} if gpus else {})}
+        if 0 < gpus < least:
+            raise ClusterError(f"A step asks for {least} workers, but there are {gpus} GPUs. Use --workers {gpus}.")
+        gone = set() if self._cluster.is_local else room.leaving()
         with self._lock:
-            for crew in [crew for crew in self._idle if not crew.alive]:
+            for crew in [crew for crew in self._idle if not crew.alive or crew.nodes & gone]:
                 self._idle.remove(crew)
                 crew.free()
             for crew in self._idle:
-                if crew.shape == shape_of(scale):
+                if least <= crew.size <= most and crew.cpus == scale.cpus_per_worker:
                     self._idle.remove(crew)
                     return crew
-        self.make_room(scale.workers * scale.cpus_per_worker, scale.workers if gpus else 0)
-        return Crew(self._cluster, scale, gpus)
+        self.make_room(most * scale.cpus_per_worker, most if gpus else 0)
+
+        def say(missing: int) -> None:
+            self._cluster.say(f"{name}: waits for {missing} more worker{'s' * (missing > 1)}' room on the cluster")
+
+        found = room.reserve(bundle, least, most, say, stopping)
+        return Crew(self._cluster, scale, bundle, *found) if found else None
 
     def give_back(self, crew: Crew) -> None:
+        """Keep the crew for the next step, or end it where it will not do for one."""
+        if crew.ends:
+            crew.free()
+            return
         with self._lock:
             self._idle.append(crew)
+        if not self._cluster.is_local:
+            threading.Thread(target=self._yield_to_others, args=(crew,), name="idle", daemon=True).start()
+
+    def _yield_to_others(self, crew: Crew) -> None:
+        """End a crew without work as soon as anybody on the cluster waits for room."""
+        import ray.exceptions
+
+        with contextlib.suppress(ray.exceptions.RayError, ConnectionError):  # the cluster is lost, or was left
+            while not room.others_wait():
+                time.sleep(WATCH_S)
+                if crew not in self._idle or not crew.alive:
+                    return
+            with self._lock:
+                if crew in self._idle:
+                    self._idle.remove(crew)
+                    crew.free()
 
     def make_room(self, cpus: float, gpus: float) -> None:
         """Send crews home that wait, as long as so much is not free."""
@@ -239,14 +301,9 @@ class Crews:
                     return
                 crew = self._idle.pop(0)
             crew.free()
-            until = time.monotonic() + ROOM_S
-            while (crew.alive or not _is_free(cpus, gpus)) and time.monotonic() < until:
+            until = time.monotonic() + FREED_S
+            while not _is_free(cpus, gpus) and time.monotonic() < until:
                 time.sleep(POLL_S)
-
-
-def shape_of(scale: Scale) -> Shape:
-    """Steps of equal shape can share a crew."""
-    return scale.workers, scale.cpus_per_worker
 
 
 def _is_free(cpus: float, gpus: float) -> bool:
@@ -256,25 +313,23 @@ def _is_free(cpus: float, gpus: float) -> bool:
     return free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus
 
 
-def _trainer(cluster: Cluster, scale: Scale, gpus: int, config: dict[str, Any]) -> Any:
+def _trainer(cluster: Cluster, bundle: Bundle, group: Any, size: int, config: dict[str, Any]) -> Any:
     """The Ray Train run of a crew."""
     import ray.train
 
-    if 0 < gpus < scale.workers:
-        raise ClusterError(f"A step asks for {scale.workers} workers, but there are {gpus} GPUs. Use --workers {gpus}.")
-    settings: dict[str, Any] = {
-        "train_loop_config": config,
-        "scaling_config": ray.train.ScalingConfig(
-            num_workers=scale.workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if gpus else {})},
+    from mvray.one_machine import trainer
+
+    return trainer(
+        _on_worker,
+        group,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=size, use_gpu="GPU" in bundle, resources_per_worker=dict(bundle)
         ),
-        "run_config": ray.train.RunConfig(name=f"crew-{uuid.uuid4().hex}", storage_path=cluster.scratch()),
-    }
-    if cluster.is_local:
-        from mvray.one_machine import trainer
-
-        return trainer(_on_worker, **settings)
-    import ray.train.torch
-
-    return ray.train.torch.TorchTrainer(_on_worker, **settings)
+        run_config=ray.train.RunConfig(
+            name=f"crew-{uuid.uuid4().hex}",
+            storage_path=cluster.scratch(),
+            # Whatever happens is told to the driver at once, which then decides (train.py).
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+        ),
+    )

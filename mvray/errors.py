@@ -4,7 +4,9 @@
     ├── UserError            a mistake that the user can mend: one message, no traceback, exit code 2
     │   ├── SettingError     a setting that does not exist or cannot have this value
     │   ├── DataError        a path, layout or data set that is not what was named
-    │   └── ClusterError     the cluster cannot do what was asked (too few GPUs, no storage access)
+    │   ├── ClusterError     the cluster cannot do what was asked (too few GPUs, no storage access)
+    │   └── StorageRefused   S3 does not allow what was asked (also a PermissionError)
+    ├── StorageFailed        the storage was away or full for too long (also an OSError)
     ├── StepFailed           a step of a job ended in an error; what was finished stays
     │   └── Interrupted      a step was ended early, with a checkpoint
     └── NonFiniteLoss        a loss became NaN or infinite; names step, epoch and loss
@@ -31,6 +33,14 @@ class DataError(UserError):
 
 class ClusterError(UserError):
     """The machine or cluster cannot do what was asked."""
+
+
+class StorageRefused(UserError, PermissionError):
+    """S3 does not allow what was asked, and would not at another try: keys, bucket, region, clock."""
+
+
+class StorageFailed(MvrayError, OSError):
+    """The storage did not answer, or had no room, for longer than was waited; it may work again later."""
 
 
 class StepFailed(MvrayError, RuntimeError):

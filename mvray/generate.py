@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from mvray import errors
 from mvray.data import sampler
 from mvray.data.columns import Joined, joined
-from mvray.data.dataset import dataset, loader
+from mvray.data.dataset import dataset, loader, readable
 from mvray.data.frames import frames
 from mvray.data.tables import read_table, write_table
 from mvray.errors import DataError, Interrupted, StepFailed
@@ -172,12 +172,13 @@ class Maker:
         size = getattr(step.generator, "batch_size", BATCH_SIZE)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tables: list[pa.Table] = []
+        order, pin = sampler.in_order(len(rows), size), device.type == "cuda"
         try:
-            for batch in loader(samples, sampler.in_order(len(rows), size), 0, step.scale.loader_workers):
-                kept = batch["bad"] < 0
-                if bool(kept.any()):
-                    given = {name: values[kept].to(device) for name, values in batch.items()}
-                    keys = rows["key"].take(pa.array(given["index"].cpu().numpy()))
+            for batch in loader(samples, order, 0, step.scale.loader_workers, pin):
+                kept = readable(batch)
+                if len(kept["index"]):
+                    keys = rows["key"].take(pa.array(kept["index"].numpy()))
+                    given = {name: values.to(device, non_blocking=True) for name, values in kept.items()}
                     tables.append(generator(given).append_column("key", keys))
         except DataError:
             if len(samples.failures) < len(rows):
@@ -241,7 +242,7 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
         rate = rows / (time.monotonic() - started)
         left_s = (len(missing) - done) * (time.monotonic() - started) / done
         text = f"{shards - len(missing) + done}/{shards} shards, {rate:.0f} samples/s, {duration(left_s)} left"
-        planned.folder.write("progress.json", json.dumps({"text": text}).encode())
+        planned.folder.try_write("progress.json", json.dumps({"text": text}).encode())
     seconds = time.monotonic() - started
     total = _checked(planned, shards)
     metrics = {"rows": float(total), "bad": float(len(planned.rows()) - total), "shards": float(shards)}

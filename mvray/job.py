@@ -204,13 +204,16 @@ class Optim:
 class Scale:
     """How a step is executed: how fast, and how the batch is shared out (of which batch norm knows). Not in the id.
 
-    ``workers`` processes, with one GPU each where there are GPUs; ``loader_workers`` decode in each. A
+    ``workers`` processes, with one GPU each where there are GPUs; ``loader_workers`` decode in each. With
+    ``min_workers`` a Train step makes do with fewer, down to that many, while the cluster has no room for all. A
     checkpoint is written at every epoch's end and, inside an epoch, every ``checkpoint_steps`` steps and
     often enough that no more than ``checkpoint_minutes`` minutes of work are ever done again. Each actor of
-    a Generate step holds ``gpus_per_actor``: 0.5 lets two share a GPU, 0 leaves the GPUs to others.
+    a Generate step holds ``gpus_per_actor``: 0.5 lets two share a GPU, 0 leaves the GPUs to others. The prices,
+    in any currency, give the cost in a run's summary and in MLflow.
     """
 
     workers: int = 1
+    min_workers: int | None = None
     loader_workers: int = 2
     cpus_per_worker: float = 1.0
     gpus_per_actor: float = 1.0
@@ -218,10 +221,19 @@ class Scale:
     checkpoint_minutes: float = 5.0
     channels_last: bool = True
     compile: bool = False
+    price_per_gpu_hour: float = 0.0
+    price_per_cpu_hour: float = 0.0
 
     def __post_init__(self) -> None:
-        check_above_0(self, "scale", "workers", "cpus_per_worker", "checkpoint_steps", "checkpoint_minutes")
-        check_above_0(self, "scale", "loader_workers", "gpus_per_actor", or_0=True)
+        check_above_0(
+            self, "scale", "workers", "min_workers", "cpus_per_worker", "checkpoint_steps", "checkpoint_minutes"
+        )
+        more = ("price_per_gpu_hour", "price_per_cpu_hour")
+        check_above_0(self, "scale", "loader_workers", "gpus_per_actor", *more, or_0=True)
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise SettingError(
+                f"scale.min_workers is {self.min_workers}; expected at most {self.workers}, the workers."
+            )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mvray.agreement import Agreement
+from mvray.board import Board
 from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.environment import placed
 from mvray.errors import DataError, NonFiniteLoss, SettingError
@@ -26,7 +27,7 @@ from mvray.job import LAST
 from mvray.optim import lr_factor, optimiser, precision
 from mvray.state import EpochView, Parts, State, resume, save
 from mvray.storage import Storage
-from mvray.task import Board, Samples, Task, gathered
+from mvray.task import Samples, Task, gathered
 
 if TYPE_CHECKING:
     from mvray.environment import Environment
@@ -47,6 +48,7 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     folder = Storage(task.folder)
     parts, state = _parts(task, here, folder), State()
     resume(parts, state, here)
+    parts.board.show(state.epoch, state.position, parts.samples.batches, 0.0, state.history, now=True)
     going = all(here.report(task, row) for row in state.history)
     while going and not state.finished:
         going = _epoch(task, parts, state, here) and _end_epoch(task, parts, state, here)
@@ -78,7 +80,7 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
         call = torch.compile(call)
     optimisers = {phase: optimiser(optim, method, phase) for phase in method.phases}
     samples = Samples(task, here)
-    board = Board(folder, here.rank, task.epochs)
+    board = Board(folder, here, task.epochs)
     checkpoints = Checkpoints(folder, task.attempt)
     return Parts(method, call, optimisers, samples, checkpoints, board, Agreement(scale, here), {})
 
@@ -228,8 +230,8 @@ def _write_result(task: Task, parts: Parts, state: State, folder: Storage) -> No
     """The selected weights and what training measured; metrics.json last, it says that training is done."""
     assert state.best_name is not None
     parts.checkpoints.check_attempt()
-    folder.write("weights.safetensors", weights_to_bytes(parts.checkpoints.weights(state.best_name)))
-    folder.write("history.json", json.dumps(state.history).encode())
+    folder.insist("weights.safetensors", weights_to_bytes(parts.checkpoints.weights(state.best_name)))
+    folder.insist("history.json", json.dumps(state.history).encode())
     chosen = state.history[state.best_epoch]
     metrics = {**chosen, "epochs": len(state.history), "best_epoch": state.best_epoch}
-    folder.write("metrics.json", json.dumps({k: v for k, v in metrics.items() if k != "epoch"}).encode())
+    folder.insist("metrics.json", json.dumps({k: v for k, v in metrics.items() if k != "epoch"}).encode())

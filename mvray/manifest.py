@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvray import __version__
@@ -13,12 +16,15 @@ from mvray.settings import encoded, flat
 
 if TYPE_CHECKING:
     from mvray.plan import Planned
+    from mvray.spent import Spent
 
 MANIFEST = "step.json"
+NOTE = ".mvray-shipped.json"
+"""Beside code that `mvray submit` sent to a cluster: the commit that it is, and the versions that it needs."""
 
 
-def manifest_of(planned: Planned, seconds: float, run: str | None) -> dict[str, Any]:
-    """What step.json says: settings, inputs, data, versions, time."""
+def manifest_of(planned: Planned, seconds: float, run: str | None, spent: Spent) -> dict[str, Any]:
+    """What step.json says: settings, inputs, data, versions, time; ``spent`` counts earlier attempts too."""
     rows = planned.rows()
     return {
         "name": planned.name,
@@ -36,6 +42,7 @@ def manifest_of(planned: Planned, seconds: float, run: str | None) -> dict[str, 
             "bad": len(planned.index.bad),
         },
         "seconds": round(seconds, 3),
+        "spent": {name: round(value, 6) for name, value in asdict(spent).items()},
         "finished_at": now(),
         "tracking": run,
         "versions": versions(),
@@ -49,11 +56,30 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "mvray": __version__, **{name: version(name) for name in names}}
 
 
-def git_commit() -> str | None:
-    """The commit of the working folder, with "+" where files differ from it; None outside git."""
+def shipped(folder: Path | None = None) -> dict[str, Any] | None:
+    """The note that `mvray submit` put beside the code in ``folder`` (default: the working folder), if it did."""
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+        read: dict[str, Any] = json.loads(((folder or Path()) / NOTE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return read
+
+
+def git_commit(folder: Path | None = None) -> str | None:
+    """The commit of ``folder`` (default: the working folder), with "+" where files differ from it; None outside git.
+
+    Of code that was sent to a cluster, the commit that it was sent from.
+    """
+    if note := shipped(folder):
+        return note["commit"] or None
+    try:
+        head = _git(folder, "rev-parse", "HEAD", check=True)
+        changed = _git(folder, "status", "--porcelain", "-uno", check=False)
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path | None, *words: str, check: bool) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=check)
+    return done.stdout.strip()

@@ -1,7 +1,7 @@
-"""Ray on this machine alone, without what only clusters of many machines need.
+"""Ray on this machine alone, and Ray Train anywhere, without what mvray does not need of them.
 
-Everything here leans on Ray's internals, and nothing else in mvray does; test_one_machine.py fails when
-a new Ray has changed them. On a cluster that is joined (RAY_ADDRESS) nothing of this is used. Written for
+Everything here leans on Ray's internals, and little else in mvray does; test_one_machine.py fails when
+a new Ray has changed them. On a cluster that is joined (RAY_ADDRESS) only `trainer` is used. Written for
 Ray 2.60, where the parts of `ray.init()` and of one `TorchTrainer.fit()` cost, in CPU seconds:
 
     process                 CPU s   here
@@ -11,10 +11,10 @@ Ray 2.60, where the parts of `ray.init()` and of one `TorchTrainer.fit()` cost, 
     a training worker        5.8    0.5: forked.py
     controller               4.3    0.2: without torch (our backend), in a process that Ray started ahead
     synchronisation          2.3    0.1: in a process that Ray started ahead
-    placement group cleaner  2.5    left out: it asks the dashboard, which is off; crew.py frees its own
+    placement group cleaner  2.5    left out: the placement group is the driver's, and goes with it
     dataset manager          1.9    left out: mvray reads its data itself
-    autoscaling coordinator  1.9    left out: there is one machine
-    preemption watcher       1.9    left out: there is one machine
+    autoscaling coordinator  1.9    left out: a placement group that waits asks Ray's autoscaler too
+    preemption watcher       1.9    left out: crew.py asks Ray once a second, not every five
 
 Ray's processes that wait for work fit only actors without a runtime environment. Ray Train gives its
 controller one (a variable that silences a warning), and everything below the controller inherits it.
@@ -23,13 +23,20 @@ controller one (a variable that silences a warning), and everything below the co
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mvray import forked
 from mvray.forked import Forker
 
+BEYOND_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With "0", Ray takes 127.0.0.1 for this machine's address, and all its parts listen there alone, on Linux too.
+Asking for that address (`--node-ip-address 127.0.0.1`) does not: Ray replaces it by one that others reach."""
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 PROCESS_GROUP_TIMEOUT_S = 1800
 
@@ -43,6 +50,7 @@ class Started:
     forker: Forker
 
     def stop(self) -> None:
+        _listen_beyond_this_machine(True)
         self.node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
         self.forker.stop()
 
@@ -65,6 +73,7 @@ def start(cpus: int, object_store_bytes: int) -> Started:
             super().start_ray_processes()  # type: ignore[no-untyped-call]
             import ray.train  # noqa: F401  in the seconds in which Ray's own processes start
 
+    _listen_beyond_this_machine(False)
     tokens.enable_token_auth_by_default()
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
     forker = Forker()
@@ -88,14 +97,26 @@ def start(cpus: int, object_store_bytes: int) -> Started:
     return Started(node.gcs_address, node, forker)
 
 
-def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any:
-    """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, for one machine."""
+def _listen_beyond_this_machine(listen: bool) -> None:
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = listen
+    if listen:
+        del os.environ[BEYOND_THIS_MACHINE]
+    else:
+        os.environ[BEYOND_THIS_MACHINE] = "0"  # for Ray's other processes
+
+
+def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings: Any) -> Any:
+    """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, its workers in the placement group ``group``."""
     import ray
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class NoDatasets(WorkerGroupCallback):
@@ -109,7 +130,13 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
         def _maybe_send_resource_request(self) -> None:
             pass
 
+    class Group(WorkerGroup):
+        def _create_placement_group(self, *_: Any) -> Any:
+            return DefaultPlacementGroupHandle(group)
+
     class Controller(TrainController):
+        worker_group_cls = Group
+
         def __init__(self, **given: Any) -> None:
             # Ray Train would hand the variable on to the workers, as a runtime environment.
             os.environ[PREEMPTION_WATCHER] = "0"
@@ -127,7 +154,8 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
 
         def _initialize_and_run_controller(self, **given: Any) -> Any:
             scaling: Any = self.scaling_config
-            actor: Any = ray.remote(num_cpus=0)(Controller)
+            here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+            actor: Any = ray.remote(num_cpus=0, label_selector=here)(Controller)
             controller = actor.remote(**{**given, "scaling_policy": NoAutoscaling(scaling)})
             ray.get(controller.run.remote())
             return ray.get(controller.get_result.remote())
@@ -137,26 +165,26 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], **settings: Any) -> Any
 
 def backend() -> Any:
     """Ray's own set-up of torch.distributed, called in the workers only: torch takes seconds to import."""
-    from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
 
     class TorchBackend(Backend):
         share_cuda_visible_devices = True
+        meeting: Path | None = None
 
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             import ray
 
-            address, port = worker_group.execute_single(0, get_address_and_port)
+            # A file, because torch's TCPStore listens on every interface and lets in whoever comes.
+            self.meeting = Path(tempfile.mkdtemp(prefix="mvray-ranks-"))
             kind = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
             world = len(worker_group)
-            joined = [
-                worker_group.execute_single_async(rank, _join, address, port, kind, rank, world)
-                for rank in range(world)
-            ]
+            store = str(self.meeting / "store")
+            joined = [worker_group.execute_single_async(rank, _join, store, kind, rank, world) for rank in range(world)]
             ray.get(joined)
 
         def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-            pass  # a crew's processes end with it
+            if self.meeting is not None:  # nothing else: a crew's processes end with it
+                shutil.rmtree(self.meeting, ignore_errors=True)
 
     class TorchConfig(BackendConfig):
         @property
@@ -166,9 +194,13 @@ def backend() -> Any:
     return TorchConfig()
 
 
-def _join(address: str, port: int, kind: str, rank: int, world: int) -> None:
+def _join(store: str, kind: str, rank: int, world: int) -> None:
     from ray.train.torch import config
 
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    from mvray.train import heed_sigterm
+
+    heed_sigterm()  # here, on the worker's main thread: training runs on another one
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
-    config._setup_torch_process_group(kind, rank, world, "env://", PROCESS_GROUP_TIMEOUT_S)
+    config._setup_torch_process_group(kind, rank, world, f"file://{store}", PROCESS_GROUP_TIMEOUT_S)

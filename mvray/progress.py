@@ -8,39 +8,60 @@ import threading
 import time
 from typing import Any
 
+SAY_EVERY_S = 60.0
+"""How often work that goes on is mentioned where the output is no terminal: the log of a submitted job, a file."""
+
 
 class Progress:
-    """One line on a terminal, rewritten in place; nothing where the output is not a terminal."""
+    """A line for each thing that goes on, rewritten in place on a terminal; elsewhere one now and then."""
 
     def __init__(self, out: Any = None) -> None:
         self._out = out or sys.stderr
         self._live = self._out.isatty()
         self._lock = threading.Lock()
         self._parts: dict[str, str] = {}
-        self._width = 0
+        self._said_at: dict[str, float] = {}
+        self._drawn = 0
 
     def show(self, key: str, text: str | None) -> None:
         """Set what is shown for ``key``; None takes it away."""
         with self._lock:
             if text is None:
                 self._parts.pop(key, None)
+                self._said_at.pop(key, None)
             else:
                 self._parts[key] = text
             if self._live:
-                self._draw("   ".join(self._parts.values()))
+                self._draw()
+            elif text and time.monotonic() > self._said_at.setdefault(key, time.monotonic()) + SAY_EVERY_S:
+                self._said_at[key] = time.monotonic()
+                print(text, file=self._out, flush=True)
 
     def say(self, line: str) -> None:
         """A line that stays."""
         with self._lock:
             if self._live:
-                self._draw("")
+                self._wipe()
             print(line, file=self._out, flush=True)
+            if self._live:
+                self._draw()
 
-    def _draw(self, text: str) -> None:
-        text = text[: shutil.get_terminal_size().columns - 1]
-        self._out.write("\r" + text.ljust(self._width) + ("\r" if not text else ""))
+    def _wipe(self) -> None:
+        """Take away what `_draw` drew; the cursor is where it began."""
+        if self._drawn:
+            up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
+            self._out.write(f"\r{up}\x1b[J")
+            self._drawn = 0
+
+    def _draw(self) -> None:
+        size = shutil.get_terminal_size()
+        self._wipe()
+        lines = list(self._parts.values())
+        if len(lines) >= size.lines:
+            lines = [*lines[: size.lines - 2], f"... and {len(lines) - size.lines + 2} more"]
+        self._out.write("\n".join(line[: size.columns - 1] for line in lines))
         self._out.flush()
-        self._width = len(text)
+        self._drawn = len(lines)
 
 
 def duration(seconds: float) -> str:

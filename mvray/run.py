@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from mvray import generate, measure, train
+from mvray import generate, measure, patience, spent, train
 from mvray.cluster import Cluster, needs
 from mvray.data.quarantine import as_table
 from mvray.data.tables import write_table
@@ -46,6 +46,7 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
     for planned in waiting.values():
         if isinstance(planned.step, Generate):
             planned.step.generator.check()
+    patience.begin()
     cluster.start(plan.job)
     running: dict[Future[None], Planned] = {}
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="step") as pool:
@@ -54,7 +55,8 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
                 for planned in _startable(waiting, list(running.values()), cluster):
                     del waiting[planned.path]
                     running[pool.submit(do, planned, cluster, log, progress)] = planned
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                while not (done := wait(running, POLL_S, FIRST_COMPLETED).done):
+                    cluster.keep_signals()
                 for future in done:
                     planned = running.pop(future)
                     if (error := future.exception()) is not None:
@@ -63,6 +65,7 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
                         wait(running)
                         future.result()
         except BaseException:
+            patience.give_up()
             cluster.aborted.set()  # Ctrl-C: the steps that run end now, and this does not wait for hours
             raise
 
@@ -113,15 +116,16 @@ def do(planned: Planned, cluster: Cluster, log: RunLog, progress: Progress, work
     run = log.started(planned)
     try:
         _write_inputs(planned)
-        with _watching(planned, run, log, progress):
+        with _watching(planned, run, log, progress, cluster):
             metrics = (work or WORK[type(planned.step)])(planned, cluster)
         seconds = time.monotonic() - started
-        planned.folder.write("metrics.json", json.dumps(metrics).encode())
+        planned.folder.insist("metrics.json", json.dumps(metrics).encode())
         for record in _quarantine(planned)[len(planned.index.bad) :]:
             progress.say(f"{_title(planned)}: left out: {record.location}: {record.reason}")
-        manifest = manifest_of(planned, seconds, run)
-        log.finished(run, planned, metrics)
-        planned.folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+        cost = spent.total(planned.folder)
+        manifest = manifest_of(planned, seconds, run, cost)
+        log.finished(run, planned, metrics, spent.as_metrics(cost))
+        planned.folder.insist(MANIFEST, json.dumps(manifest, indent=1).encode())
         progress.say(f"{_title(planned)}: {duration(seconds)}   {_brief(planned, metrics)}")
     except BaseException as error:
         log.failed(run, error, interrupted=cluster.aborted.is_set())
@@ -154,16 +158,29 @@ def _quarantine(planned: Planned) -> list[BadRecord]:
 
 
 @contextlib.contextmanager
-def _watching(planned: Planned, run: str, log: RunLog, progress: Progress) -> Iterator[None]:
-    """Follow the step's progress.json: the line on the terminal, and each epoch to MLflow as it comes."""
-    ended = threading.Event()
+def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, cluster: Cluster) -> Iterator[None]:
+    """Follow the step's progress.json: the line on the terminal, each epoch to MLflow as it comes, what it costs."""
+    ended, troubles = threading.Event(), {""}
+    meter = spent.Meter(planned.folder, getattr(planned.step, "scale", None))
+    held: tuple[float, float] = (0.0, 0.0)
+
+    def look() -> tuple[float, float]:
+        seen = json.loads(planned.folder.read("progress.json"))
+        progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
+        if (trouble := seen.get("trouble", "")) not in troubles:
+            troubles.add(trouble)
+            progress.say(f"{_title(planned)}: {trouble}")
+        log.epochs(run, planned, seen.get("history", []))
+        cpus, gpus = needs(planned.step, cluster.gpus(), seen.get("workers"))
+        return cpus, seen.get("gpus", gpus)
 
     def watch() -> None:
+        # Before the first word of its workers a step waits for room, and holds nothing.
+        nonlocal held
         while not ended.wait(POLL_S):
             with contextlib.suppress(OSError):  # not there yet, or a storage that fails now and then
-                seen = json.loads(planned.folder.read("progress.json"))
-                progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
-                log.epochs(run, planned, seen.get("history", []))
+                held = look()
+            meter.read(*held)
 
     planned.folder.delete("progress.json")
     watcher = threading.Thread(target=watch, name="watch", daemon=True)
@@ -173,3 +190,7 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress) -> It
     finally:
         ended.set()
         watcher.join()
+        with contextlib.suppress(OSError):
+            held = look()
+        meter.read(*held)
+        meter.keep()

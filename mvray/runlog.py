@@ -108,11 +108,11 @@ class RunLog:
         for row in history:
             self._tracker.metrics(run, {k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
 
-    def finished(self, run: str, planned: Planned, metrics: Mapping[str, float]) -> None:
-        """Close the step's run with its numbers and pictures."""
+    def finished(self, run: str, planned: Planned, metrics: Mapping[str, float], spent: Mapping[str, float]) -> None:
+        """Close the step's run with its numbers, what it has cost, and its pictures."""
         if isinstance(planned.step, Train):
             self.epochs(run, planned, planned.history())
-        self._tracker.metrics(run, {f"result/{k}": v for k, v in metrics.items()}, 0)
+        self._tracker.metrics(run, {**{f"result/{k}": v for k, v in metrics.items()}, **spent}, 0)
         if planned.folder.exists("quarantine.parquet"):
             self._tracker.figure(run, planned.folder.read("quarantine.parquet"), "quarantine.parquet")
         for name, picture in self._figures(planned).items():
@@ -129,7 +129,7 @@ class RunLog:
             self._tracker.figure(self.job, content, name)
 
     def results(self, metrics: Mapping[str, float]) -> None:
-        """Log the table's means on the job's run."""
+        """Log numbers of the whole job on its run: the table's means, what it has cost."""
         self._tracker.metrics(self.job, metrics, 0)
 
     def close(self, status: str) -> str:

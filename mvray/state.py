@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mvray.task import Board, Samples, gathered
+from mvray.task import Samples, gathered
 
 if TYPE_CHECKING:
     from mvray.agreement import Agreement
+    from mvray.board import Board
     from mvray.checkpoint import Checkpoints
     from mvray.environment import Environment
     from mvray.method import Method
@@ -110,6 +111,7 @@ def save(parts: Parts, state: State, here: Environment) -> None:
     cuda = torch.cuda.get_rng_state(here.device) if here.device.type == "cuda" else None
     ranks = gathered({"cpu": torch.get_rng_state(), "cuda": cuda, "sums": state.sums}, here)
     if here.rank == 0:
+        parts.board.checkpoints = parts.checkpoints
         rest = {
             "state": asdict(state),
             "ranks": ranks,

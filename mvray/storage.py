@@ -1,7 +1,6 @@
 """Files below one root: a local folder or an S3 bucket, through the same few methods.
 
-S3 is used with AWS's own conventions: credentials, region and ``AWS_ENDPOINT_URL_S3`` or
-``AWS_ENDPOINT_URL`` from the environment, profiles from ``~/.aws``.
+S3 is used with AWS's own conventions (s3.py). What fails there for a while is tried again (patience.py).
 """
 
 from __future__ import annotations
@@ -9,19 +8,23 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from mvray.errors import ClusterError, DataError
+from mvray import s3
+from mvray.errors import ClusterError, DataError, StorageFailed, StorageRefused
+from mvray.patience import FOR_ROOM, PATIENCE, Patience, is_full, may_pass, waited
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pyarrow.fs
+
+T = TypeVar("T")
 
 _PARTIAL = ".partial"  # files on the way to their name; never listed
 
@@ -40,8 +43,11 @@ class Storage:
 
     ``uri`` is a local path, ``file://...`` or ``s3://bucket/prefix``; ``self.uri`` is absolute.
     Paths given to the methods are relative to it with "/" and cannot leave it (DataError). Whatever
-    is written appears whole under its name or not at all. A missing file is FileNotFoundError, a
-    storage that does not answer OSError. Can be pickled; connects when first used.
+    is written appears whole under its name or not at all. Can be pickled; connects when first used.
+
+    A missing file is FileNotFoundError. On S3, a server that is busy, slow or away is waited for, up to 5
+    minutes (patience.PATIENCE), then StorageFailed is raised; what it refuses is StorageRefused. A full disk
+    is StorageFailed at once. All of these are OSErrors.
     """
 
     def __init__(self, uri: str) -> None:
@@ -50,6 +56,11 @@ class Storage:
             local = Path(unquote(urlsplit(uri).path) if found else uri).expanduser().absolute()
             self.is_local, self._root = True, Path(os.path.normpath(local)).as_posix()
             self.uri = self._root
+        elif "@" in rest.partition("/")[0]:
+            raise ClusterError(
+                f"Found a name or key before '@' in an address ({scheme}://...); expected s3://BUCKET/PREFIX, because "
+                "addresses are logged. Give keys as AWS does: AWS_ACCESS_KEY_ID ..., ~/.aws, or a role."
+            )
         elif scheme == "s3" and rest.partition("/")[0]:
             self.is_local, self._root = False, str(PurePosixPath(rest.strip("/")))
             self.uri = f"s3://{self._root}"
@@ -70,11 +81,15 @@ class Storage:
     def __hash__(self) -> int:
         return hash(self.uri)
 
+    @property
+    def _bucket(self) -> str:
+        return self._root.partition("/")[0]
+
     @cached_property
-    def _files(self) -> pyarrow.fs.FileSystem:
+    def _local_files(self) -> pyarrow.fs.FileSystem:
         import pyarrow.fs
 
-        return pyarrow.fs.LocalFileSystem() if self.is_local else _s3(self._root, attempts=5)
+        return pyarrow.fs.LocalFileSystem()
 
     def _at(self, path: str) -> str:
         parts = PurePosixPath(path).parts
@@ -96,46 +111,68 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """All of a file."""
-        with self._files.open_input_file(self._at(path)) as file:
-            return bytes(file.read())
+
+        def read(files: pyarrow.fs.FileSystem) -> bytes:
+            with files.open_input_file(self._at(path)) as file:
+                return bytes(file.read())
+
+        return self._waited(read)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """At most ``length`` bytes from byte ``start`` on."""
-        with self._files.open_input_file(self._at(path)) as file:
-            return bytes(file.read_at(length, start))
+
+        def read(files: pyarrow.fs.FileSystem) -> bytes:
+            with files.open_input_file(self._at(path)) as file:
+                return bytes(file.read_at(length, start))
+
+        return self._waited(read)
 
     def write(self, path: str, data: bytes) -> None:
         """Replace the file ``path`` by ``data``."""
-        if self.is_local:
+        self._waited(lambda files: self._write(files, path, data))
+
+    def insist(self, path: str, data: bytes) -> None:
+        """As `write`, for what must be stored in the end: a full disk is waited for, too, for 10 minutes."""
+        self._waited(lambda files: self._write(files, path, data), FOR_ROOM)
+
+    def try_write(self, path: str, data: bytes) -> bool:
+        """As `write`, for what need not be stored: tried once. Whether it went well."""
+        try:
+            self._write(self._connected(attempts=1), path, data)
+        except OSError:
+            return False
+        return True
+
+    def _write(self, files: pyarrow.fs.FileSystem, path: str, data: bytes) -> None:
+        if not self.is_local:
+            with files.open_output_stream(self._at(path), compression=None) as file:
+                file.write(data)
+            return
+        try:
             with _whole(Path(self._at(path))) as partial:
                 partial.write_bytes(data)
-            return
-        with self._files.open_output_stream(self._at(path)) as file:
-            file.write(data)
-
-    def upload(self, path: str, local_file: Path) -> None:
-        """Copy ``local_file`` to ``path``."""
-        if self.is_local:
-            with _whole(Path(self._at(path))) as partial:
-                shutil.copyfile(local_file, partial)
-            return
-        with local_file.open("rb") as source, self._files.open_output_stream(self._at(path)) as file:
-            try:
-                shutil.copyfileobj(source, file, length=16 << 20)
-            except BaseException:
-                # Closing the stream finishes the object, so half of one has to go again.
-                file.close()
-                self.delete(path)
+        except OSError as error:
+            if not is_full(error):
                 raise
+            full = StorageFailed(
+                f"{self.full(path)} cannot be written: the disk is full ({error.strerror}; {len(data):,} bytes were "
+                "wanted). Free some space there."
+            )
+            full.errno = error.errno
+            raise full from error
 
     def download(self, path: str, local_file: Path) -> None:
-        """Copy ``path`` to ``local_file``."""
-        with (
-            self._files.open_input_stream(self._at(path)) as source,
-            _whole(local_file) as partial,
-            partial.open("wb") as file,
-        ):
-            shutil.copyfileobj(source, file, length=16 << 20)
+        """Copy ``path`` to ``local_file``, in the memory of some megabytes."""
+
+        def copy(files: pyarrow.fs.FileSystem) -> None:
+            with (
+                files.open_input_stream(self._at(path), compression=None) as source,
+                _whole(local_file) as partial,
+                partial.open("wb") as file,
+            ):
+                shutil.copyfileobj(source, file, length=16 << 20)
+
+        self._waited(copy)
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder ``path``."""
@@ -151,7 +188,8 @@ class Storage:
     def list(self, prefix: str = "", recursive: bool = False) -> list[Entry]:
         """Files and folders directly in the folder ``prefix``, or all files below it; sorted, [] if it is missing.
 
-        A local link that points nowhere is listed as an empty file.
+        A local link that points nowhere is listed as an empty file. Keys on S3 that are no path ("a/../b",
+        "a//b") cannot be read by these methods and are left out.
         """
         if self.is_local:
             return sorted(_local_entries(Path(self._at(prefix)), len(self._at("").rstrip("/")) + 1, recursive))
@@ -159,37 +197,74 @@ class Storage:
 
         selector = pyarrow.fs.FileSelector(self._at(prefix), allow_not_found=True, recursive=recursive)
         folder = pyarrow.fs.FileType.Directory
-        return sorted(
+        found = (
             Entry(info.path[len(self._root) + 1 :], info.size or 0, info.type == folder)
-            for info in self._files.get_file_info(selector)
+            for info in self._waited(lambda files: files.get_file_info(selector))
             if not (recursive and info.type == folder)
         )
+        return sorted(entry for entry in found if _is_path(entry.path))
 
     def delete(self, path: str) -> None:
-        """Remove the file ``path``, or the folder and all below it; nothing happens if it is missing."""
-        info = self._info(path)
-        if info.is_file:
-            self._files.delete_file(info.path)
-        elif info.type.value:
-            self._files.delete_dir(info.path)
+        """Remove the file ``path``, or the folder and all below it; nothing happens if it is missing.
+
+        Of a local link the link is removed, not what it points to.
+        """
+        if self.is_local and (link := Path(self._at(path))).is_symlink():
+            link.unlink()
+            return
+
+        def delete(files: pyarrow.fs.FileSystem) -> None:
+            info = files.get_file_info(self._at(path))
+            if info.is_file:
+                files.delete_file(info.path)
+            elif info.type.value:
+                files.delete_dir(info.path)
+
+        with suppress(FileNotFoundError):  # a request that was answered too late had removed it
+            self._waited(delete)
 
     def check(self, write: bool = True) -> None:
-        """Write and delete a small file, or only list. Raises ClusterError in words where that fails, soon."""
+        """Write and delete a small file, or only list, once. Raises ClusterError in words where that fails, soon."""
         probe = f".mvray-probe-{uuid.uuid4().hex}"
-        once = Storage(self.uri)
         try:
-            if not self.is_local:
-                once._files = _s3(self._root, attempts=1)
+            files = self._connected(attempts=1)
             if write:
-                once.write(probe, b"mvray")
-                once.delete(probe)
+                self._write(files, probe, b"mvray")
+                files.delete_file(self._at(probe))
+            elif not self.is_local:
+                import pyarrow.fs
+
+                files.get_file_info(pyarrow.fs.FileSelector(self._at(""), allow_not_found=True))
             else:
-                once.list()
+                self.list()
+        except StorageFailed as error:
+            raise ClusterError(str(error)) from error
         except OSError as error:
             raise ClusterError(_out_of_reach(self, "written" if write else "read", error)) from error
 
     def _info(self, path: str) -> Any:
-        return self._files.get_file_info(self._at(path))
+        return self._waited(lambda files: files.get_file_info(self._at(path)))
+
+    def _connected(self, attempts: int = s3.ATTEMPTS) -> pyarrow.fs.FileSystem:
+        return self._local_files if self.is_local else s3.filesystem(self._bucket, attempts)
+
+    def _waited(self, call: Callable[[pyarrow.fs.FileSystem], T], patience: Patience = PATIENCE) -> T:
+        """What ``call`` returns, on S3 called again while that may help, and on a full disk with FOR_ROOM."""
+        if self.is_local:
+            return waited(
+                lambda: call(self._local_files), self.uri, lambda e: patience is FOR_ROOM and is_full(e), patience
+            )
+        try:
+            return waited(lambda: call(self._connected()), f"s3://{self._bucket}", may_pass, patience)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | StorageFailed | StorageRefused) or error.errno is not None:
+                raise
+            raise s3.refused(self.uri, error) from error
+
+
+def _is_path(key: str) -> bool:
+    """Whether a key is what `Storage._at` makes of itself."""
+    return all(part not in ("", ".", "..") for part in key.split("/"))
 
 
 def _local_entries(folder: Path, start: int, recursive: bool) -> Iterator[Entry]:
@@ -220,30 +295,7 @@ def _whole(target: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _s3(root: str, attempts: int) -> pyarrow.fs.FileSystem:
-    import pyarrow.fs
-
-    environ = os.environ
-    # pyarrow reads these two by itself only in FileSystem.from_uri, which takes no further options.
-    endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
-    region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
-    if not (endpoint or region or environ.get("AWS_PROFILE")):
-        region = pyarrow.fs.resolve_s3_region(root.partition("/")[0])
-    return pyarrow.fs.S3FileSystem(
-        endpoint_override=endpoint,
-        region=region,
-        connect_timeout=3,
-        request_timeout=30,
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-        allow_delayed_open=True,  # small objects in one request
-    )
-
-
 def _out_of_reach(storage: Storage, done: str, error: OSError) -> str:
     if storage.is_local:
         return f"{storage.uri} cannot be {done} ({error.strerror}); expected a folder that can. Choose another one."
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon's own"
-    return (
-        f"{storage.uri} cannot be {done} (endpoint: {endpoint}): {error}\nExpected a bucket that exists, and "
-        "credentials that allow it. Check the name, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-    )
+    return str(error if isinstance(error, StorageRefused) else s3.refused(storage.uri, error, done))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,10 +14,9 @@ import torch
 
 from mvray.data import sampler
 from mvray.data.columns import Joined, joined
-from mvray.data.dataset import SampleDataset, dataset, loader
+from mvray.data.dataset import SampleDataset, dataset, loader, readable
 from mvray.data.tables import read_table
 from mvray.optim import precision
-from mvray.progress import duration
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
@@ -31,10 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Batches = Generator[dict[str, "Tensor"], None, None]
-"""Batches on the device. Closing it ends the threads that decode ahead."""
-
-SHOW_EVERY_S = 1.0
-SHOW_EVERY_REMOTE_S = 15.0
+"""Closing it ends the threads that decode ahead."""
 
 
 @dataclass(frozen=True)
@@ -68,30 +62,6 @@ class Task:
     columns: tuple[str, ...] = ()
     start_weights: str | None = None
     watched: Watched | None = None
-
-
-class Board:
-    """Where rank 0 says how far it is (progress.json), now and then; the driver reads it."""
-
-    def __init__(self, folder: Storage, rank: int, epochs: int) -> None:
-        self._folder, self._rank, self._epochs = folder, rank, epochs
-        self._shown_at = 0.0
-        self._every_s = SHOW_EVERY_S if folder.is_local else SHOW_EVERY_REMOTE_S
-
-    def show(
-        self, epoch: int, done: int, batches: int, rate: float, history: list[dict[str, float]], now: bool = False
-    ) -> None:
-        """``done`` of ``batches`` of ``epoch`` at ``rate`` batches a second; at intervals unless ``now``."""
-        if self._rank or not (now or time.monotonic() - self._shown_at > self._every_s):
-            return
-        self._shown_at = time.monotonic()
-        left_s = ((self._epochs - epoch) * batches - done) / rate if rate else 0.0
-        if epoch < self._epochs:
-            at = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}"
-            text = f"{at}, {rate:.1f} steps/s, at most {duration(left_s)} left"
-        else:
-            text = f"epoch {epoch}/{self._epochs}, done, {rate:.1f} steps/s"
-        self._folder.write("progress.json", json.dumps({"text": text, "history": history}).encode())
 
 
 @functools.cache
@@ -149,16 +119,22 @@ class Samples:
             weights=None if weights is None else weights.double().cpu().numpy(),
             rows=None if rows is None else rows.cpu().numpy(),
         )
-        for batch in self._loaded(self._sets["train"], order, epoch):
-            yield batch | {name: value.to(self._here.device)[batch["index"]] for name, value in values.items()}
+        on_device = {name: value.to(self._here.device) for name, value in values.items()}
+        with contextlib.closing(self._loaded(self._sets["train"], order, epoch)) as batches:
+            for batch in batches:
+                given = self._placed(batch)
+                yield given | {name: value[given["index"]] for name, value in on_device.items()}
 
     def predictions(self, method: Method, split: str) -> dict[str, np.ndarray]:
         """``method.predict`` and ``label`` over a whole split, in its order, on every rank."""
-        mine: dict[str, list[np.ndarray]] = {}
+        mine: dict[str, list[Tensor]] = {}
         for batch, made in self._predicted(method, self._sets[split]):
             for name, values in {**made, "label": batch["label"]}.items():
-                mine.setdefault(name, []).append(values.cpu().numpy())
-        parts = gathered({name: np.concatenate(values) for name, values in mine.items()}, self._here)
+                # A GPU goes on with the next batch; these are read once, when all of them are there.
+                mine.setdefault(name, []).append(values.to("cpu", non_blocking=True))
+        if self._here.device.type == "cuda":
+            torch.cuda.synchronize(self._here.device)
+        parts = gathered({name: torch.cat(values).numpy() for name, values in mine.items()}, self._here)
         parts = [part for part in parts if part]  # a rank has none where there are fewer samples than ranks
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -183,18 +159,19 @@ class Samples:
         method.eval()
         order = sampler.in_order(len(samples), self.batch_size, rank=self._here.rank, world=self._here.world)
         try:
-            for batch in self._loaded(samples, order, 0):
-                with torch.no_grad(), precision(self._task.step.optim, self._here.device):
-                    readable = batch["bad"] < 0
-                    kept = batch if bool(readable.all()) else {n: v[readable] for n, v in batch.items()}
-                    made = method.predict(kept)
-                yield kept, made
+            with contextlib.closing(self._loaded(samples, order, 0)) as batches:
+                for batch in batches:
+                    given = self._placed(readable(batch))
+                    with torch.no_grad(), precision(self._task.step.optim, self._here.device):
+                        made = method.predict(given)
+                    yield given, made
         finally:
             method.train(training)
 
     def _loaded(self, samples: SampleDataset, order: Iterable[np.ndarray], epoch: int) -> Batches:
-        on_gpu = self._here.device.type == "cuda"
-        batches = loader(samples, order, epoch, self._task.step.scale.loader_workers, pin=on_gpu)
-        with contextlib.closing(batches):
-            for batch in batches:
-                yield {name: value.to(self._here.device, non_blocking=on_gpu) for name, value in batch.items()}
+        """Batches on the CPU, in page-locked memory where a GPU takes them."""
+        pin = self._here.device.type == "cuda"
+        return loader(samples, order, epoch, self._task.step.scale.loader_workers, pin)
+
+    def _placed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values.to(self._here.device, non_blocking=True) for name, values in batch.items()}

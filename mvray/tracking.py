@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import psutil
 
@@ -156,6 +157,16 @@ def deliver(spool: Path, uri: str, timeout_s: float = 60.0) -> str:
     return f"{left} {courier.error}".strip() if left else ""
 
 
+def _named_by_environment(uri: str) -> str:
+    """A server's address without user and password, which become MLflow's variables: its errors name addresses."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return without_password(uri)
+
+
 def without_password(uri: str) -> str:
     return re.sub(r"(?<=://)[^/]*@", "", uri)
 
@@ -196,7 +207,7 @@ class _Store:
             logging.getLogger(noisy).setLevel(logging.ERROR)
         if self._uri.startswith(SQLITE):
             folder_of(self._uri).mkdir(parents=True, exist_ok=True)
-        return MlflowClient(self._uri)
+        return MlflowClient(_named_by_environment(self._uri))
 
     def take(self, events: list[Event], files: Path) -> None:
         """Pass events of one kind and run on to MLflow. Raises Refused where repeating cannot help."""

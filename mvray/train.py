@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,24 @@ BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupErro
 """What a mistake in a method raises."""
 
 
+AT_WORK, TOLD_TO_END = threading.Event(), threading.Event()
+"""Of this process, where it is a worker."""
+
+
+def heed_sigterm() -> None:
+    """SIGTERM ends this worker: with a checkpoint where it is at work, else at once. To be called on the main thread.
+
+    Ray sends it too, to workers that it ends; those that have not ended soon are killed.
+    """
+
+    def told(*_: object) -> None:
+        TOLD_TO_END.set()
+        if not AT_WORK.is_set():
+            sys.exit(1)
+
+    signal.signal(signal.SIGTERM, told)
+
+
 class OnRay:
     """One rank on Ray Train (an `Environment`)."""
 
@@ -36,16 +55,16 @@ class OnRay:
         import ray.train
         import ray.train.torch
 
+        from mvray.alike import check_here
         from mvray.environment import use_given_threads
 
+        check_here()
         use_given_threads()
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        self._stop, self._stop_task = threading.Event(), threading.Event()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        self._stop_task = threading.Event()
 
     def report(self, task: Task, metrics: Mapping[str, float]) -> bool:
         """Tell the search whose trial this is; ray.train.report would wait up to 2 s for the controller's next look."""
@@ -57,6 +76,7 @@ class OnRay:
 
     def begin(self) -> threading.Event:
         """A new task begins; setting the event ends it early."""
+        AT_WORK.set()
         self._stop_task = threading.Event()
         return self._stop_task
 
@@ -66,16 +86,17 @@ class OnRay:
 
         import torch
 
+        AT_WORK.clear()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def ending(self) -> bool:
         """Whether this process was told to end (SIGTERM)."""
-        return self._stop.is_set()
+        return TOLD_TO_END.is_set()
 
     def stopping(self) -> bool:
-        return self._stop.is_set() or self._stop_task.is_set()
+        return TOLD_TO_END.is_set() or self._stop_task.is_set()
 
 
 def task_of(planned: Planned, epochs_before: int) -> Task:
@@ -144,7 +165,7 @@ def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster, stopping: 
     left, progress = RETRIES, _progress(planned.folder)
     while True:
         try:
-            _fit(task, cluster, stopping)
+            _fit(planned, task, cluster, stopping)
             return
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             raise_own(error, planned)
@@ -193,11 +214,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     yield from _causes(error.__cause__ or getattr(error, "cause", None))
 
 
-def _fit(task: Task, cluster: Cluster, stopping: Callable[[], bool]) -> None:
+def _fit(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], bool]) -> None:
     """Train on a crew that waits, or on a new one."""
-    scale, gpus = task.step.scale, cluster.gpus()
-    while True:
-        crew = cluster.crews.take(scale, gpus)
+    scale = task.step.scale
+    while crew := cluster.crews.take(scale, cluster.gpus(), planned.name, stopping):
+        if scale.min_workers not in (None, scale.workers):
+            cluster.say(f"{planned.name}: {crew.size} of {scale.workers} workers")
         if crew.train(task, stopping):
-            break
-    cluster.crews.give_back(crew)
+            if crew.ends:
+                cluster.say(f"{planned.name}: {crew.ends}; going on from a checkpoint written now")
+            cluster.crews.give_back(crew)
+            return

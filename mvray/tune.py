@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -249,9 +248,9 @@ class _TrialLog:
     def epochs(self, run: str, planned: Planned, history: list[dict[str, float]]) -> None:
         self._log.epochs(run, planned, history)
 
-    def finished(self, run: str, planned: Planned, metrics: dict[str, float]) -> None:
+    def finished(self, run: str, planned: Planned, metrics: dict[str, float], costs: dict[str, float]) -> None:
         self._log.epochs(run, planned, planned.history())
-        self._log.ended(run, "", "FINISHED", {f"result/{name}": value for name, value in metrics.items()})
+        self._log.ended(run, "", "FINISHED", costs | {f"result/{name}": value for name, value in metrics.items()})
 
     def failed(self, run: str, error: BaseException, interrupted: bool) -> None:
         if self._planned is not None:
@@ -296,8 +295,7 @@ def search(
     """
     cluster.ready()
     if threading.current_thread() is threading.main_thread():
-        # Ray's core has put its own handler in the place of Python's, one that aborts the process.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        cluster.keep_signals()
     trials = Trials(study, cluster, log, progress, wanted, concurrent)
     place = tempfile.mkdtemp(prefix="mvray-tune-")
     errors: list[BaseException] = []

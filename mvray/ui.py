@@ -31,19 +31,20 @@ def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
     and ClusterError where MLflow does not start.
     """
     if uri.startswith("http"):
-        print(f"The runs are kept by a server: open {_page(without_password(uri))}")
+        print(f"The runs are kept by a server: open {page(without_password(uri))}")
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print("MLflow is starting ...", flush=True)
     try:
         with served(uri, host, port) as (server, address):
-            print(f"The runs of {uri} are shown at {_page(address)} (Ctrl-C ends it)", flush=True)
+            print(f"The runs of {uri} are shown at {page(address)} (Ctrl-C ends it)", flush=True)
             return server.wait()
     except KeyboardInterrupt:
         return 0
 
 
-def _page(address: str) -> str:
+def page(address: str) -> str:
+    """Where a person looks at the runs of the MLflow server at ``address``."""
     return f"{address.rstrip('/')}/#/experiments{TRAINING_PAGES}"
 
 
@@ -52,7 +53,7 @@ def served(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[tupl
     """An MLflow server over the store ``uri``, from when it answers: its process and address. Ends with the block."""
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         raise DataError(f"Nothing has been tracked at {uri} yet. Run a job first: mvray run JOB.")
-    port = _free_port(host, port)
+    port = free_port(host, port)
     with tempfile.TemporaryFile() as said:
         server = subprocess.Popen(
             _command(uri, host, port),
@@ -92,7 +93,7 @@ def _wait_for(server: subprocess.Popen[bytes], address: str) -> None:
             time.sleep(0.3)
 
 
-def _free_port(host: str, wanted: int) -> int:
+def free_port(host: str, wanted: int) -> int:
     """``wanted``, or the next port that nobody listens on."""
     for port in range(wanted, wanted + PORTS_TRIED):
         with socket.socket() as probe:

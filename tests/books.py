@@ -22,6 +22,7 @@ from mvray.method import Batch, Facts, Method
 from mvray.methods import classifier
 from mvray.nn import networks
 from mvray.samples.drawings import artists, drawing
+from mvray.spent import Spent
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
@@ -93,6 +94,6 @@ def finished(
     planned.folder.write("weights.safetensors", weights_to_bytes(method.build(planned.facts).state_dict()))
     write_table(planned.folder, "index.parquet", planned.rows())
     planned.folder.write("metrics.json", json.dumps(dict(metrics or {})).encode())
-    manifest = manifest_of(planned, 1.0, None)
+    manifest = manifest_of(planned, 1.0, None, Spent(1.0))
     planned.folder.write("step.json", json.dumps(manifest).encode())
     return Path(planned.folder.uri)

@@ -1,7 +1,8 @@
-"""Servers and cluster pieces that tests of more than one file use; each starts once per test run."""
+"""Servers, samples and cluster pieces that tests of more than one file use; each is made once per test run."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -38,6 +39,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA GPU")
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that ``make`` writes, made by the first of pytest-xdist's workers that asks for it."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / name).exists():
+            make(shared / f"{name}.part")
+            (shared / f"{name}.part").rename(shared / name)
+    return shared / name
 
 
 @dataclass(frozen=True)
@@ -120,12 +134,10 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None
 
 @pytest.fixture(scope="session")
 def sample_comics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of three small sample comics, 36 pages, with shifted pages, in Manga109's layout."""
+    """The root of three small sample comics, 24 pages, with shifted pages, in Manga109's layout."""
     from mvray.samples.comics import compose
 
-    root = tmp_path_factory.mktemp("sample") / "comics"
-    compose(root, titles=3, pages=12, processes=1)
-    return root
+    return once(tmp_path_factory, "comics", lambda root: compose(root, titles=3, pages=8, processes=1))
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +173,17 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file of MLflow's without a run, to be copied: MLflow takes seconds to make one."""
+    from mvray.tracking import Tracker
+
+    def make(root: Path) -> None:
+        assert Tracker(f"sqlite:///{root}/mlflow.db", "Default", root / "spool").close() == ""
+
+    return once(tmp_path_factory, "store", make) / "mlflow.db"
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """torch on one thread: with little work in each call, threads mostly wait for one another."""
@@ -177,28 +200,30 @@ def two_ranks() -> Iterator[Callable[..., list[str]]]:
     """Train a Task on two processes with gloo, as torchrun starts them: ``two_ranks(task, stop_at=0)``.
 
     Returns what each says: "done", or the message of its MvrayError.
-    The pair stays for the whole test run, because each start costs the seconds that torch takes to import.
+    The pair stays for the whole test run, because its start costs the seconds that torch takes to import.
     """
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_ports(1)[0])}
     common |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-W", COCO_WARNS, Path(__file__).with_name("rank.py")],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ours, theirs = zip(*(socket.socketpair() for _ in range(2)), strict=True)
+    numbers = [each.fileno() for each in theirs]
+    pair = subprocess.Popen(
+        [sys.executable, "-W", "error", "-W", COCO_WARNS, Path(__file__).with_name("rank.py"), *map(str, numbers)],
+        env={**os.environ, **common},
+        pass_fds=numbers,
+        start_new_session=True,  # so that both are one group
+    )
+    for each in theirs:
+        each.close()
+    ranks = [each.makefile("rw") for each in ours]
 
     def train(task: object, stop_at: int = 0) -> list[str]:
         line = json.dumps({"task": encoded(task), "stop_at": stop_at})
-        for rank in pair:
-            print(line, file=rank.stdin, flush=True)
-        return [rank.stdout.readline().rstrip() for rank in pair]
+        for rank in ranks:
+            print(line, file=rank, flush=True)
+        return [rank.readline().rstrip() for rank in ranks]
 
     yield train
-    for rank in pair:
-        rank.kill()  # ending in order takes torch seconds
-        rank.communicate()
+    os.killpg(pair.pid, signal.SIGKILL)
+    pair.wait()
+    for each in (*ranks, *ours):
+        each.close()

@@ -18,22 +18,22 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from mvray.samples.comics import compose
-
 ROOT = Path(__file__).parent.parent
 MVRAY = Path(sys.executable).parent / "mvray"
-EPOCHS, CHECKPOINT_STEPS, BATCH = 6, 3, 8
+EPOCHS, CHECKPOINT_STEPS, BATCH = 8, 3, 2
 
 STARTED: list[subprocess.Popen] = []
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    out = tmp_path_factory.mktemp("faults") / "comics"
-    compose(out, titles=3, pages=40, seed=3)
-    return out
+@pytest.fixture(scope="module", autouse=True)
+def _tracking(empty_store, tmp_path_factory):
+    """A store that is there already: MLflow takes seconds to make one, in every command with a new storage."""
+    store = shutil.copy(empty_store, tmp_path_factory.mktemp("store"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+        yield
 
 
 def _command(pages, storage, *more):
@@ -129,50 +129,47 @@ def _train_workers(process):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(pages, tmp_path_factory):
+def uninterrupted(sample_comics, tmp_path_factory):
     storage = tmp_path_factory.mktemp("whole") / "runs"
     log = storage.parent / "log"
-    _finish(_start(_command(pages, storage), log), log)
+    _finish(_start(_command(sample_comics, storage), log), log)
     return storage
 
 
-def test_a_killed_worker_changes_nothing(pages, uninterrupted, tmp_path):
+def test_a_killed_worker_and_a_killed_command_change_nothing(sample_comics, uninterrupted, tmp_path):
+    """The command goes on by itself without the worker; it goes on where it stopped when it is called again."""
     storage, log = tmp_path / "runs", tmp_path / "log"
-    process = _start(_command(pages, storage), log)
+    process = _start(_command(sample_comics, storage), log)
     _wait_for_checkpoint(storage, 2 * CHECKPOINT_STEPS, process, log)
     workers = _train_workers(process)
     assert len(workers) == 2, [_command_of(w) for w in workers]
     workers[1].kill()
-    _finish(process, log)
-    assert "workers were lost" in log.read_text()
-    assert _weights(storage) == _weights(uninterrupted)
-    assert _history(storage) == _history(uninterrupted)
-
-
-def test_a_killed_command_goes_on_where_it_stopped(pages, uninterrupted, tmp_path):
-    storage, log = tmp_path / "runs", tmp_path / "log"
-    process = _start(_command(pages, storage), log)
-    _wait_for_checkpoint(storage, 4 * CHECKPOINT_STEPS, process, log)
+    lost = _newest_checkpoint(storage)
+    _wait_for_checkpoint(storage, lost + 2 * CHECKPOINT_STEPS, process, log)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert "workers were lost" in log.read_text()
     assert not (_folder(storage) / "step.json").exists()
     before = _newest_checkpoint(storage)
-    again = _start(_command(pages, storage), log)
+    again = _start(_command(sample_comics, storage), log)
     _finish(again, log)
-    assert before >= 4 * CHECKPOINT_STEPS
+    assert before > lost
     assert _weights(storage) == _weights(uninterrupted)
     assert _history(storage) == _history(uninterrupted)
     assert (_folder(storage) / "step.json").exists()
 
 
-@pytest.mark.parametrize("workers", [2, 0])
-def test_interrupting_says_how_to_go_on(pages, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "sent"), [(2, signal.SIGTERM), (0, signal.SIGINT)])
+def test_interrupting_writes_a_checkpoint_and_says_how_to_go_on(sample_comics, tmp_path, workers, sent):
     storage, log = tmp_path / "runs", tmp_path / "log"
-    process = _start(_command(pages, storage, "--workers", str(workers)), log)
-    _wait_for_checkpoint(storage, CHECKPOINT_STEPS, process, log)
-    os.kill(process.pid, signal.SIGINT)
+    rarely = ("--set", "scale.checkpoint_steps=none", "--set", "phase1.optim.epochs=1000")
+    process = _start(_command(sample_comics, storage, "--workers", str(workers), *rarely), log)
+    _wait_for_checkpoint(storage, 1, process, log)
+    before = _newest_checkpoint(storage)
+    os.kill(process.pid, sent)
     code, said = process.wait(timeout=120), log.read_text()
     assert code == 130, said
+    assert _newest_checkpoint(storage) > before
     assert "goes on where it stopped" in said
     assert "Traceback" not in said
 
@@ -183,8 +180,8 @@ PICTURES = 2600
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Many small pictures, and a storage where the step that is looked through is finished."""
+def whole(tmp_path_factory):
+    """Many small pictures, and a storage where they were looked through without interruption."""
     place = tmp_path_factory.mktemp("generate")
     draw = np.random.default_rng(0)
     for name in ("ada", "ben"):
@@ -193,77 +190,82 @@ def trained(tmp_path_factory):
             pixels = draw.integers(0, 256, (48, 32)).astype(np.uint8)
             Image.fromarray(pixels).save(place / "data" / name / f"{number:04d}.png")
     log = place / "log"
-    _finish(_start(_looking(place / "data", place / "runs", "phase1"), log), log)
+    _finish(_start(_looking(place / "data", place / "runs"), log), log)
+    assert len(_shards(place / "runs", "cams")) == -(-PICTURES * 9 // 10 // 256)
     return place
 
 
-def _looking(data, storage, only):
+def _trained(whole, storage):
+    """A storage where only the step that is looked through is finished."""
+    shutil.copytree(whole / "runs", storage, ignore=shutil.ignore_patterns("cams-*"))
+    return storage
+
+
+def _looking(data, storage):
     settings = {"source": "folder", "source.train": 0.9, "source.validation": 0.01, "source.test": 0.01}
     settings |= {"pictures.height": 48, "pictures.width": 32, "phase1.optim.epochs": 1, "cams.scale.loader_workers": 1}
     given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     job = str(ROOT / "jobs/gradcam_masking.py")
-    return [str(MVRAY), "run", job, "--tiny", "--data", str(data), "--storage", str(storage), "--only", only, *given]
+    return [str(MVRAY), "run", job, "--tiny", "--data", str(data), "--storage", str(storage), "--only", "cams", *given]
 
 
-def _shards(storage):
-    return {path.name: path for path in sorted(Path(storage).glob("cams-*/columns/*.parquet"))}
+def _shards(storage, step):
+    return {path.name: path for path in sorted(Path(storage).glob(f"{step}-*/columns/*.parquet"))}
 
 
-def _wait_for_shards(storage, count, process, log):
+def _wait_for_shards(storage, step, count, process, log):
     end = time.monotonic() + 180
-    while len(_shards(storage)) < count and time.monotonic() < end:
+    while len(_shards(storage, step)) < count and time.monotonic() < end:
         assert process.poll() is None, log.read_text()
         time.sleep(0.02)
-    assert len(_shards(storage)) >= count, log.read_text()
+    assert len(_shards(storage, step)) >= count, log.read_text()
 
 
-@pytest.fixture(scope="module")
-def uninterrupted_maps(trained):
-    storage = trained / "whole"
-    shutil.copytree(trained / "runs", storage)
-    _finish(_start(_looking(trained / "data", storage, "cams"), trained / "log"), trained / "log")
-    made = _shards(storage)
-    assert len(made) == -(-PICTURES * 9 // 10 // 256)
-    return {name: path.read_bytes() for name, path in made.items()}
+def _written(storage, step):
+    return {name: path.stat().st_mtime_ns for name, path in _shards(storage, step).items()}
 
 
-def test_a_mistake_that_an_actor_finds_is_one_message(trained, tmp_path):
-    storage, log = tmp_path / "runs", tmp_path / "log"
-    shutil.copytree(trained / "runs", storage)
-    process = _start([*_looking(trained / "data", storage, "cams"), "--set", "cams.generator.layer=nonsense"], log)
+def _content(storage, step):
+    return {name: path.read_bytes() for name, path in _shards(storage, step).items()}
+
+
+def _kill_actor_and_command(command, storage, step, log):
+    """Run ``command`` to its end over a killed actor and a killed command; no shard may be made twice."""
+    process = _start(command, log)
+    _wait_for_shards(storage, step, 2, process, log)
+    makers = [c for c in psutil.Process(process.pid).children(recursive=True) if "Maker" in _command_of(c)]
+    assert makers
+    first = _written(storage, step)
+    makers[0].kill()
+    _wait_for_shards(storage, step, len(first) + 2, process, log)
+    process.kill()
+    process.wait()
+    assert not list(storage.glob(f"{step}-*/step.json"))
+    second = _written(storage, step)
+    assert first.items() <= second.items()
+    _finish(_start(command, log), log)
+    after = _written(storage, step)
+    assert len(second) < len(after)
+    assert second.items() <= after.items()
+
+
+def test_a_mistake_that_an_actor_finds_is_one_message(whole, tmp_path):
+    storage, log = _trained(whole, tmp_path / "runs"), tmp_path / "log"
+    process = _start([*_looking(whole / "data", storage), "--set", "cams.generator.layer=nonsense"], log)
     assert process.wait(timeout=120) == 2
     assert log.read_text().splitlines()[-1].startswith("mvray: There is no layer 'nonsense'; expected one of network")
     assert "Traceback" not in log.read_text()
 
 
-@pytest.mark.parametrize("victim", ["actor", "command"])
-def test_maps_that_are_there_are_not_made_again(trained, uninterrupted_maps, tmp_path, victim):
-    storage, log = tmp_path / "runs", tmp_path / "log"
-    shutil.copytree(trained / "runs", storage)
-    process = _start(_looking(trained / "data", storage, "cams"), log)
-    _wait_for_shards(storage, 2, process, log)
-    before = {name: path.stat().st_mtime_ns for name, path in _shards(storage).items()}
-    if victim == "actor":
-        children = psutil.Process(process.pid).children(recursive=True)
-        makers = [child for child in children if "Maker" in _command_of(child)]
-        assert makers
-        makers[0].kill()
-    else:
-        process.kill()
-        process.wait()
-        before = {name: path.stat().st_mtime_ns for name, path in _shards(storage).items()}
-        assert not list(storage.glob("cams-*/step.json"))
-        process = _start(_looking(trained / "data", storage, "cams"), log)
-    _finish(process, log)
-    after = _shards(storage)
-    assert 2 <= len(before) < len(after)
-    assert {name: after[name].stat().st_mtime_ns for name in before} == before
-    assert {name: path.read_bytes() for name, path in after.items()} == uninterrupted_maps
+def test_maps_that_are_there_are_not_made_again(whole, tmp_path):
+    storage = _trained(whole, tmp_path / "runs")
+    _kill_actor_and_command(_looking(whole / "data", storage), storage, "cams", tmp_path / "log")
+    assert _content(storage, "cams") == _content(whole / "runs", "cams")
 
 
 # -- masks of videos -----------------------------------------------------------------------------
 
-VIDEOS, FRAMES, SHARD_FRAMES = 60, 80, 256
+VIDEOS, FRAMES, SHARD_FRAMES = 40, 80, 256
 
 
 @pytest.fixture(scope="module")
@@ -320,39 +322,9 @@ def _segmenting(data, storage):
     return [str(MVRAY), "run", job, "--tiny", "--data", str(data), "--storage", str(storage), "--only", "masks", *given]
 
 
-def _mask_shards(storage):
-    return {path.name: path for path in sorted(Path(storage).glob("masks-*/columns/*.parquet"))}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted_masks(footage, tmp_path_factory):
-    storage = tmp_path_factory.mktemp("whole-masks")
-    _finish(_start(_segmenting(footage, storage), storage / "log"), storage / "log")
-    made = _mask_shards(storage)
-    assert len(made) == -(-VIDEOS * FRAMES // SHARD_FRAMES)
-    return {name: path.read_bytes() for name, path in made.items()}
-
-
-@pytest.mark.parametrize("victim", ["actor", "command"])
-def test_masks_that_are_there_are_not_made_again(footage, uninterrupted_masks, tmp_path, victim):
-    storage, log = tmp_path / "runs", tmp_path / "log"
-    process = _start(_segmenting(footage, storage), log)
-    end = time.monotonic() + 180
-    while len(_mask_shards(storage)) < 2 and time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.02)
-    if victim == "actor":
-        makers = [c for c in psutil.Process(process.pid).children(recursive=True) if "Maker" in _command_of(c)]
-        assert makers
-        before = {name: path.stat().st_mtime_ns for name, path in _mask_shards(storage).items()}
-        makers[0].kill()
-    else:
-        process.kill()
-        process.wait()
-        before = {name: path.stat().st_mtime_ns for name, path in _mask_shards(storage).items()}
-        process = _start(_segmenting(footage, storage), log)
-    _finish(process, log)
-    after = _mask_shards(storage)
-    assert 2 <= len(before) < len(after)
-    assert {name: after[name].stat().st_mtime_ns for name in before} == before
-    assert {name: path.read_bytes() for name, path in after.items()} == uninterrupted_masks
+def test_masks_that_are_there_are_not_made_again(footage, tmp_path):
+    whole, storage = tmp_path / "whole", tmp_path / "runs"
+    _finish(_start(_segmenting(footage, whole), tmp_path / "log"), tmp_path / "log")
+    assert len(_shards(whole, "masks")) == -(-VIDEOS * FRAMES // SHARD_FRAMES)
+    _kill_actor_and_command(_segmenting(footage, storage), storage, "masks", tmp_path / "log")
+    assert _content(storage, "masks") == _content(whole, "masks")

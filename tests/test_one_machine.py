@@ -26,7 +26,7 @@ import sys
 import ray.train
 from mvray import one_machine
 
-trainer = one_machine.trainer(print, scaling_config=ray.train.ScalingConfig(num_workers=1))
+trainer = one_machine.trainer(print, None, scaling_config=ray.train.ScalingConfig(num_workers=1))
 names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
 assert "torch" not in sys.modules, "the driver has imported torch"
 print(*names)

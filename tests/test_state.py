@@ -196,7 +196,7 @@ def test_two_ranks_go_on_where_they_were(drawings, tmp_path, two_ranks: Callable
     given = step(drawings, NETWORK, checkpoint_steps=2)
     whole, broken = task(given, tmp_path / "whole"), task(given, tmp_path / "broken")
     assert two_ranks(whole) == ["done", "done"]
-    assert two_ranks(broken, stop_at=4) == ["done", "done"]
+    assert two_ranks(broken, stop_at=7) == ["done", "done"]
     assert not Storage(broken.folder).exists("metrics.json")
     assert two_ranks(broken) == ["done", "done"]
     assert result(broken) == result(whole)
@@ -211,7 +211,7 @@ def test_another_number_of_ranks_goes_on(drawings, tmp_path, two_ranks: Callable
         train(broken, Here(stop_after=7))
         assert two_ranks(broken) == ["done", "done"]
     else:
-        assert two_ranks(broken, stop_at=4) == ["done", "done"]
+        assert two_ranks(broken, stop_at=7) == ["done", "done"]
         train(broken, Here())
     for row, expected in zip(result(broken)[1], result(whole)[1], strict=True):
         assert row == pytest.approx(expected, rel=1e-4)

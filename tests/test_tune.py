@@ -137,7 +137,8 @@ def test_nothing_is_held_once_trials_are_stopped(whole: tuple[Study, Lines], clu
     from ray.util import placement_group_table
 
     def alive() -> Counter[str]:
-        return Counter(a["ActorClassName"] for a in ray._private.state.actors().values() if a["State"] == "ALIVE")
+        found = (a["ActorClassName"] for a in ray._private.state.actors().values() if a["State"] == "ALIVE")
+        return Counter(name for name in found if name != "Desk")  # holds no CPU; it goes when its crew's object does
 
     while cluster.crews._idle:
         cluster.crews._idle.pop().free()
@@ -273,7 +274,7 @@ def test_a_killed_search_ends_with_the_same_trials(whole: tuple[Study, Lines], d
 def test_mistakes_are_refused_at_once(tmp_path: Path, drawings: Path) -> None:
     for more, message in (
         (["--trials", "0"], "--trials 0: expected 1 or more."),
-        (["--workers", "0"], "--workers 0: expected 1 or more (a search needs Ray"),
+        (["--workers", "0"], "--workers 0: expected 1 or more: a search needs Ray."),
         (["--set", "search.step=third"], "search.step is 'third'; expected a Train step of 'searched': first, second."),
         (["--set", "search.metric=validation/f1"], "search.metric is 'validation/f1'"),
     ):

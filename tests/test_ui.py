@@ -15,7 +15,7 @@ import pytest
 
 from mvray.errors import ClusterError, DataError
 from mvray.tracking import Tracker
-from mvray.ui import _free_port, check, served, ui
+from mvray.ui import check, free_port, served, ui
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -38,7 +38,7 @@ def test_a_taken_port_is_passed_over():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert port < _free_port("127.0.0.1", port) < port + 50
+        assert port < free_port("127.0.0.1", port) < port + 50
 
 
 def test_check_of_sqlite(tmp_path):

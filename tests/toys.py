@@ -5,7 +5,6 @@ They stay in a module of their own because the processes of `two_ranks` (conftes
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +214,7 @@ class Here(Local):
     """`Local` on the CPU, where results repeat to the last bit; asked to stop after ``stop_after`` steps."""
 
     def __init__(self, stop_after: int | None = None) -> None:
-        super().__init__(threading.Event())
+        super().__init__()
         self.device = torch.device("cpu")
         self.left = stop_after
         self.reported: list[dict[str, float]] = []

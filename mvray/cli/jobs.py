@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import signal
 import sys
 import traceback
@@ -11,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvray.cli.options import job_options, same_options
+from mvray.cli.options import INTERRUPTED, job_options, same_options, workers_of, workers_option
+from mvray.cli.supervisor import supervised
 from mvray.errors import DataError, SettingError, UserError
 
 if TYPE_CHECKING:
@@ -22,9 +24,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     run = commands.add_parser("run", help="run a job; what is finished is not done again")
-    job_options(run)
-    run.add_argument("--only", metavar="STEP", help="run this step, and what it reads, alone")
-    run.add_argument("--workers", type=int, metavar="N", help="training workers (0: in this process, without Ray)")
+    run_options(run)
     run.set_defaults(command=_run)
 
     report = commands.add_parser("report", help="show a job's table")
@@ -32,6 +32,13 @@ def add(commands: Any) -> None:
     report.add_argument("--html", type=Path, metavar="FILE", help="write a page with table and pictures")
     report.add_argument("--json", action="store_true", help="print the report as JSON")
     report.set_defaults(command=_report)
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of run, which submit has too."""
+    job_options(parser)
+    parser.add_argument("--only", metavar="STEP", help="run this step, and what it reads, alone")
+    workers_option(parser)
 
 
 def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> Job:
@@ -86,13 +93,14 @@ def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, St
     if given.data and "://" not in given.data and not Path(given.data).is_dir():
         raise DataError(f"--data {given.data}: there is no such folder.")
     job = load_job(given.job, given.tiny, given.data, given.set)
-    workers = getattr(given, "workers", None)
-    if workers is not None:
-        if workers < 0:
-            raise SettingError(f"--workers {workers}: expected 0 (no Ray) or more.")
+    if workers := workers_of(getattr(given, "workers", None)):
         from mvray.settings import replaced
 
-        job = replaced(job, {"scale.workers": max(1, workers)})
+        least, most = workers
+        # First a pair that is in order whatever the job says.
+        job = replaced(job, {"scale.min_workers": "none"})
+        job = replaced(job, {"scale.workers": max(1, most)})
+        job = replaced(job, {"scale.min_workers": least if least < most else "none"})
     if one_seed:
         job = replace(job, seeds=job.seeds[:1])
     storage = Storage(given.storage)
@@ -100,7 +108,14 @@ def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, St
 
 
 def _run(given: argparse.Namespace) -> int:
-    from mvray import report
+    workers = workers_of(given.workers)
+    if os.environ.get("RAY_ADDRESS") and workers != (0, 0):
+        return supervised(lambda patience_s: _run_here(given, patience_s))
+    return _run_here(given)
+
+
+def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
+    from mvray import report, spent
     from mvray.cluster import Cluster
     from mvray.manifest import git_commit, versions
     from mvray.progress import Progress
@@ -109,17 +124,19 @@ def _run(given: argparse.Namespace) -> int:
     from mvray.runlog import RunLog, spool_folder, tracking_uri
     from mvray.tracking import Tracker
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the steps that run write a checkpoint
+    heed_signals()
+    workers = workers_of(given.workers)
     plan, storage = planned(given)
     steps = chosen(plan, given.only)
     storage.check()
     progress = Progress()
-    missing = sum(not planned.finished for planned in steps)
+    todo = [planned for planned in steps if not planned.finished]
+    missing = len(todo)
     progress.say(f"{plan.job.name}: {len(steps)} steps, {len(steps) - missing} finished before, {missing} to do.")
     _say_bad(plan, progress)
     tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0 if missing else 0.0)
     log = RunLog(tracker, plan, {**versions(), "git_commit": git_commit() or ""}, given.job)
-    cluster = Cluster(storage, given.workers, progress.say)
+    cluster = Cluster(storage, workers[1] if workers else None, progress.say, patience_s)
     status = "FAILED"
     try:
         execute(plan, cluster, log, progress, given.only)
@@ -133,6 +150,9 @@ def _run(given: argparse.Namespace) -> int:
         raise
     finally:
         cluster.stop()
+        if costs := [(f"{p.name} (seed {p.seed})", spent.total(p.folder)) for p in todo if p.finished]:
+            progress.say(f"\n{spent.as_text(costs)}\n")
+            log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
         undelivered = log.close(status)
         if undelivered:
             progress.say(undelivered)
@@ -142,6 +162,23 @@ def _run(given: argparse.Namespace) -> int:
     print(f"Pictures: mvray report {given.job}{again} --html report.html")
     print(f"MLflow:   mvray ui --storage {given.storage}")
     return 0
+
+
+def heed_signals() -> None:
+    """SIGINT (Ctrl-C) and SIGTERM end the run with checkpoints; a second Ctrl-C ends it at once."""
+
+    def again(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            print("\nmvray: ended at once. The same command goes on from the last checkpoint.", file=sys.stderr)
+            os._exit(INTERRUPTED)  # Ray ends what this process leaves
+
+    def first(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, again)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, first)
 
 
 def _say_bad(plan: Plan, progress: Any) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
+
+from mvray.errors import SettingError
 
 USER_MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
 STORAGE = "runs"
@@ -15,6 +18,26 @@ def job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="ROOT", help="where the data lies (a folder or s3://...)")
     parser.add_argument("--storage", default=STORAGE, metavar="URI", help="where results go (default: ./runs)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of the job")
+
+
+def workers_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        metavar="N|MIN-MAX",
+        help="training workers; MIN-MAX: as many as there is room for (0: in this process, without Ray)",
+    )
+
+
+def workers_of(text: str | None) -> tuple[int, int] | None:
+    """The least and the most workers that --workers asks for; None where it was not given."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    least = int(found[1]) if found else -1
+    most = int(found[2] or least) if found else -1
+    if not found or most < least or (found[2] and least < 1):
+        raise SettingError(f"--workers {text}: expected 0 (no Ray) or more, or a range as in 2-8.")
+    return least, most
 
 
 def same_options(given: argparse.Namespace) -> list[str]:

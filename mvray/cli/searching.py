@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 from typing import TYPE_CHECKING, Any
 
-from mvray.cli.jobs import load_job, planned
-from mvray.cli.options import job_options, same_options
+from mvray.cli.jobs import heed_signals, load_job, planned
+from mvray.cli.options import job_options, same_options, workers_of, workers_option
+from mvray.cli.supervisor import supervised
 from mvray.errors import SettingError
 
 if TYPE_CHECKING:
@@ -22,12 +23,19 @@ def add(commands: Any) -> None:
         "--trials", type=int, metavar="N", help="how many in all, with those done before (default: the job's)"
     )
     tune.add_argument("--concurrent", type=int, metavar="N", help="at most so many at once (default: as many as fit)")
-    tune.add_argument("--workers", type=int, metavar="N", help="training workers of each trial")
+    workers_option(tune)
     tune.set_defaults(command=_tune)
 
 
 def _tune(given: argparse.Namespace) -> int:
-    from mvray import search_report, study
+    _check_options(given)
+    if os.environ.get("RAY_ADDRESS"):
+        return supervised(lambda patience_s: _tune_here(given, patience_s))
+    return _tune_here(given)
+
+
+def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
+    from mvray import search_report, spent, study
     from mvray.cluster import Cluster
     from mvray.manifest import git_commit, versions
     from mvray.plan import Plan
@@ -36,9 +44,8 @@ def _tune(given: argparse.Namespace) -> int:
     from mvray.runlog import RunLog, spool_folder, tracking_uri
     from mvray.tracking import Tracker
 
-    _check_options(given)
     study.check(load_job(given.job, given.tiny, given.data, given.set))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the trials that run write a checkpoint
+    heed_signals()
     plan, storage = planned(given, one_seed=True)
     _, step = study.check(plan.job)
     base = plan.of(step, plan.job.seeds[0])
@@ -46,16 +53,17 @@ def _tune(given: argparse.Namespace) -> int:
     wanted = found.checked(given.trials)
     storage.check()
     before = Plan(plan.job, storage, tuple(other for other in chosen(plan, base.name) if other is not base))
-    missing = sum(not other.finished for other in before.steps)
+    new = [other for other in before.steps if not other.finished]
+    ended = {trial.number for trial in found.trials if trial.state != study.RUNNING}
     progress = Progress()
     progress.say(
         f"{plan.job.name}: search of {base.name}, {found.summary(wanted)}. "
-        f"{missing} of the {len(before.steps)} steps that it reads are to do first."
+        f"{len(new)} of the {len(before.steps)} steps that it reads are to do first."
     )
     tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0)
     about = {**versions(), "git_commit": git_commit() or ""}
     log = RunLog(tracker, plan, about, given.job, search=found.about())
-    cluster = Cluster(storage, None, progress.say)
+    cluster = Cluster(storage, None, progress.say, patience_s)
     status = "FAILED"
     try:
         cluster.start(plan.job)
@@ -69,6 +77,11 @@ def _tune(given: argparse.Namespace) -> int:
         raise
     finally:
         cluster.stop()
+        todo = [(f"{other.name} (seed {other.seed})", other.folder) for other in new if other.finished]
+        todo += [(f"trial {t.number}", storage.child(t.path)) for t in found.trials if t.path and t.number not in ended]
+        if costs := [(name, spent.total(folder)) for name, folder in todo]:
+            progress.say(f"\n{spent.as_text(costs)}\n")
+            log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
         _log_result(log, found)
         if undelivered := log.close(status):
             progress.say(undelivered)
@@ -78,14 +91,12 @@ def _tune(given: argparse.Namespace) -> int:
 
 
 def _check_options(given: argparse.Namespace) -> None:
-    for name, least, why in (
-        ("trials", 1, ""),
-        ("concurrent", 1, ""),
-        ("workers", 1, " (a search needs Ray; --workers 0 is for mvray run)"),
-    ):
+    for name in ("trials", "concurrent"):
         number = getattr(given, name)
-        if number is not None and number < least:
-            raise SettingError(f"--{name} {number}: expected {least} or more{why}.")
+        if number is not None and number < 1:
+            raise SettingError(f"--{name} {number}: expected 1 or more.")
+    if workers_of(given.workers) == (0, 0):
+        raise SettingError("--workers 0: expected 1 or more: a search needs Ray. --workers 0 is for mvray run.")
 
 
 def _log_result(log: RunLog, found: Study) -> None:

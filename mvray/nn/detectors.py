@@ -215,7 +215,7 @@ class _Drawn:
     def __call__(self, matched: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         found = []
         for each, draw in zip(matched, self._draws, strict=True):
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([each.device] if each.is_cuda else []):
                 torch.manual_seed(draw & (2**63 - 1))
                 found.append(self._sampler([each]))
         return [positive for (positive,), _ in found], [negative for _, (negative,) in found]

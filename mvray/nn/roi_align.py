@@ -1,8 +1,10 @@
-"""RoIAlign (He et al. 2017, section 3) for CPUs: the results of torchvision's in a fraction of the time.
+"""RoIAlign (He et al. 2017, section 3): on CPUs the results of torchvision's in a fraction of the time.
 
-torchvision's kernel goes through the channels of a picture one by one, on one core. Here each place of
-the feature map is a row of all its channels, and each bin of a region is a weighted sum of rows, which
-is what torch's embedding_bag is made for. Shapes: N regions, P bins along a side, G samples along a bin.
+On GPUs it is torchvision's. On CPUs that kernel goes through the channels of a picture one by one, on one
+core. Here each place of the feature map is a row of all its channels, and each bin of a region is a weighted
+sum of rows, which is what torch's embedding_bag is made for.
+
+Shapes: N regions, P bins along a side, G samples along a bin.
 """
 
 from __future__ import annotations
@@ -21,8 +23,14 @@ def roi_align(features_BCHW: Tensor, boxes_N5: Tensor, bins: int, scale: float, 
     ``boxes_N5`` are the picture's position in the batch and x0, y0, x1, y1 in pixels, of which ``scale``
     makes places of the feature map. ``samples`` along each side of a bin; 0: at least one for each place.
     ``aligned`` takes half a place off, as Detectron2 does. The same as torchvision.ops.roi_align; fastest
-    where the features are laid out channels last.
+    where the features are laid out channels last. In float32 at least, also where autocast is on: so is torchvision's.
     """
+    features_BCHW = features_BCHW.to(torch.promote_types(features_BCHW.dtype, torch.float32))
+    if features_BCHW.is_cuda:
+        import torchvision
+
+        made: Tensor = torchvision.ops.roi_align(features_BCHW, boxes_N5, bins, scale, samples, aligned)
+        return made
     batch, channels, height, width = features_BCHW.shape
     rows = features_BCHW.permute(0, 2, 3, 1).reshape(batch * height * width, channels).contiguous()
     boxes_N4 = boxes_N5[:, 1:] * scale - (0.5 if aligned else 0.0)

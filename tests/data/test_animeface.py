@@ -82,7 +82,7 @@ def test_another_layout_in_clear_words(tmp_path: Path, drawn_picture: Callable[.
 def test_the_same_from_s3(root: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage(s3)
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
-        storage.upload(file.relative_to(root).as_posix(), file)
+        storage.write(file.relative_to(root).as_posix(), file.read_bytes())
     local, remote = AnimeFace(root=str(root)), AnimeFace(root=s3)
     assert remote.index() == local.index()
     assert remote.read("003_fate/face_1_10_20.png", "").shape == (160, 160, 3)

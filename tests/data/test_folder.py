@@ -177,7 +177,7 @@ def test_a_folder_without_classes(tmp_path: Path, drawn_picture: Draw) -> None:
 def test_the_same_from_s3(artists: Path, s3: str) -> None:
     storage = Storage(s3)
     for file in sorted(path for path in artists.rglob("*") if path.is_file()):
-        storage.upload(file.relative_to(artists).as_posix(), file)
+        storage.write(file.relative_to(artists).as_posix(), file.read_bytes())
     local, remote = Folder(root=str(artists)), Folder(root=s3)
     assert remote.index().rows.equals(local.index().rows)
     assert np.array_equal(remote.read("Anna/0.png", ""), local.read("Anna/0.png", ""))

@@ -224,7 +224,7 @@ def test_the_same_from_s3(make: Make, s3: str) -> None:
     root = make({f"who{i}": 3 for i in range(5)})
     storage = Storage(s3)
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
-        storage.upload(file.relative_to(root).as_posix(), file)
+        storage.write(file.relative_to(root).as_posix(), file.read_bytes())
     local, remote = Identities(root=str(root)), Identities(root=s3)
     assert remote.index() == local.index()
     assert np.array_equal(remote.read("who0/0.png", ""), local.read("who0/0.png", ""))

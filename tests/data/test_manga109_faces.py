@@ -486,7 +486,7 @@ def test_the_same_from_s3(write: Write, s3: str, decodings: list[int]) -> None:
     (root / "images/Beta/001.jpg").write_bytes((root / "images/Beta/001.jpg").read_bytes()[:500])
     storage = Storage(s3)
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
-        storage.upload(file.relative_to(root).as_posix(), file)
+        storage.write(file.relative_to(root).as_posix(), file.read_bytes())
     local, remote = (Manga109Faces(root=place, unseen_works=("Beta",), min_faces=5) for place in (str(root), s3))
     index = remote.index()
     assert index.rows.equals(local.index().rows)

@@ -207,7 +207,7 @@ def test_the_same_from_s3(ucf: Write, s3: str) -> None:
     root = ucf()
     storage = Storage(s3)
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
-        storage.upload(file.relative_to(root).as_posix(), file)
+        storage.write(file.relative_to(root).as_posix(), file.read_bytes())
     local, remote = UCF101(root=str(root)), UCF101(root=s3)
     index = remote.index()
     assert index.rows.equals(local.index().rows)

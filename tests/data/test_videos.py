@@ -174,7 +174,7 @@ def test_every_suffix_is_one_that_can_be_opened(tmp_path: Path) -> None:
 def test_the_same_from_s3(clips: Path, s3: str) -> None:
     storage = Storage(s3)
     for file in sorted(path for path in clips.rglob("*") if path.is_file()):
-        storage.upload(file.relative_to(clips).as_posix(), file)
+        storage.write(file.relative_to(clips).as_posix(), file.read_bytes())
     local, remote = Videos(root=str(clips)), Videos(root=s3)
     assert remote.index().rows.equals(local.index().rows)
     for location in ("run/0.avi", "walk/outside/1.mp4", "walk/7.webm"):

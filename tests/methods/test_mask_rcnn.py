@@ -229,3 +229,17 @@ def test_mistakes() -> None:
         mask_rcnn.Config(network="maskrcnn_resnet50_fpn", learns="pixels").check(FACTS)
     with pytest.raises(DataError, match="validation samples have no instance masks"):
         method_of().score({})
+
+
+def test_losses_where_autocast_is_on() -> None:
+    """As on GPUs: features are bfloat16 then, and regions are pooled from them in float32."""
+    method, batch = method_of().train(), batch_of(2)
+    expected = method(batch, "train")["loss_semantic"].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = method(batch, "train")
+        method.eval()
+        with torch.no_grad():
+            made = method.predict(batch)
+    assert all(loss.isfinite() for loss in found.values())
+    assert found["loss_semantic"].item() == pytest.approx(expected, rel=0.02)
+    assert made["mask_iou"].isfinite().all()

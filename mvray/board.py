@@ -1,0 +1,92 @@
+"""Where a Train step says how far it is, on which nodes, and how busy their GPUs are."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from mvray.machine import load
+from mvray.progress import duration
+from mvray.task import gathered
+
+if TYPE_CHECKING:
+    from mvray.checkpoint import Checkpoints
+    from mvray.environment import Environment
+    from mvray.storage import Storage
+
+log = logging.getLogger(__name__)
+
+SHOW_EVERY_S = 1.0
+SHOW_EVERY_REMOTE_S = 15.0
+GPU_EVERY_S = 10.0
+NODES_NAMED = 3
+
+
+class Board:
+    """Where rank 0 says how far it is (progress.json), now and then; the driver reads it.
+
+    With ``checkpoints``, it also says what is wrong with those. What cannot be written is left out.
+    """
+
+    def __init__(self, folder: Storage, here: Environment, epochs: int) -> None:
+        self._folder, self._here, self._epochs = folder, here, epochs
+        self._shown_at, self._warned = 0.0, False
+        self.checkpoints: Checkpoints | None = None
+        self._every_s = SHOW_EVERY_S if folder.is_local else SHOW_EVERY_REMOTE_S
+        self._where = where(gathered(socket.gethostname(), here))
+        self._gpus = gpu_use() if here.device.type == "cuda" and here.rank == 0 else None
+
+    def show(
+        self, epoch: int, done: int, batches: int, rate: float, history: list[dict[str, float]], now: bool = False
+    ) -> None:
+        """``done`` of ``batches`` of ``epoch`` at ``rate`` batches a second; at intervals unless ``now``."""
+        if self._here.rank or not (now or time.monotonic() - self._shown_at > self._every_s):
+            return
+        self._shown_at = time.monotonic()
+        left_s = ((self._epochs - epoch) * batches - done) / rate if rate else 0.0
+        if epoch >= self._epochs:
+            text = f"epoch {epoch}/{self._epochs}, done, {rate:.1f} steps/s"
+        else:
+            text = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}"
+            text += f", {rate:.1f} steps/s, at most {duration(left_s)} left" if rate else ""
+        text += f", {self._where}{self._gpus.said if self._gpus else ''}"
+        trouble = self.checkpoints.trouble if self.checkpoints else ""
+        world = self._here.world
+        gpus = world if self._gpus else 0
+        said = {"text": text, "history": history, "trouble": trouble, "workers": world, "gpus": gpus}
+        if not self._folder.try_write("progress.json", json.dumps(said).encode()) and trouble and not self._warned:
+            self._warned = True
+            log.warning(trouble)  # the driver cannot be told
+
+
+def where(nodes: list[str]) -> str:
+    """The node of each worker, in words."""
+    workers = f"{len(nodes)} worker{'s' if len(nodes) > 1 else ''}"
+    names = sorted(set(nodes))
+    return f"{workers} on {', '.join(names) if len(names) <= NODES_NAMED else f'{len(names)} nodes'}"
+
+
+class GpuUse:
+    """How busy the GPUs of this node are, asked for in a thread of its own: ``said`` is ", GPU 93 %" or empty."""
+
+    def __init__(self) -> None:
+        self.said = ""
+        threading.Thread(target=self._ask, name="gpu-use", daemon=True).start()
+
+    def _ask(self) -> None:
+        while True:
+            busy = [value for name, value in load().items() if re.fullmatch(r"system/gpu_\d+_util.*", name)]
+            self.said = f", GPU {sum(busy) / len(busy):.0f} %" if busy else ""
+            time.sleep(GPU_EVERY_S)
+
+
+@functools.cache
+def gpu_use() -> GpuUse:
+    """The one of this process."""
+    return GpuUse()

@@ -1,0 +1,193 @@
+"""mvray submit | jobs | logs | stop: jobs on a cluster, from anywhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvray.cli.jobs import load_job, run_options
+from mvray.cli.options import FAILED, INTERRUPTED, STORAGE, same_options
+from mvray.errors import DataError, SettingError
+
+if TYPE_CHECKING:
+    from mvray.submit import Jobs, Submitted
+
+
+def add(commands: Any) -> None:
+    submit = commands.add_parser("submit", help="run a job on a cluster; it goes on without this machine")
+    run_options(submit)
+    submit.add_argument("--tune", action="store_true", help="the job's search (mvray tune) instead of the job")
+    submit.add_argument("--trials", type=int, metavar="N", help="with --tune: trials in all")
+    submit.add_argument("--concurrent", type=int, metavar="N", help="with --tune: trials at once")
+    _address(submit)
+    submit.add_argument("--follow", action="store_true", help="show the log until the job ends")
+    submit.add_argument("--env", action="append", default=[], metavar="NAME", help="pass this variable too")
+    submit.add_argument("--build-environment", action="store_true", help="Ray installs requirements.lock on every node")
+    submit.add_argument("--code-limit", type=float, metavar="MIB", help="most that git may track (default: 50)")
+    submit.set_defaults(command=_submit)
+
+    jobs = commands.add_parser("jobs", help="list the jobs of a cluster")
+    _address(jobs)
+    jobs.set_defaults(command=_jobs)
+
+    logs = commands.add_parser("logs", help="show what a job on a cluster said")
+    logs.add_argument("id", metavar="ID", help="as mvray jobs lists it")
+    logs.add_argument("--follow", action="store_true", help="go on until the job ends")
+    _address(logs)
+    logs.set_defaults(command=_logs)
+
+    stop = commands.add_parser("stop", help="stop a job on a cluster; what runs writes a checkpoint")
+    stop.add_argument("id", metavar="ID", help="as mvray jobs lists it")
+    _address(stop)
+    stop.set_defaults(command=_stop)
+
+
+def _address(parser: argparse.ArgumentParser) -> None:
+    text = "the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, http://127.0.0.1:8265)"
+    parser.add_argument("--address", metavar="URL", help=text)
+
+
+def words_of(given: argparse.Namespace, job: str) -> list[str]:
+    """The command that the cluster's head runs: ``run`` or ``tune`` with the options of ``submit``.
+
+    Raises SettingError or DataError for a place that is on this machine alone.
+    """
+    _check_places(given)
+    if not given.tune and (given.trials is not None or given.concurrent is not None):
+        raise SettingError("--trials and --concurrent are of a search; expected --tune beside them.")
+    words = ["tune" if given.tune else "run", job, *same_options(given)]
+    options = ("trials", "concurrent", "workers") if given.tune else ("only", "workers")
+    for option in options:
+        if (value := getattr(given, option)) is not None:
+            words += [f"--{option}", str(value)]
+    return words
+
+
+def _check_places(given: argparse.Namespace) -> None:
+    from mvray.storage import Storage
+
+    if given.storage == STORAGE or not _is_everywhere(given.storage):
+        found = "no --storage" if given.storage == STORAGE else f"--storage {given.storage}"
+        raise SettingError(
+            f"Found {found}; the results of a submitted job must lie where every node of the cluster can write. "
+            "Expected --storage s3://BUCKET/PREFIX, or the absolute path of a folder that all nodes share."
+        )
+    if given.data and not _is_everywhere(given.data):
+        raise DataError(
+            f"--data {given.data} is a folder of this machine; the cluster cannot read it. Expected "
+            "s3://BUCKET/PREFIX, or the absolute path of a folder that all nodes share."
+        )
+    for place in (given.storage, given.data):
+        if place:
+            Storage(place)  # refuses what is no place, and keys in an address
+
+
+def _is_everywhere(place: str) -> bool:
+    return place.startswith("s3://") or Path(place).is_absolute() or place.startswith("file:///")
+
+
+def _submit(given: argparse.Namespace) -> int:
+    from mvray.shipment import LIMIT_MIB, pack
+    from mvray.submit import Jobs, environment
+
+    shipment = pack(given.job, given.code_limit if given.code_limit is not None else LIMIT_MIB)
+    words = words_of(given, shipment.job)
+    load_job(given.job, given.tiny, given.data, given.set)  # a mistake in it is found here and not in minutes
+    variables, notes = environment(given.env, os.environ)
+    cluster = Jobs(given.address)
+    said = f"Sending {len(shipment.files)} files, {shipment.bytes / 2**20:.1f} MiB"
+    _say(f"{said}{f', of commit {shipment.commit[:12]}' if shipment.commit else ''} ...")
+    if shipment.left:
+        more = f" and {len(shipment.left) - 3} more" if len(shipment.left) > 3 else ""
+        _say(f"Not sent, because git does not track them: {', '.join(shipment.left[:3])}{more}.")
+    for note in notes:
+        _say(note)
+    id_ = cluster.submit(shipment, words, given.job.stem, variables, given.build_environment)
+    print(id_, flush=True)
+    if given.follow:
+        return _follow(cluster, id_)
+    _say(_how_to_go_on(id_, given.address))
+    return 0
+
+
+def _how_to_go_on(id_: str, address: str | None) -> str:
+    at = f" --address {address}" if address else ""
+    return f"Follow it:  mvray logs {id_} --follow{at}\nStop it:    mvray stop {id_}{at}"
+
+
+def _follow(cluster: Jobs, id_: str) -> int:
+    """Print the log until the job ends. Ctrl-C ends this, not the job."""
+    try:
+        for text in cluster.follow(id_):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        return _ended(cluster.one(id_))
+    except KeyboardInterrupt:
+        _say(f"\n{id_} goes on without this command.\n{_how_to_go_on(id_, cluster.address)}")
+        return INTERRUPTED
+
+
+def _ended(job: Submitted) -> int:
+    _say(f"{job.id}: {job.state}" + (f" (exit code {job.exit_code})" if job.exit_code else ""))
+    if job.state == "FAILED" and job.exit_code is None:
+        _say(job.message[-2000:])  # Ray could not start it
+    return {"SUCCEEDED": 0, "STOPPED": INTERRUPTED}.get(job.state, job.exit_code or FAILED)
+
+
+def _jobs(given: argparse.Namespace) -> int:
+    from mvray.submit import Jobs
+
+    print(as_table(Jobs(given.address).all(), time.time()))
+    return 0
+
+
+def as_table(jobs: list[Submitted], now_s: float) -> str:
+    """The jobs as lines, newest first."""
+    from mvray.progress import duration
+
+    rows = [("ID", "STATE", "JOB", "USER", "SINCE", "DURATION")]
+    for job in jobs:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started_s)) if job.started_s else ""
+        lasted = duration((job.ended_s or now_s) - job.started_s) if job.started_s else ""
+        rows.append((_shown(job.id), job.state, _shown(job.job), _shown(job.user), since, lasted))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines) if jobs else "No jobs were submitted to this cluster."
+
+
+def _shown(name: str) -> str:
+    """What others wrote, without what could steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:80]
+
+
+def _logs(given: argparse.Namespace) -> int:
+    from mvray.submit import Jobs
+
+    cluster = Jobs(given.address)
+    if given.follow:
+        return _follow(cluster, given.id)
+    sys.stdout.write(cluster.log(given.id))
+    return 0
+
+
+def _stop(given: argparse.Namespace) -> int:
+    from mvray.submit import ENDED, Jobs
+
+    cluster, asked = Jobs(given.address), False
+    for job in cluster.stop(given.id):
+        if job.state in ENDED and not asked:
+            _say(f"{job.id} had ended before: {job.state}.")
+            return 0
+        if not asked:
+            _say(f"{job.id} was asked to stop; steps that run write a checkpoint first.")
+            asked = True
+    _say(f"{job.id}: {job.state}. The same `mvray submit` goes on where it stopped.")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,197 @@
+"""What `mvray submit` sends and says before it sends anything; without Ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from test_cli import mvray
+
+from mvray.alike import differences
+from mvray.cli.submitting import as_table, words_of
+from mvray.errors import ClusterError, DataError, SettingError
+from mvray.manifest import NOTE, git_commit
+from mvray.shipment import pack, reference
+from mvray.submit import Jobs, Submitted, entrypoint, environment, new_id
+
+JOB = "from mvray.job import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
+
+
+def git(root: Path, *words: str) -> str:
+    names = ("-c", "user.name=tests", "-c", "user.email=tests@example.org")
+    return subprocess.run(["git", *names, *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    root = tmp_path / "work"
+    (root / "jobs").mkdir(parents=True)
+    (root / "jobs" / "toys.py").write_text(JOB)
+    (root / "old.py").write_text("")
+    (root / ".gitignore").write_text("ignored.txt\n")
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "first")
+    return root
+
+
+def content(root: Path, out: Path) -> dict[str, bytes]:
+    pack(root / "jobs" / "toys.py").write(out)
+    with zipfile.ZipFile(out) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_what_git_tracks_is_sent_as_it_lies_there(repository: Path, tmp_path: Path) -> None:
+    head = git(repository, "rev-parse", "HEAD")
+    assert pack(repository / "jobs/toys.py").note["commit"] == head
+    (repository / "jobs" / "toys.py").write_text(JOB + "# changed\n")
+    (repository / "old.py").unlink()
+    (repository / "ignored.txt").write_text("ignored")
+    (repository / "secret.txt").write_text("a password")
+    (repository / "new file.py").write_text("added")
+    git(repository, "add", "new file.py")
+    sent = content(repository, tmp_path / "code.zip")
+    assert set(sent) == {".gitignore", "jobs/toys.py", "new file.py", NOTE}
+    assert sent["jobs/toys.py"].endswith(b"# changed\n")
+    assert json.loads(sent[NOTE])["commit"] == f"{head}+"
+    shipment = pack(repository / "jobs/toys.py")
+    assert shipment.job == "jobs/toys.py"
+    assert shipment.left == ("secret.txt",)
+    first = (tmp_path / "code.zip").read_bytes()
+    content(repository, tmp_path / "code.zip")
+    assert (tmp_path / "code.zip").read_bytes() == first  # the same code is the same bytes
+
+
+def test_the_commit_is_known_where_there_is_no_git(repository: Path, tmp_path: Path) -> None:
+    pack(repository / "jobs/toys.py").write(tmp_path / "code.zip")
+    with zipfile.ZipFile(tmp_path / "code.zip") as archive:
+        archive.extractall(tmp_path / "there")
+    assert git_commit(tmp_path / "there") == git(repository, "rev-parse", "HEAD") == git_commit(repository)
+    assert git_commit(tmp_path) is None
+
+
+def test_too_much_code_is_refused_with_the_biggest_files(repository: Path) -> None:
+    (repository / "data.bin").write_bytes(bytes(3 << 20))
+    git(repository, "add", "data.bin")
+    with pytest.raises(SettingError, match=r"3\.0 MiB; expected at most 2 MiB.*The biggest: data.bin \(3.0 MiB\), "):
+        pack(repository / "jobs/toys.py", limit_mib=2)
+
+
+def test_what_git_does_not_know_is_refused(repository: Path, tmp_path: Path) -> None:
+    (repository / "jobs" / "mine.py").write_text(JOB)
+    with pytest.raises(SettingError, match=r"mine.py is not tracked by git; .*`git add jobs/mine.py` is enough"):
+        pack(repository / "jobs/mine.py")
+    (tmp_path / "alone.py").write_text(JOB)
+    with pytest.raises(SettingError, match=r"alone.py is not in a git repository"):
+        pack(tmp_path / "alone.py")
+    with pytest.raises(SettingError, match=r"There is no job file"):
+        pack(repository / "jobs/none.py")
+    (repository / "link").symlink_to("/etc/hostname")
+    git(repository, "add", "link")
+    with pytest.raises(SettingError, match=r"link is a link to /etc/hostname, outside of"):
+        pack(repository / "jobs/toys.py")
+
+
+def test_the_lock_file_says_which_versions_are_expected(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "numpy==2.4.6 \\\n    --hash=sha256:00\n    # via x\nray[data,train]==2.60.0 \\\nother==1\nPillow==12.0\n"
+    )
+    found = reference(lock)
+    assert found["versions"] == {"numpy": "2.4.6", "pillow": "12.0", "ray": "2.60.0"}
+    assert found["versions_of"] == "requirements.lock"
+    lock.write_text("other==1\n")  # some other project's
+    assert reference(lock)["versions"]["ray"]
+    assert reference(None)["versions_of"] == "the machine that submitted"
+
+
+def test_versions_differ_by_what_matters() -> None:
+    expected = {"torch": "2.14.1", "ray": "2.60.0", "av": "18.0"}
+    assert differences(expected, {"torch": "2.14.1+cu128", "ray": "2.60.0", "av": "18.0"}) == []
+    said = differences(expected, {"torch": "2.14.0", "ray": "2.60.0", "av": None})
+    assert said == ["torch 2.14.0 (expected 2.14.1)", "no av (expected 18.0)"]
+
+
+def given(**changed: object) -> argparse.Namespace:
+    usual = {"tiny": True, "data": None, "storage": "s3://bucket/runs", "set": [], "only": None, "workers": None}
+    return argparse.Namespace(**{**usual, "tune": False, "trials": None, "concurrent": None, **changed})
+
+
+def test_the_head_runs_what_was_asked_for() -> None:
+    words = words_of(given(set=["a.b=x y; rm -rf $HOME", "c=`id`"], only="masked", workers=4), "jobs/it's.py")
+    expected = ["run", "jobs/it's.py", "--tiny", "--storage", "s3://bucket/runs", "--set", "a.b=x y; rm -rf $HOME"]
+    assert words == [*expected, "--set", "c=`id`", "--only", "masked", "--workers", "4"]
+    assert shlex.split(entrypoint(words)) == ["exec", "python", "-m", "mvray.cli", *words]
+    said = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {shlex.join(words)}"], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines() == words
+    searched = words_of(given(tune=True, trials=12, concurrent=3), "j.py")
+    assert (searched[0], searched[-4:]) == ("tune", ["--trials", "12", "--concurrent", "3"])
+    with pytest.raises(SettingError, match=r"expected --tune beside them"):
+        words_of(given(trials=12), "j.py")
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"storage": "runs"}, SettingError, r"Found no --storage; .*Expected --storage s3://BUCKET/PREFIX"),
+        ({"storage": "out/runs"}, SettingError, r"Found --storage out/runs"),
+        ({"data": "comics"}, DataError, r"--data comics is a folder of this machine"),
+        ({"data": "s3://KEY:secret@bucket/x"}, ClusterError, r"Found a name or key before '@'"),
+    ],
+)
+def test_places_of_this_machine_are_refused(changed: dict[str, str], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said) as raised:
+        words_of(given(**changed), "j.py")
+    assert "secret" not in str(raised.value)
+
+
+def test_variables_go_along_only_by_name() -> None:
+    here = {"AWS_SECRET_ACCESS_KEY": "planted", "MLFLOW_TRACKING_PASSWORD": "planted", "HF_HOME": "/cache"}
+    sent, _ = environment(["HF_HOME"], {**here, "MLFLOW_TRACKING_URI": "https://ada:planted@ml.example.org/x"})
+    assert "planted" not in str(sent)
+    assert sent["HF_HOME"] == "/cache"
+    assert sent["MLFLOW_TRACKING_URI"] == "https://ml.example.org/x"
+    sent, said = environment([], {**here, "MLFLOW_TRACKING_URI": "sqlite:////home/ada/mlflow.db"})
+    assert "MLFLOW_TRACKING_URI" not in sent
+    assert said[0].startswith("MLFLOW_TRACKING_URI is a store of this machine")
+    with pytest.raises(SettingError, match="--env NOTHING: there is no such variable"):
+        environment(["NOTHING"], here)
+
+
+def test_ids_are_readable_and_differ() -> None:
+    ids = {new_id("Grad-CAM masking") for _ in range(50)}
+    assert len(ids) == 50
+    assert all(id_.startswith("grad-cam-masking-2") for id_ in ids)
+
+
+def test_the_list_of_jobs() -> None:
+    jobs = [
+        Submitted("toys-2", "toys", "e\x1b[2Jve", "RUNNING", 1000.0, 0.0, None, ""),
+        Submitted("toys-1", "toys", "ada", "SUCCEEDED", 400.0, 520.0, 0, ""),
+    ]
+    head, running, ended = as_table(jobs, 1045.0).splitlines()
+    assert head.split() == ["ID", "STATE", "JOB", "USER", "SINCE", "DURATION"]
+    assert running.split()[:4] == ["toys-2", "RUNNING", "toys", "e?[2Jve"]
+    assert running.endswith("45 s")
+    assert ended.endswith("2 min 00 s")
+    assert as_table([], 0.0) == "No jobs were submitted to this cluster."
+
+
+def test_nobody_at_the_address(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    for arguments in (["jobs"], ["logs", "x"], ["stop", "x", "--address", "127.0.0.1:1"]):
+        said = mvray(*arguments)
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert said.err.startswith("mvray: Nobody answers at http://127.0.0.1:1 (Connection refused); expected the ")
+    said = mvray("submit", repository / "jobs/toys.py", "--storage", "/shared/runs")
+    assert said.code == 2
+    assert "Nobody answers" in said.err
+    with pytest.raises(ClusterError, match="Found the address 'http://h:port'"):
+        Jobs("http://h:port")

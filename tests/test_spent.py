@@ -1,0 +1,71 @@
+"""What a step has cost."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from mvray import spent
+from mvray.job import Scale
+from mvray.spent import Meter, Spent
+from mvray.storage import Storage
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_hours_are_what_was_held_while_it_was_held(tmp_path: Path, clock: list[float]) -> None:
+    meter = Meter(Storage(str(tmp_path)), Scale(price_per_gpu_hour=3.0, price_per_cpu_hour=0.1))
+    for seconds, cpus, gpus in ((600.0, 0.0, 0.0), (1800.0, 4.0, 2.0), (900.0, 2.0, 1.0)):
+        clock[0] += seconds
+        meter.read(cpus, gpus)
+    meter.keep()
+    found = spent.total(Storage(str(tmp_path)))
+    assert found.seconds == pytest.approx(3300)
+    assert found.cpu_hours == pytest.approx(0.5 * 4 + 0.25 * 2)
+    assert found.gpu_hours == pytest.approx(0.5 * 2 + 0.25 * 1)
+    assert found.cost == pytest.approx(1.25 * 3.0 + 2.5 * 0.1)
+
+
+def test_killed_attempts_are_counted_but_for_their_last_seconds(tmp_path: Path, clock: list[float]) -> None:
+    for _ in range(2):
+        meter = Meter(Storage(str(tmp_path)), Scale())
+        for _ in range(10):
+            clock[0] += 4.0
+            meter.read(1.0, 1.0)
+    found = spent.total(Storage(str(tmp_path)))
+    assert 2 * (40 - spent.KEEP_EVERY_S - 4) <= found.seconds < 80
+    assert found.gpu_hours == pytest.approx(found.seconds / 3600)
+
+
+def test_a_step_without_workers_costs_time_alone(tmp_path: Path, clock: list[float]) -> None:
+    meter = Meter(Storage(str(tmp_path)), None)
+    clock[0] += 5
+    meter.read(0.0, 0.0)
+    meter.keep()
+    assert spent.as_metrics(spent.total(Storage(str(tmp_path)))) == {"spent/seconds": pytest.approx(5)}
+
+
+def test_the_table_leaves_out_what_is_nothing() -> None:
+    rows = [("one (seed 0)", Spent(3600, 2, 0, 0)), ("two (seed 0)", Spent(90, 0.5, 0, 0))]
+    assert [line.split("   ") for line in re.sub(" {3,}", "   ", spent.as_text(rows)).splitlines()] == [
+        ["step", "wall time", "CPU-hours"],
+        ["one (seed 0)", "60 min 00 s", "2.00"],
+        ["two (seed 0)", "1 min 30 s", "0.50"],
+        ["in all", "61 min 30 s", "2.50"],
+    ]
+    assert "GPU-hours     cost" in spent.as_text([("one", Spent(10, 0.01, 0.02, 0.05))])
+
+
+def test_an_account_is_plain_json(tmp_path: Path) -> None:
+    Meter(Storage(str(tmp_path)), Scale()).keep()
+    (file,) = (tmp_path / "spent").iterdir()
+    assert set(json.loads(file.read_text())) == {"seconds", "cpu_hours", "gpu_hours", "cost"}
