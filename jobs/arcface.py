@@ -21,10 +21,12 @@ to tell 48 characters apart. Its batches are shuffled; method.per_class=4 makes 
 from mvray.data.animeface import AnimeFace
 from mvray.generators import features, predictions
 from mvray.job import (
+    Choice,
     Column,
     Data,
     Generate,
     Job,
+    LogUniform,
     Matches,
     Measure,
     Optim,
@@ -34,6 +36,7 @@ from mvray.job import (
     Search,
     Table,
     Train,
+    Uniform,
 )
 from mvray.methods import arcface
 from mvray.retrieval import Retrieval
@@ -89,10 +92,11 @@ def job(tiny: bool = False) -> Job:
     search = Search(
         step="arcface",
         space=(
-            ("method.loss", ("arcface", "cosface", "subcenter")),
-            ("method.margin_rad", (0.3, 0.5)),
-            ("method.scale", (16.0, 30.0, 64.0)),
+            ("method.loss", Choice(("arcface", "cosface", "subcenter"))),
+            ("method.margin_rad", Uniform(0.1, 0.7)),
+            ("method.scale", LogUniform(8.0, 64.0)),
         ),
         metric="validation/map_at_r",
+        grace=8 if tiny else 4,
     )
     return Job("arcface", tuple(scores.values()), table, seeds=(0,), sheets=sheets, search=search)

@@ -29,7 +29,23 @@ from mvray.clustering import Clusters, Hdbscan, Umap
 from mvray.data.manga109_faces import Manga109Faces
 from mvray.exhibits import Groups
 from mvray.generators import features
-from mvray.job import LAST, Column, Data, Generate, Job, Measure, Optim, Pictures, Row, Scale, Search, Table, Train
+from mvray.job import (
+    LAST,
+    Choice,
+    Column,
+    Data,
+    Generate,
+    Integers,
+    Job,
+    Measure,
+    Optim,
+    Pictures,
+    Row,
+    Scale,
+    Search,
+    Table,
+    Train,
+)
 from mvray.methods import deepcluster
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2")
@@ -98,5 +114,13 @@ def job(tiny: bool = False) -> Job:
         "on; noise is a group of its own.",
     )
     groups = Groups("groups", unseen, tuple((TITLES[name], score) for name, score in scores.items()), MAPPED)
-    search = Search("dc", (("method.clusters", (50, 100, 200)),), "validation/neighbour_accuracy")
+    search = Search(
+        step="dc",
+        space=(
+            ("method.clusters", Integers(25, 400, log=True) if tiny else Integers(500, 10000, log=True)),
+            ("method.layer", Choice(("", "fc1", "conv5"))),
+        ),
+        metric="validation/neighbour_accuracy",
+        grace=4 if tiny else 10,
+    )
     return Job("deepcluster", (*scores.values(), pixels), table, sheets=(groups,), search=search)

@@ -24,7 +24,23 @@ from dataclasses import replace
 from mvray import metrics
 from mvray.data.manga109 import Manga109
 from mvray.generators import gradcam
-from mvray.job import Column, Data, Generate, Job, Measure, Optim, Pictures, Row, Scale, Search, Sheet, Table, Train
+from mvray.job import (
+    Choice,
+    Column,
+    Data,
+    Generate,
+    Job,
+    Measure,
+    Optim,
+    Pictures,
+    Row,
+    Scale,
+    Search,
+    Sheet,
+    Table,
+    Train,
+    Uniform,
+)
 from mvray.methods import classifier
 
 PAPER = {"plain": 0.852, "erasing": 0.862, "masked": 0.878}
@@ -91,10 +107,11 @@ def job(tiny: bool = False) -> Job:
     search = Search(
         step="masked",
         space=(
-            ("method.probability", (0.25, 0.5, 0.75)),
-            ("method.threshold", (0.3, 0.5, 0.7)),
-            ("method.fill", ("mean", "constant", "noise", "blur")),
+            ("method.probability", Uniform(0.1, 0.9)),
+            ("method.threshold", Uniform(0.2, 0.8)),
+            ("method.fill", Choice(("mean", "constant", "noise", "blur"))),
         ),
         metric="validation/accuracy",
+        grace=2 if tiny else 6,
     )
     return Job("gradcam_masking", tuple(scores.values()), table, seeds=(0,), sheets=sheets, search=search)

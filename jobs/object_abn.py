@@ -28,6 +28,7 @@ from mvray.job import (
     Data,
     Generate,
     Job,
+    LogUniform,
     Masks,
     Measure,
     Optim,
@@ -113,7 +114,8 @@ def experiment(
     sheets = (Sheet("test clips", clips.test, tuple((TITLES[which], looks[which]) for which in looks), samples=6),)
     search = Search(
         step="object-abn",
-        space=(("method.lambda_attention", (0.1, 1.0, 10.0)), ("method.lambda_mask", (1.0, 10.0, 100.0))),
+        space=(("method.lambda_attention", LogUniform(0.1, 10.0)), ("method.lambda_mask", LogUniform(1.0, 100.0))),
         metric="validation/top1",
+        grace=20 if tiny else 5,  # the tiny job's rate rises for 14 epochs
     )
     return Job(name, tuple(scores.values()), table, seeds=(0,), sheets=sheets, search=search)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import device
 
     from mvray.method import Method
+    from mvray.task import Task
 
 
 class Environment(Protocol):
@@ -23,8 +24,11 @@ class Environment(Protocol):
     world: int
     device: device
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Called on every rank, after every epoch."""
+    def report(self, task: Task, metrics: Mapping[str, float]) -> bool:
+        """Called on every rank after every epoch, and for those that were done before when training is gone on with.
+
+        Returns whether to go on, the same on all ranks; else training returns, with its checkpoint at this epoch's end.
+        """
 
     def stopping(self) -> bool:
         """Whether this process was asked to end; training then writes a checkpoint and returns."""
@@ -59,8 +63,8 @@ class Local:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._stopping = stopping
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        pass
+    def report(self, task: Task, metrics: Mapping[str, float]) -> bool:
+        return True
 
     def stopping(self) -> bool:
         return self._stopping()
@@ -79,8 +83,8 @@ class Torchrun:
         self._stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        pass
+    def report(self, task: Task, metrics: Mapping[str, float]) -> bool:
+        return True
 
     def stopping(self) -> bool:
         return self._stop.is_set()

@@ -26,6 +26,11 @@ from mvray.inputs import Clips as Clips
 from mvray.inputs import Masks as Masks
 from mvray.inputs import Pictures as Pictures
 from mvray.inputs import check_above_0
+from mvray.search import Choice as Choice
+from mvray.search import Integers as Integers
+from mvray.search import LogUniform as LogUniform
+from mvray.search import Search as Search
+from mvray.search import Uniform as Uniform
 from mvray.source import NOT_IDENTITY, Source
 
 if TYPE_CHECKING:
@@ -313,16 +318,6 @@ class Measure(Step):
     @property
     def inputs(self) -> tuple[Step, ...]:
         return self.data.columns
-
-
-@dataclass(frozen=True)
-class Search:
-    """What `mvray tune` searches: a step's settings by dotted name, and the metric to optimise."""
-
-    step: str
-    space: tuple[tuple[str, tuple[Any, ...]], ...]
-    metric: str
-    maximise: bool = True
 
 
 @dataclass(frozen=True)

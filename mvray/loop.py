@@ -49,10 +49,9 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     parts, state = _parts(task, here, folder), State()
     resume(parts, state, here)
     parts.board.show(state.epoch, state.position, parts.samples.batches, 0.0, state.history, now=True)
-    while not state.finished:
-        if not _epoch(task, parts, state, here):
-            break
-        _end_epoch(task, parts, state, here)
+    going = all(here.report(task, row) for row in state.history)
+    while going and not state.finished:
+        going = _epoch(task, parts, state, here) and _end_epoch(task, parts, state, here)
     parts.checkpoints.wait()
     if state.finished and here.rank == 0:
         _write_result(task, parts, state, folder)
@@ -156,8 +155,8 @@ def _step(parts: Parts, optim: Optim, batch: dict[str, Tensor], factor: float, h
     return found
 
 
-def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> None:
-    """Validate, note whether it is the best yet, decide whether to go on, and write a checkpoint."""
+def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
+    """Validate, note whether it is the best yet, write a checkpoint; returns whether a search lets it go on."""
     if here.world > 1:
         for buffer in parts.method.buffers():
             torch.distributed.broadcast(buffer, 0)  # BatchNorm's running sums differ between ranks
@@ -182,9 +181,9 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> Non
     _check_readable(task, parts, here)  # before it is saved: what was trained without them must not go on
     save(parts, state, here)
     parts.agreement.saved()
-    here.report(metrics)
     rate = metrics["samples_per_s"] / parts.samples.batch_size
     parts.board.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
+    return here.report(task, metrics)
 
 
 def _is_better(value: float, best: float | None, maximise: bool) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -60,6 +60,11 @@ class Planned:
         if self.finished:
             return "finished"
         return "partial" if self.folder.list() else "missing"
+
+    def changed(self, step: Train) -> Planned:
+        """``step``, which reads the same, in this one's place."""
+        id_ = identify(step, self.seed, self.fingerprint, lambda other: self.inputs[other.name].id)
+        return replace(self, step=step, id=id_)
 
     def manifest(self) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(self.folder.read(MANIFEST))

@@ -2,7 +2,8 @@
 
 A report is plain data: {"job", "steps": [{"name", "seed", "id", "path", "state", "seconds",
 "metrics"}], "table": {"rows": [{"name", "values": {metric: [per seed]}, "mean": {metric: v},
-"interval95": {metric: [low, high] | None}, "paper": {metric: v}}]}}. A value that is not there yet is
+"interval95": {metric: [low, high] | None}, "paper": {metric: v}}]}, "search": None or what
+`Study.collected` gives}. A value that is not there yet is
 None. The same report gives the same text and page, to the byte.
 """
 
@@ -17,6 +18,7 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
+from mvray import search_report
 from mvray.job import Column, Table
 
 Report = Mapping[str, Any]
@@ -119,6 +121,8 @@ def as_text(report: Report, table: Table | None, width: int = 100) -> str:
             _block(rows, table.columns[first : first + fit], name_width) for first in range(0, len(table.columns), fit)
         ]
         parts += [textwrap.fill(text, width) for text in (verdict(rows, table.columns[0]), table.note) if text]
+    if report.get("search"):
+        parts.append(search_report.as_text(report["search"], width))
     open_steps = [step for step in report["steps"] if step["state"] != "finished"]
     if open_steps:
         parts.append("\n".join(f"{step['state']}: {step['name']}, seed {step['seed']}" for step in open_steps))
@@ -169,7 +173,11 @@ def as_html(report: Report, table: Table | None, pictures: Mapping[str, bytes]) 
             _html_table(rows, table.columns, _seed_count(rows)),
         ]
         parts += [f'<p class="note">{escape(table.note)}</p>'] if table.note else []
-    parts += [_html_picture(title, content) for title, content in pictures.items()]
+    drawn = {title: content for title, content in pictures.items() if not title.startswith("search/")}
+    parts += [_html_picture(title, content) for title, content in drawn.items()]
+    if report.get("search"):
+        parts.append(search_report.as_html(report["search"]))
+        parts += [_html_picture(title, content) for title, content in pictures.items() if title not in drawn]
     parts += ["<h2>Steps</h2>", _html_steps(report["steps"])]
     return PAGE.format(title=escape(report["job"]), style=_STYLE, body="\n".join(parts))
 
@@ -256,7 +264,8 @@ th, td { padding: .6rem .9rem .6rem 0; border-bottom: 1px solid var(--line); ver
 .results b { font-size: 1.25rem; margin-right: .5rem }
 .interval, .seeds { color: var(--faint); font-size: .875rem } .seeds, .paper { display: block }
 .paper { color: var(--paper); font-size: .875rem }
-.steps { font-size: .875rem } .steps td { white-space: nowrap } code { font-size: .8125rem }
+.steps { font-size: .875rem } .steps td { white-space: nowrap }
+.steps .remark { white-space: normal; min-width: 8rem } code { font-size: .8125rem }
 .state::before { content: "●"; margin-right: .4rem; color: var(--open) }
 .finished::before { color: var(--good) } .missing::before { content: "○"; color: var(--faint) }
 figure { margin: 2rem 0 0 } img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px }

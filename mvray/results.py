@@ -8,10 +8,11 @@ from mvray import sheets, strips
 from mvray.exhibits import Groups, Matches, Sheet
 from mvray.job import Clips, Row
 from mvray.plan import Plan
+from mvray.study import Study
 
 
 def collect(plan: Plan) -> dict[str, Any]:
-    """The report as plain data: {"job", "steps": [...], "table": {"rows": [...]}} (see report.py)."""
+    """The report as plain data: {"job", "steps": [...], "table": {"rows": [...]}, "search"} (see report.py)."""
     steps = [
         {
             "name": planned.name,
@@ -25,7 +26,22 @@ def collect(plan: Plan) -> dict[str, Any]:
         for planned in plan.steps
     ]
     rows = [_row(plan, row) for row in plan.job.table.rows] if plan.job.table else []
-    return {"job": plan.job.name, "steps": steps, "table": {"rows": rows}}
+    return {"job": plan.job.name, "steps": steps, "table": {"rows": rows}, "search": _search(plan)}
+
+
+def _study(plan: Plan) -> Study | None:
+    """The job's search, as far as it has trials."""
+    search = plan.job.search
+    if search is None:
+        return None
+    step = next(planned.step for planned in plan.steps if planned.name == search.step)
+    study = Study(plan.job, plan.of(step, plan.job.seeds[0]))
+    return study if study.trials else None
+
+
+def _search(plan: Plan) -> dict[str, Any] | None:
+    study = _study(plan)
+    return None if study is None else study.collected()
 
 
 def _row(plan: Plan, row: Row) -> dict[str, Any]:
@@ -54,6 +70,10 @@ def means(plan: Plan) -> dict[str, float]:
 def pictures(plan: Plan) -> dict[str, bytes]:
     """The job's sheets of pictures for each seed, by artifact path, as far as their steps are finished."""
     found: dict[str, bytes] = {}
+    if study := _study(plan):
+        from mvray import search_figures
+
+        found |= search_figures.pictures(study.search, study.collected())
     for sheet in plan.job.sheets:
         for seed in plan.job.seeds:
             found |= _drawn(plan, sheet, seed)

@@ -21,7 +21,8 @@ from mvray.progress import Progress, duration
 from mvray.runlog import RunLog
 from mvray.source import BadRecord
 
-WORK: dict[type, Callable[[Planned, Cluster], dict[str, float]]] = {
+Work = Callable[[Planned, Cluster], dict[str, float]]
+WORK: dict[type, Work] = {
     Train: train.run,
     Generate: generate.run,
     Measure: measure.run,
@@ -53,7 +54,7 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
             while waiting or running:
                 for planned in _startable(waiting, list(running.values()), cluster):
                     del waiting[planned.path]
-                    running[pool.submit(_do, planned, cluster, log, progress)] = planned
+                    running[pool.submit(do, planned, cluster, log, progress)] = planned
                 while not (done := wait(running, POLL_S, FIRST_COMPLETED).done):
                     cluster.keep_signals()
                 for future in done:
@@ -108,15 +109,15 @@ def _title(planned: Planned) -> str:
     return f"{planned.name} (seed {planned.seed})"
 
 
-def _do(planned: Planned, cluster: Cluster, log: RunLog, progress: Progress) -> None:
-    """Execute one step and write its manifest."""
+def do(planned: Planned, cluster: Cluster, log: RunLog, progress: Progress, work: Work | None = None) -> None:
+    """Execute one step, by ``work`` where it is given, and write its manifest."""
     started = time.monotonic()
     key = planned.id
     run = log.started(planned)
     try:
         _write_inputs(planned)
         with _watching(planned, run, log, progress, cluster):
-            metrics = WORK[type(planned.step)](planned, cluster)
+            metrics = (work or WORK[type(planned.step)])(planned, cluster)
         seconds = time.monotonic() - started
         planned.folder.insist("metrics.json", json.dumps(metrics).encode())
         for record in _quarantine(planned)[len(planned.index.bad) :]:

@@ -45,14 +45,25 @@ def refuge(storage: Storage) -> Storage | None:
 class RunLog:
     """Tells MLflow what happens to a plan's steps."""
 
-    def __init__(self, tracker: Tracker, plan: Plan, about: Mapping[str, str], job_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        plan: Plan,
+        about: Mapping[str, str],
+        job_file: Path | None = None,
+        search: Mapping[str, Any] | None = None,
+    ) -> None:
         self._tracker = tracker
         job = plan.job
         params = {"seeds": job.seeds, "storage": plan.storage.uri, **{f"version.{k}": v for k, v in about.items()}}
         tags = {"mvray.job": job.name}
         if commit := about.get("git_commit"):
             tags["mlflow.source.git.commit"] = commit.rstrip("+")
-        self.job = tracker.start_run(job.name, tags=tags, params=params)
+        name = job.name
+        if search is not None:
+            name, params = f"{job.name}: search of {search['step']}", params | flat_search(search)
+            tags |= {"mvray.kind": "Search", "mvray.study": search["id"]}
+        self.job = tracker.start_run(name, tags=tags, params=params)
         tracker.watch_machine(self.job)
         if job_file is not None:
             tracker.artifact(self.job, job_file)
@@ -65,6 +76,36 @@ class RunLog:
         run = self._tracker.start_run(_title(planned), self.job, tags, params)
         self._data(run, planned)
         return run
+
+    def trial(self, planned: Planned, number: int, reused: bool = False) -> str:
+        """Open the run of a trial of a search; returns its handle."""
+        tags = {
+            STEP_ID: planned.id,
+            "mvray.kind": "Trial",
+            "mvray.path": planned.folder.uri,
+            "mvray.trial": str(number),
+        }
+        tags |= {REUSED: "true"} if reused else {}
+        params = {"seed": planned.seed, **flat(planned.step)}
+        run = self._tracker.start_run(f"trial {number}", self.job, tags, params)
+        if not reused:
+            self._data(run, planned)
+        return run
+
+    def ended(self, run: str, reason: str, state: str, value: Mapping[str, float]) -> None:
+        """Close a trial's run: what it came to, and why it did not go on where it did not."""
+        self._tracker.metrics(run, value, 0)
+        if reason:
+            self._tracker.tags(run, {"mvray.stopped" if state != "FAILED" else "mvray.error": reason})
+        self._tracker.end_run(run, state)
+
+    def said(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the job's run."""
+        self._tracker.tags(self.job, tags)
+
+    def so_far(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log numbers of the whole search after ``step`` trials."""
+        self._tracker.metrics(self.job, metrics, step)
 
     def reused(self, planned: Planned) -> None:
         """A step that was finished before: a run that links to the one that made it."""
@@ -150,6 +191,14 @@ class RunLog:
             title = f"{planned.name}, {split}, seed {planned.seed}"
             found[f"confusion/{split}.png"] = figures.confusion_matrix(counts, classes, title)
         return found
+
+
+def flat_search(search: Mapping[str, Any]) -> dict[str, Any]:
+    """A search's settings as MLflow shows them."""
+    plain = {
+        f"search.{name}": value for name, value in search.items() if name not in ("space", "trials", "best", "set")
+    }
+    return plain | {f"search.space.{name}": text for name, text in search["space"].items()}
 
 
 def _title(planned: Planned) -> str:

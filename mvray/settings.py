@@ -22,12 +22,18 @@ from typing import Any, TypeVar
 
 import mvray.job
 from mvray.errors import DataError, SettingError
-from mvray.job import Clips, Data, GeneratorConfig, Job, MethodConfig, Pictures, Scale, SegmenterConfig, Step
+from mvray.job import Clips, Data, GeneratorConfig, Job, MethodConfig, Pictures, Scale, Search, SegmenterConfig, Step
 from mvray.source import Source
 
 T = TypeVar("T")
 
-JOB_WIDE: dict[str, Any] = {"source": Source, "pictures": (Pictures, Clips), "data": Data, "scale": Scale}
+JOB_WIDE: dict[str, Any] = {
+    "source": Source,
+    "pictures": (Pictures, Clips),
+    "data": Data,
+    "scale": Scale,
+    "search": Search,
+}
 """Settings that every part of a job shares: `--set pictures.height=224` changes them everywhere."""
 
 CATALOGUE = {
@@ -203,7 +209,7 @@ def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
     """``job`` with settings changed by dotted name.
 
     A name is ``STEP.path`` ("masked.method.probability"), or job-wide: "source.", "pictures.",
-    "scale." and "seeds", for every such part that has the setting. Values may be text, as typed on
+    "scale.", "search." and "seeds", for every such part that has the setting. Values may be text, as typed on
     a command line. The value of a part with a catalogue (source, method, generator) may be the name
     of another file of that catalogue. Raises SettingError that lists what exists where a name is
     unknown, or where a value has the wrong type.
@@ -225,6 +231,8 @@ def _replaced_one(job: Job, name: str, value: Any) -> Job:
         kind = JOB_WIDE[head]
         if path:
             kinds = _kinds(job, kind)
+            if not kinds:
+                raise SettingError(f"--set {name}: the job {job.name!r} has no {head}.")
             meant = {each for each in kinds if path[0] in {f.name for f in dataclasses.fields(each)}} or kinds
             return _rebuilt(job, lambda part: _set(part, path, value, name) if type(part) in meant else part)
         return _rebuilt(job, lambda part: _set(part, [head], value, name) if isinstance(part, Data) else part)

@@ -32,6 +32,18 @@ Batches = Generator[dict[str, "Tensor"], None, None]
 
 
 @dataclass(frozen=True)
+class Watched:
+    """The task is trial ``number`` of a search, whose actor is named ``scores`` (scoreboard.py).
+
+    It is told of every epoch. After each epoch of ``waits`` (how many are done) training waits for its word.
+    """
+
+    scores: str
+    number: int
+    waits: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Task:
     """A Train step, ready to be executed: sent to every rank.
 
@@ -49,6 +61,7 @@ class Task:
     """Who may write to the folder: its file ``attempt`` names the newest driver that took the step on."""
     columns: tuple[str, ...] = ()
     start_weights: str | None = None
+    watched: Watched | None = None
 
 
 @functools.cache

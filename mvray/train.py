@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from mvray.cluster import Cluster
-    from mvray.task import Task
+    from mvray.task import Task, Watched
 
 RETRIES = 5
 """How often a Train step is started again after its workers or its controller were lost without progress."""
@@ -66,8 +66,13 @@ class OnRay:
         self.device: torch.device = ray.train.torch.get_device()
         self._stop_task = threading.Event()
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Nothing: ray.train.report would wait for the controller's next look, up to 2 s an epoch."""
+    def report(self, task: Task, metrics: Mapping[str, float]) -> bool:
+        """Tell the search whose trial this is; ray.train.report would wait up to 2 s for the controller's next look."""
+        if task.watched is None:
+            return True
+        from mvray.scoreboard import tell
+
+        return tell(task.watched, metrics, self.rank)
 
     def begin(self) -> threading.Event:
         """A new task begins; setting the event ends it early."""
@@ -113,27 +118,24 @@ def task_of(planned: Planned, epochs_before: int) -> Task:
     )
 
 
-def run(planned: Planned, cluster: Cluster, stop: threading.Event | None = None) -> dict[str, float]:
+def run(
+    planned: Planned, cluster: Cluster, stop: threading.Event | None = None, watched: Watched | None = None
+) -> dict[str, float]:
     """Train to the end; returns the step's metrics. What an earlier, broken run left is gone on with.
 
     When the cluster is aborted, or ``stop`` is set, training ends with a checkpoint and Interrupted is raised.
     Raises StepFailed with the cause after ``RETRIES`` losses without a step of progress, and the method's own
     MvrayError at once.
     """
-    step = planned.step
-    assert isinstance(step, Train)
-    before = 0
-    if step.start_from and step.count_start_epochs:
-        before = int(planned.inputs[step.start_from.name].metrics()["epochs"])
-    stop = stop or threading.Event()
+    before, asked = epochs_before(planned), stop or threading.Event()
 
     def stopping() -> bool:
-        return stop.is_set() or cluster.aborted.is_set()
+        return asked.is_set() or cluster.aborted.is_set()
 
     while not planned.folder.exists("metrics.json"):
         if stopping():
             raise Interrupted("The run was interrupted.")
-        task = task_of(planned, before)
+        task = replace(task_of(planned, before), watched=watched)
         planned.folder.write("attempt", task.attempt.encode())
         if cluster.workers == 0:
             from mvray.environment import Local
@@ -144,6 +146,15 @@ def run(planned: Planned, cluster: Cluster, stop: threading.Event | None = None)
             _fit_with_retries(planned, task, cluster, stopping)
     metrics: dict[str, float] = json.loads(planned.folder.read("metrics.json"))
     return metrics
+
+
+def epochs_before(planned: Planned) -> int:
+    """How many of a Train step's epochs the step that it starts from was trained for; that one must be finished."""
+    step = planned.step
+    assert isinstance(step, Train)
+    if step.start_from and step.count_start_epochs:
+        return int(planned.inputs[step.start_from.name].metrics()["epochs"])
+    return 0
 
 
 def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], bool]) -> None:

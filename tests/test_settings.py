@@ -255,7 +255,7 @@ def test_another_source_of_the_catalogue_keeps_the_root() -> None:
         (
             "nothing",
             1,
-            "Expected STEP.SETTING with a step of phase1, plain, .*, or one of source, pictures, .*scale, seeds",
+            "Expected STEP.SETTING with a step of phase1, plain, .*, or one of source, pictures, .*scale, search, seeds",  # noqa: E501
         ),
         ("masked", 1, "masked is a step; name one of its settings: name, method, data, optim"),
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,14 +129,18 @@ def test_killed_between_any_two_files(drawings, tmp_path, monkeypatch: pytest.Mo
 
 def test_killed_after_an_epoch_was_reported(drawings: Path, tmp_path: Path) -> None:
     class Dying(Here):
-        def report(self, metrics: object) -> None:
-            raise Killed
+        def report(self, task: Task, metrics: Mapping[str, float]) -> bool:
+            if metrics["epoch"] == self.dies_after:
+                raise Killed
+            return True
 
     whole, broken = (task(step(drawings, Kept(Linear(dropout=0.3))), tmp_path / name) for name in ("whole", "broken"))
     train(whole, Here())
-    for _ in range(3):
+    for epoch in range(3):
+        here = Dying()
+        here.dies_after = epoch
         with pytest.raises(Killed):
-            train(broken, Dying())
+            train(broken, here)
         writers_end()
     train(broken, Here())
     assert BUILT[-1].forwards == 0  # each epoch had been kept

@@ -222,8 +222,9 @@ class Here(Local):
         self.left = stop_after
         self.reported: list[dict[str, float]] = []
 
-    def report(self, metrics: Mapping[str, float]) -> None:
+    def report(self, task: Task, metrics: Mapping[str, float]) -> bool:
         self.reported.append(dict(metrics))
+        return True
 
     def stopping(self) -> bool:
         self.left = None if self.left is None else self.left - 1

@@ -1,4 +1,4 @@
-"""mvray run | report | submit | jobs | logs | stop | look | group | find | ui | doctor | sample: the command line.
+"""mvray run | tune | report | submit | jobs | logs | stop | look | group | find | ui | doctor | sample.
 
 Nothing heavy is imported here, so that help and a user's mistake take a fraction of a second. torch,
 which method files name at their top, is put in place as a lazy module: it loads when it is first used.
@@ -16,7 +16,7 @@ import types
 from typing import Any
 
 from mvray import __version__
-from mvray.cli import jobs, pictures, places, samples, submitting
+from mvray.cli import jobs, pictures, places, samples, searching, submitting
 from mvray.cli.jobs import load_job as load_job
 from mvray.cli.options import FAILED, INTERRUPTED, USER_MISTAKE
 from mvray.errors import MvrayError, UserError
@@ -77,6 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mvray {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for subject in (jobs, submitting, pictures, places, samples):
+    for subject in (jobs, searching, submitting, pictures, places, samples):
         subject.add(commands)
     return parser

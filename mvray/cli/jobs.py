@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,8 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
     return replaced(job, changes)
 
 
-def _planned(given: argparse.Namespace) -> tuple[Plan, Storage]:
+def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, Storage]:
+    """The job that the options name, planned; with ``one_seed`` for the first of its seeds alone."""
     from mvray import plan
     from mvray.storage import Storage
 
@@ -99,6 +101,8 @@ def _planned(given: argparse.Namespace) -> tuple[Plan, Storage]:
         job = replaced(job, {"scale.min_workers": "none"})
         job = replaced(job, {"scale.workers": max(1, most)})
         job = replaced(job, {"scale.min_workers": least if least < most else "none"})
+    if one_seed:
+        job = replace(job, seeds=job.seeds[:1])
     storage = Storage(given.storage)
     return plan.make(job, storage), storage
 
@@ -120,9 +124,9 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri
     from mvray.tracking import Tracker
 
-    _heed_signals()
+    heed_signals()
     workers = workers_of(given.workers)
-    plan, storage = _planned(given)
+    plan, storage = planned(given)
     steps = chosen(plan, given.only)
     storage.check()
     progress = Progress()
@@ -166,7 +170,7 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     return 0
 
 
-def _heed_signals() -> None:
+def heed_signals() -> None:
     """SIGINT (Ctrl-C) and SIGTERM end the run with checkpoints; a second Ctrl-C ends it at once."""
 
     def again(number: int, _: object) -> None:
@@ -193,7 +197,7 @@ def _report(given: argparse.Namespace) -> int:
     from mvray import report
     from mvray.results import collect, comparison, pictures
 
-    plan, _ = _planned(given)
+    plan, _ = planned(given)
     found = collect(plan)
     if given.html:
         given.html.write_text(report.as_html(found, plan.job.table, {**comparison(plan), **pictures(plan)}))

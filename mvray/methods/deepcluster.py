@@ -23,7 +23,7 @@ import torch
 from mvray.errors import DataError, SettingError
 from mvray.job import FILE, MethodConfig
 from mvray.method import Batch, EpochWork, Facts, Method
-from mvray.nn import networks, whitening
+from mvray.nn import layers, networks, whitening
 from mvray.nn.kmeans import Clusters, kmeans
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ class Config(MethodConfig):
     """``network`` is any of nn/networks.py that ends in a linear layer, ``weights`` a file for it.
 
     ``labels`` is "clusters" or "given". ``clusters`` are made by at most ``iterations`` of k-means from features in
-    ``components`` whitened dimensions, before every ``every``-th epoch. Where ``sobel``, the network sees the edges
-    of the grey picture (two channels) in place of the picture. ``dropout``, ``mean`` and ``std`` are as in
-    classifier.Config. Only ``neighbour_accuracy`` is scored where labels are clusters, for watching: select by LAST.
+    ``components`` whitened dimensions, before every ``every``-th epoch. The features are what ``layer`` gives (a name
+    of nn/layers.py; maps averaged over 2 x 2 places) or, where it is "", what goes into the last one. Where ``sobel``,
+    the network sees the edges of the grey picture (two channels) in place of the picture. ``dropout``, ``mean`` and
+    ``std`` are as in classifier.Config. Only ``neighbour_accuracy`` is scored where labels are clusters, for watching:
+    select by LAST.
     """
 
     network: str = "vgg16"
@@ -52,6 +54,7 @@ class Config(MethodConfig):
     clusters: int = 3000
     components: int = 256
     iterations: int = 20
+    layer: str = ""
     every: int = 1
     dropout: float | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -122,6 +125,8 @@ class DeepCluster(Method):
             for layer in self.network.modules():
                 if isinstance(layer, torch.nn.Dropout):
                     layer.p = config.dropout
+        self._read_at = _named_layer(self, config.layer)
+        self._width = self._features_width(facts) if config.layer else self._head().in_features
         self.attention_layer = "network." + networks.last_convolution(self.network)
         for name, values in (("mean", config.mean), ("std", config.std)):
             self.register_buffer(name, 255 * torch.tensor(values).reshape(3, 1, 1), persistent=False)
@@ -147,10 +152,24 @@ class DeepCluster(Method):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``feature``: what is clustered, B x D float32; ``predicted``: the best cluster or class, B int64."""
         kept: list[Tensor] = []
-        layer = self.network.get_submodule(self.feature_at)
-        with layer.register_forward_pre_hook(lambda _layer, given: kept.append(given[0])):
+        if self._read_at:
+            layer = self.get_submodule(self._read_at)
+            hook = layer.register_forward_hook(lambda _layer, _given, made: kept.append(_flat(made)))
+        else:
+            layer = self.network.get_submodule(self.feature_at)
+            hook = layer.register_forward_pre_hook(lambda _layer, given: kept.append(given[0]))
+        with hook:
             scores_BK = self.class_scores(batch["image"])
         return {"feature": kept[0].float(), "predicted": scores_BK.argmax(1)}
+
+    def _features_width(self, facts: Facts) -> int:
+        """D of a layer that is read by name."""
+        blank = torch.zeros(1, facts.channels, facts.height, facts.width, dtype=torch.uint8)
+        training = self.training
+        with torch.no_grad():
+            width = self.eval().predict({"image": blank})["feature"].shape[1]
+        self.train(training)
+        return width
 
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
         """``neighbour_accuracy``: share of the labelled samples whose nearest other one by the cosine of the features
@@ -222,7 +241,7 @@ class DeepCluster(Method):
 
     def _features(self, work: EpochWork) -> tuple[Tensor, Tensor]:
         """Numbers and features of this rank's share of the training samples."""
-        numbers, features = [self.assigned[:0]], [self.centroids.new_empty(0, self._head().in_features)]
+        numbers, features = [self.assigned[:0]], [self.centroids.new_empty(0, self._width)]
         for index_B, made in work.predictions():
             numbers.append(index_B)
             features.append(made["feature"])
@@ -272,6 +291,25 @@ def _ends(network: torch.nn.Module, name: str) -> tuple[str, str]:
         at -= 1
         before.inplace = False  # it would write over the feature
     return head, f"{parent}.{children[at][0]}".lstrip(".")
+
+
+def _named_layer(method: torch.nn.Module, name: str) -> str:
+    """The dotted name of the layer that nn/layers.py calls ``name``; "" for "". Raises SettingError."""
+    known = layers.names(method)
+    known.pop(layers.PENULTIMATE, None)  # what "" is
+    if name and name not in known:
+        raise SettingError(
+            f"method.layer is {name!r}; this network has {', '.join(known)}; '' is the last one's input."
+        )
+    return known[name] if name else ""
+
+
+def _flat(made: Tensor) -> Tensor:
+    """A layer's output as one row per sample; a copy, as what follows may work in place."""
+    if made.ndim == 4:
+        height, width = made.shape[2:]
+        made = torch.nn.functional.adaptive_avg_pool2d(made, (min(2, height), min(2, width)))
+    return made.flatten(1).clone()
 
 
 def _seed(work: EpochWork) -> int:

@@ -58,8 +58,9 @@ class Watched(Local):
         super().__init__()
         self.rows: list[dict[str, float]] = []
 
-    def report(self, metrics: Mapping[str, float]) -> None:
+    def report(self, task: object, metrics: Mapping[str, float]) -> bool:
         self.rows.append({**metrics, "at": time.perf_counter()})
+        return True
 
 
 def ours(root: Path, place: Path, clusters: int, components: int, epochs: int) -> list[dict[str, float]]:

@@ -1,0 +1,121 @@
+"""mvray tune: search a job's settings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from mvray.cli.jobs import heed_signals, load_job, planned
+from mvray.cli.options import job_options, same_options, workers_of, workers_option
+from mvray.cli.supervisor import supervised
+from mvray.errors import SettingError
+
+if TYPE_CHECKING:
+    from mvray.runlog import RunLog
+    from mvray.study import Study
+
+
+def add(commands: Any) -> None:
+    tune = commands.add_parser("tune", help="search the settings of a job's step; what is finished is not done again")
+    job_options(tune)
+    tune.add_argument(
+        "--trials", type=int, metavar="N", help="how many in all, with those done before (default: the job's)"
+    )
+    tune.add_argument("--concurrent", type=int, metavar="N", help="at most so many at once (default: as many as fit)")
+    workers_option(tune)
+    tune.set_defaults(command=_tune)
+
+
+def _tune(given: argparse.Namespace) -> int:
+    _check_options(given)
+    if os.environ.get("RAY_ADDRESS"):
+        return supervised(lambda patience_s: _tune_here(given, patience_s))
+    return _tune_here(given)
+
+
+def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
+    from mvray import search_report, spent, study
+    from mvray.cluster import Cluster
+    from mvray.manifest import git_commit, versions
+    from mvray.plan import Plan
+    from mvray.progress import Progress
+    from mvray.run import chosen, execute
+    from mvray.runlog import RunLog, spool_folder, tracking_uri
+    from mvray.tracking import Tracker
+
+    study.check(load_job(given.job, given.tiny, given.data, given.set))
+    heed_signals()
+    plan, storage = planned(given, one_seed=True)
+    _, step = study.check(plan.job)
+    base = plan.of(step, plan.job.seeds[0])
+    found = study.Study(plan.job, base)
+    wanted = found.checked(given.trials)
+    storage.check()
+    before = Plan(plan.job, storage, tuple(other for other in chosen(plan, base.name) if other is not base))
+    new = [other for other in before.steps if not other.finished]
+    ended = {trial.number for trial in found.trials if trial.state != study.RUNNING}
+    progress = Progress()
+    progress.say(
+        f"{plan.job.name}: search of {base.name}, {found.summary(wanted)}. "
+        f"{len(new)} of the {len(before.steps)} steps that it reads are to do first."
+    )
+    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0)
+    about = {**versions(), "git_commit": git_commit() or ""}
+    log = RunLog(tracker, plan, about, given.job, search=found.about())
+    cluster = Cluster(storage, None, progress.say, patience_s)
+    status = "FAILED"
+    try:
+        cluster.start(plan.job)
+        execute(before, cluster, log, progress)
+        from mvray import tune
+
+        tune.search(found, cluster, log, progress, wanted, given.concurrent)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        cluster.stop()
+        todo = [(f"{other.name} (seed {other.seed})", other.folder) for other in new if other.finished]
+        todo += [(f"trial {t.number}", storage.child(t.path)) for t in found.trials if t.path and t.number not in ended]
+        if costs := [(name, spent.total(folder)) for name, folder in todo]:
+            progress.say(f"\n{spent.as_text(costs)}\n")
+            log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
+        _log_result(log, found)
+        if undelivered := log.close(status):
+            progress.say(undelivered)
+    print(search_report.as_text(found.collected()))
+    _say_next(given, found)
+    return 0
+
+
+def _check_options(given: argparse.Namespace) -> None:
+    for name in ("trials", "concurrent"):
+        number = getattr(given, name)
+        if number is not None and number < 1:
+            raise SettingError(f"--{name} {number}: expected 1 or more.")
+    if workers_of(given.workers) == (0, 0):
+        raise SettingError("--workers 0: expected 1 or more: a search needs Ray. --workers 0 is for mvray run.")
+
+
+def _log_result(log: RunLog, found: Study) -> None:
+    """Pictures and the best settings on the study's run, also of a search that was interrupted."""
+    from mvray import search_figures, search_report
+
+    collected = found.collected()
+    if collected["best"] is None:
+        return
+    log.pictures(search_figures.pictures(found.search, collected))
+    said = search_report.verdict(collected)
+    log.said({"mvray.best": collected["set"], "mvray.best_trial": str(collected["best"]), "mlflow.note.content": said})
+
+
+def _say_next(given: argparse.Namespace, found: Study) -> None:
+    again = "".join(f" {part}" for part in same_options(given))
+    best = found.collected()["set"]
+    print(f"\nResults:  {found.folder.uri}")
+    if best is not None and found.search.scheduler != "pbt":
+        print(f"Use it:   mvray run {given.job}{again} {best}")
+    print(f"Pictures: mvray report {given.job}{again} --html report.html")
+    print(f"MLflow:   mvray ui --storage {given.storage}")
