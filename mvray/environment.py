@@ -43,7 +43,7 @@ def use_given_threads() -> None:
 def placed(method: Method, device: torch.device, channels_last: bool) -> Method:
     """``method`` on ``device``, its convolutions' weights laid out for channels-last kernels where asked for.
 
-    Those over clips not on GPUs: cuDNN's depthwise kernels for that layout take 8 to 18 times as long as torch's.
+    Those over clips not on GPUs: cuDNN's depthwise kernels for that layout take 6 to 18 times as long as torch's.
     """
     layouts = {4: torch.channels_last} if channels_last else {}
     if channels_last and device.type != "cuda":
