@@ -100,7 +100,7 @@ def test_the_user_is_told_once_and_when_it_is_over(caplog: pytest.LogCaptureFixt
         "s3://c answers again, after 0 s.",
     ]
     caplog.clear()
-    waited(failing(*away[:1]), "s3://b", may_pass, QUICK)  # too short to be told
+    waited(failing(*away[:1]), "s3://d", may_pass, QUICK)  # too short to be told
     assert caplog.records == []
 
 

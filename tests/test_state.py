@@ -97,14 +97,14 @@ def test_killed_twice(drawings: Path, tmp_path: Path) -> None:
 
 def test_killed_between_any_two_files(drawings, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is written whole or not at all, so these are all the states that a kill can leave behind."""
-    write, left = Storage.write, [0]
+    write, left = Storage._write, [0]
 
-    def dying(self: Storage, path: str, data: bytes) -> None:
+    def dying(self: Storage, files: object, path: str, data: bytes) -> None:
         if path != "progress.json":
             left[0] -= 1
             if left[0] == 0:
                 raise Killed
-        write(self, path, data)
+        write(self, files, path, data)
 
     method = Linear(dropout=0.3)
     whole = task(step(drawings, method), tmp_path / "whole")
@@ -114,7 +114,7 @@ def test_killed_between_any_two_files(drawings, tmp_path, monkeypatch: pytest.Mo
         broken = task(step(drawings, method, checkpoint_steps=INTERVAL), tmp_path / f"file{files}")
         left[0] = files + 1
         with monkeypatch.context() as patched:
-            patched.setattr(Storage, "write", dying)
+            patched.setattr(Storage, "_write", dying)
             try:
                 train(broken, Here())
                 break

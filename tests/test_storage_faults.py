@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import S3Server
 from s3_proxy import SLOW_DOWN, S3Proxy
 
 from mvray.storage import Storage
+
+if TYPE_CHECKING:
+    from conftest import S3Server
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 30
