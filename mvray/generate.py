@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mvray import errors, room
 from mvray.data import node_cache, sampler
 from mvray.data.columns import Joined, joined
 from mvray.data.dataset import dataset, loader, readable
 from mvray.data.frames import frames
-from mvray.data.tables import read_table, write_table
+from mvray.data.tables import metadata_of, read_table, write_table
 from mvray.errors import DataError, Interrupted, StepFailed
 from mvray.job import Generate, Train
 from mvray.method import Facts, Frame, FrameGenerator, Generator
@@ -228,7 +227,7 @@ def shard_path(shard: int) -> str:
 
 def samples_in(folder: Storage, shard: int) -> int:
     """How many samples a shard that is there has."""
-    return int(pq.read_metadata(pa.BufferReader(folder.read(shard_path(shard)))).metadata[SAMPLES])
+    return int(metadata_of(folder, shard_path(shard))[SAMPLES])
 
 
 def run(planned: Planned, cluster: Cluster) -> dict[str, float]:

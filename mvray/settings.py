@@ -148,10 +148,9 @@ def decoded(value: Any) -> Any:
 
 
 def _settings_class(name: str) -> Any:
-    """The dataclass ``name``. One that is not mvray's own must be a method, generator, source ... (CATALOGUE)."""
+    """The frozen dataclass ``name``: all settings are, and metrics that have settings of their own."""
     cls = _imported(name)
-    ours = name.startswith("mvray.") or (isinstance(cls, type) and issubclass(cls, tuple(CATALOGUE)))
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and ours):
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise SettingError(f"{name} is no settings class; this step.json was not written by mvray.")
     return cls
 
