@@ -89,7 +89,7 @@ def experiment(
     shutil.copy(empty_store, place / "runs" / "mlflow.db")
     (place / "half.py").write_text(HALF)
     small = ("pictures.height=48", "pictures.width=32", "phase1.optim.epochs=1")
-    small += ("plain.optim.epochs=2", "masked.optim.epochs=2")
+    small += ("plain.optim.epochs=3", "masked.optim.epochs=3")
     sets = [option for setting in small for option in ("--set", setting)]
     options = (place / "half.py", "--tiny", "--data", sample_comics, "--storage", place / "runs", *sets)
     again = ("--set", "masked.method.probability=0.3")
@@ -123,7 +123,8 @@ def test_every_command_of_the_experiment_went_well(experiment: Experiment) -> No
 
 def test_the_report_has_the_form_that_is_promised(experiment: Experiment) -> None:
     report = experiment.report("after all")
-    assert list(report) == ["job", "steps", "table"]
+    assert list(report) == ["job", "steps", "table", "search"]
+    assert report["search"] is None  # nothing was searched yet
     assert report["job"] == "gradcam_masking"
     assert [step["name"] for step in report["steps"]] == STEPS
     for step in report["steps"]:
