@@ -198,7 +198,9 @@ def look(browser, address, trial):
     """Pictures of the pages that a person opens: the runs, one run's curves, its picture."""
     kind = "?workflowType=machine_learning"
     browser.open(f"{address}/#/experiments/{trial.experiment_id}{kind}")
-    browser.wait_for("document.body.innerText.includes('study')")
+    browser.wait_for("[...document.links].some(link => link.innerText.trim() == 'study')")
+    browser.run("document.querySelector('[data-component-id*=runnamecellrenderer]').click()")  # its "+"
+    browser.wait_for("[...document.links].some(link => link.innerText.trim() == 'trial 0')")
     seen = {"runs": browser.picture()}
     page = f"{address}/#/experiments/{trial.experiment_id}/runs/{trial.run_id}"
     browser.open(f"{page}/model-metrics{kind}")
