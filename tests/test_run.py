@@ -13,7 +13,7 @@ from mvray.storage import Storage
 
 JOB = Path(__file__).parent.parent / "jobs" / "gradcam_masking.py"
 MVRAY = Path(sys.executable).parent / "mvray"
-SMALL = ("pictures.height=48", "pictures.width=32", "phase1.optim.epochs=1", "data.max_bad_fraction=0.05")
+SMALL = ("pictures.height=48", "pictures.width=32", "phase1.optim.epochs=1", "data.max_bad_fraction=0.1")
 SMALL += tuple(f"{step}.optim.epochs=2" for step in ("plain", "erasing", "masked"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
