@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -326,11 +327,12 @@ class LoggedMethod(LinearMethod):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         """Goes into checkpoints, so a step that is done again has its number again."""
         self.file = Path(config.folder) / f"{time.time_ns()}-{os.getpid()}.log"
+        group = ray.util.get_current_placement_group() if (ray := sys.modules.get("ray")) else None
+        self.crew = group.id.hex() if group else ""
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         with self.file.open("a") as out:
-            crew = os.environ.get("MASTER_PORT", "")
-            out.write(json.dumps([int(self.step), crew, batch["index"].tolist()]) + "\n")
+            out.write(json.dumps([int(self.step), self.crew, batch["index"].tolist()]) + "\n")
         self.step += 1
         if (Path(self.logged.folder) / "slow").exists():
             time.sleep(self.logged.pause_s)
