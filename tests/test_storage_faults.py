@@ -84,7 +84,7 @@ def wait_for(storage: Storage, steps: int, process: subprocess.Popen[bytes], log
     while newest(storage) < steps:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()
-        time.sleep(0.02)
+        time.sleep(0.2)
 
 
 def result(storage: Storage) -> tuple[bytes, object]:
