@@ -62,7 +62,7 @@ class Conv3d(torch.nn.Conv3d):
         weight, stride, frames = self.weight.squeeze(2), self.stride[1:], _frames(clips_BCTHW)
         if self.kernel_size[1:] == (1, 1) and self.margin[1:] == (0, 0):
             # The pixels that count, picked before: for a stride in a 1 x 1 kernel over channels-last memory the
-            # weight gradient of torch 2.14 writes beyond its memory on AVX2 processors (seen with 6 channels; it ends the process).
+            # weight gradient of torch 2.14 writes beyond its memory on AVX2 processors and ends the process.
             frames, stride = frames[:, :, :: stride[0], :: stride[1]], (1, 1)
         made = F.conv2d(frames, weight, self.bias, stride, self.margin[1:], groups=self.groups)
         return _clips(made, len(clips_BCTHW))
