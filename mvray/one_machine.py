@@ -26,6 +26,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ BEYOND_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 Asking for that address (`--node-ip-address 127.0.0.1`) does not: Ray replaces it by one that others reach."""
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 PROCESS_GROUP_TIMEOUT_S = 1800
+START_S = 180.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def start(cpus: int, object_store_bytes: int) -> Started:
             super().start_ray_processes()  # type: ignore[no-untyped-call]
             import ray.train  # noqa: F401  in the seconds in which Ray's own processes start
 
+            _wait_for_registration(self)
+
     _listen_beyond_this_machine(False)
     tokens.enable_token_auth_by_default()
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
@@ -95,6 +99,21 @@ def start(cpus: int, object_store_bytes: int) -> Started:
     )
     node = NodeWithoutServer(settings, head=True, shutdown_at_exit=False, spawn_reaper=True)
     return Started(node.gcs_address, node, forker)
+
+
+def _wait_for_registration(node: Any) -> None:
+    """Until the node's raylet is known to its GCS: Ray itself waits for that 30 s, few on a busy machine."""
+    from ray._private import services
+
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        try:
+            services.get_node(node.gcs_address, node.node_id)  # type: ignore[no-untyped-call]
+            return
+        except RuntimeError:
+            if node.dead_processes():
+                return  # what Ray says of it then is said
+            time.sleep(0.1)
 
 
 def _listen_beyond_this_machine(listen: bool) -> None:

@@ -135,6 +135,7 @@ def importances(search: Search, found: Mapping[str, Any]) -> tuple[dict[str, flo
     if not enough:
         return {}, max(counts.values(), default=0)
     epochs = max(enough)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize" if search.maximise else "minimize")
     for trial in found["trials"]:
         if len(trial["values"]) >= epochs and trial["values"][epochs - 1] is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nodes import free_ports
 from PIL import Image
 from servers import MlflowServer
 
@@ -71,7 +72,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     names = [f"-{name}.port{kind}" for name in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    settings: dict[str, object] = dict(zip(names, _free_ports(len(names)), strict=True))
+    settings: dict[str, object] = dict(zip(names, free_ports(len(names)), strict=True))
     endpoint = f"http://127.0.0.1:{settings['-s3.port']}"
     settings |= {"-dir": folder, "-ip": "127.0.0.1", "-ip.bind": "127.0.0.1", "-s3.config": folder / "s3.json"}
     settings |= {"-s3.autoCreateBucket": "false", "-s3.port.iceberg": 0, "-s3.port.lance": 0}
@@ -99,16 +100,6 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in s3_server.environ.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -222,7 +213,7 @@ def two_ranks() -> Iterator[Callable[..., list[str]]]:
     Returns what each says: "done", or the message of its MvrayError.
     The pair stays for the whole test run, because its start costs the seconds that torch takes to import.
     """
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_ports(1)[0])}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
     common |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     ours, theirs = zip(*(socket.socketpair() for _ in range(2)), strict=True)
     numbers = [each.fileno() for each in theirs]

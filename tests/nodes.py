@@ -27,7 +27,7 @@ def free_ports(count: int) -> list[int]:
         port = random.randint(20_000, 32_000)
         with socket.socket() as one, contextlib.suppress(OSError):
             one.bind(("", port))
-            found.append(port)
+            found += [port] if port not in found else []
     return found
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from nodes import free_ports
 from test_shipment import git
 from toys import Linear, step_of, task
 
@@ -114,7 +114,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[H
 
 def _start(place: Path, folder: str) -> tuple[subprocess.Popen[bytes], str]:
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-    ports = dict(zip((*names, "dashboard-agent-grpc-port"), _free_ports(5), strict=True))
+    ports = dict(zip((*names, "dashboard-agent-grpc-port"), free_ports(5), strict=True))
     options = [part for name, port in ports.items() for part in (f"--{name}", str(port))]
     options += ["--temp-dir", folder, "--dashboard-host", "127.0.0.1", "--num-cpus", "4"]
     options += ["--object-store-memory", str(100 << 20), "--disable-usage-stats"]
@@ -125,16 +125,6 @@ def _start(place: Path, folder: str) -> tuple[subprocess.Popen[bytes], str]:
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
     return process, f"http://127.0.0.1:{ports['dashboard-port']}"
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _repository(root: Path) -> None:

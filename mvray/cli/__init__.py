@@ -1,4 +1,5 @@
-"""mvray run | tune | report | submit | jobs | logs | stop | look | group | find | ui | doctor | sample.
+"""mvray run | tune | report | submit | jobs | logs | stop | look | group | find | ui
+| deliver | doctor | sample: the command line.
 
 Nothing heavy is imported here, so that help and a user's mistake take a fraction of a second. torch,
 which method files name at their top, is put in place as a lazy module: it loads when it is first used.

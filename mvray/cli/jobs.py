@@ -19,6 +19,8 @@ from mvray.errors import DataError, SettingError, UserError
 if TYPE_CHECKING:
     from mvray.job import Job
     from mvray.plan import Plan
+    from mvray.progress import Progress
+    from mvray.runlog import RunLog
     from mvray.storage import Storage
 
 
@@ -115,7 +117,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
-    from mvray import report, spent
+    from mvray import report
     from mvray.cluster import Cluster
     from mvray.manifest import git_commit, versions
     from mvray.progress import Progress
@@ -154,20 +156,29 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
         raise
     finally:
         cluster.stop()
-        if costs := [(f"{p.name} (seed {p.seed})", spent.total(p.folder)) for p in todo if p.finished]:
-            progress.say(f"\n{spent.as_text(costs)}\n")
-            log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
-        undelivered = log.close(status)
-        if undelivered:
-            progress.say(
-                f"{undelivered} Send them with: mvray deliver --storage {given.storage} (so does the next run)."
-            )
+        say_costs([(f"{p.name} (seed {p.seed})", p.folder) for p in todo if p.finished], log, progress)
+        close(log, status, progress, given.storage)
     print(report.as_text(collect(plan), plan.job.table))
     again = "".join(f" {part}" for part in same_options(given))
     print(f"\nResults:  {storage.uri}")
     print(f"Pictures: mvray report {given.job}{again} --html report.html")
     print(f"MLflow:   mvray ui --storage {given.storage}")
     return 0
+
+
+def say_costs(done: list[tuple[str, Storage]], log: RunLog, progress: Progress) -> None:
+    """What the steps in these folders have cost, on the terminal and on the job's run."""
+    from mvray import spent
+
+    if costs := [(name, spent.total(folder)) for name, folder in done]:
+        progress.say(f"\n{spent.as_text(costs)}\n")
+        log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
+
+
+def close(log: RunLog, status: str, progress: Progress, storage: str) -> None:
+    """End the job's run, and say what MLflow could not be told."""
+    if undelivered := log.close(status):
+        progress.say(f"{undelivered} Send them with: mvray deliver --storage {storage} (so does the next run).")
 
 
 def heed_signals() -> None:
@@ -197,7 +208,8 @@ def _report(given: argparse.Namespace) -> int:
     from mvray import report
     from mvray.results import collect, comparison, pictures
 
-    plan, _ = planned(given)
+    plan, storage = planned(given)
+    storage.check(write=False)
     found = collect(plan)
     if given.html:
         given.html.write_text(report.as_html(found, plan.job.table, {**comparison(plan), **pictures(plan)}))

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from mvray.cli.jobs import heed_signals, load_job, planned
+from mvray.cli.jobs import close, heed_signals, load_job, planned, say_costs
 from mvray.cli.options import job_options, same_options, workers_of, workers_option
 from mvray.cli.supervisor import supervised
 from mvray.errors import SettingError
@@ -35,13 +35,13 @@ def _tune(given: argparse.Namespace) -> int:
 
 
 def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
-    from mvray import search_report, spent, study
+    from mvray import search_report, study
     from mvray.cluster import Cluster
     from mvray.manifest import git_commit, versions
     from mvray.plan import Plan
     from mvray.progress import Progress
     from mvray.run import chosen, execute
-    from mvray.runlog import RunLog, spool_folder, tracking_uri
+    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri
     from mvray.tracking import Tracker
 
     study.check(load_job(given.job, given.tiny, given.data, given.set))
@@ -60,7 +60,7 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
         f"{plan.job.name}: search of {base.name}, {found.summary(wanted)}. "
         f"{len(new)} of the {len(before.steps)} steps that it reads are to do first."
     )
-    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s=20.0)
+    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), 20.0, refuge(storage))
     about = {**versions(), "git_commit": git_commit() or ""}
     log = RunLog(tracker, plan, about, given.job, search=found.about())
     cluster = Cluster(storage, None, progress.say, patience_s)
@@ -75,16 +75,16 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Exception:
+        cluster.end_if_lost()
+        raise
     finally:
         cluster.stop()
         todo = [(f"{other.name} (seed {other.seed})", other.folder) for other in new if other.finished]
         todo += [(f"trial {t.number}", storage.child(t.path)) for t in found.trials if t.path and t.number not in ended]
-        if costs := [(name, spent.total(folder)) for name, folder in todo]:
-            progress.say(f"\n{spent.as_text(costs)}\n")
-            log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
+        say_costs(todo, log, progress)
         _log_result(log, found)
-        if undelivered := log.close(status):
-            progress.say(undelivered)
+        close(log, status, progress, given.storage)
     print(search_report.as_text(found.collected()))
     _say_next(given, found)
     return 0

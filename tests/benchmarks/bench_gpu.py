@@ -428,7 +428,7 @@ def save(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         step = Train("bench", case.config, Data(Folder(root=folder)), case.optim, select=LAST)
         made = task.Task(step, 0, folder, case.facts, 1)
-        before, loop.Samples = loop.Samples, lambda each, here: InMemory(case, batches, 1, each)  # type: ignore
+        before, loop.Samples = loop.Samples, lambda each, here: InMemory(case, batches, 1, each)
         batches = batches_of(replace(case, optim=replace(case.optim, batch_size=8)), 1)
         parts = loop._parts(made, Local(), Storage(folder))
         loop.Samples = before  # type: ignore[misc]
