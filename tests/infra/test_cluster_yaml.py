@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,9 +184,8 @@ def test_the_template_itself_starts_nothing(tmp_path: Path) -> None:
         "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "x",
     }
-    done = subprocess.run(
-        ["ray", "up", "--yes", ROOT / "cluster.yaml"], env=environ, capture_output=True, text=True, timeout=120
-    )
+    command = [Path(sys.executable).parent / "ray", "up", "--yes", ROOT / "cluster.yaml"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "fill it in with infra/fill.py" in done.stderr.strip().splitlines()[-1]
 

@@ -129,9 +129,11 @@ def test_ray_drains_the_node(metadata: tuple[str, type[FakeMetadata]], tmp_path:
     handler.answers = {"instance-id": HEAD}
     (tmp_path / "token").write_text("ab" * 32)
     environ = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    environ |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environ |= {"HOME": str(tmp_path), "RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_USAGE_STATS_ENABLED": "0"}
     address = f"127.0.0.1:{free_port()}"
-    start = ["ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", address.split(":")[1]]
+    ray = str(Path(sys.executable).parent / "ray")
+    start = [ray, "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", address.split(":")[1]]
     lean = ["--num-cpus", "1", "--include-dashboard", "false", "--object-store-memory", "80000000"]
     watch = [sys.executable, ROOT / "infra/spot.py", "notice", "--address", address, "--metadata", host]
     pipes: dict[str, Any] = {"env": environ, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
