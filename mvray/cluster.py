@@ -73,8 +73,11 @@ class Cluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             folder = Path.cwd()
             import ray
+            from ray._private import auto_init_hook
 
             logging.getLogger("ray").setLevel(logging.ERROR)  # as _quiet, but for what is said while starting
+            # Else a thread that asks Ray for something after `stop` would start or join one again, and never leave it.
+            auto_init_hook.enable_auto_connect = False
             address = os.environ.get("RAY_ADDRESS")
             if not address:
                 self._cpus = max(os.cpu_count() or 1, workers) + HEADROOM_CPUS

@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 from nodes import Net, environ_of_nodes, free_ports
 from toys import Logged, rows_of_epochs, step_of
 
-from mvray import train
-from mvray.checkpoint import Checkpoints
+from mvray import crew, train
+from mvray.checkpoint import Checkpoints, weights_from_bytes
 from mvray.cluster import Cluster
 from mvray.job import Job
 from mvray.plan import make
@@ -80,10 +83,10 @@ def cluster(net, said, tmp_path_factory):
     cluster.stop()
 
 
-def _planned(drawings, place, name="toy", workers=2, **scale):
+def _planned(drawings, place, name="toy", workers=2, pause_s=0.3, **scale):
     (place / "logs").mkdir(parents=True, exist_ok=True)
     (place / "logs/slow").touch()
-    method = Logged(folder=str(place / "logs"))
+    method = Logged(folder=str(place / "logs"), pause_s=pause_s)
     step = step_of(drawings, method, name, epochs=EPOCHS, workers=workers, checkpoint_steps=2, **scale)
     (planned,) = make(Job("faults", (step,)), Storage(str(place / "runs"))).steps
     _write_inputs(planned)
@@ -196,6 +199,126 @@ def test_training_leaves_a_node_that_is_shut_down_and_waits_for_another(
     assert running.finish() == undisturbed
     assert not _said(said, "lost")
     running.check_rows()
+
+
+def test_fewer_workers_go_on_when_a_node_is_lost_and_more_when_one_comes(
+    net, cluster, said, undisturbed, drawings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(crew, "GROW_AFTER_S", 2.0)
+    said.clear()
+    # Slowly: a node takes its time to start, and there must be something left to do by then.
+    running = Running(_planned(drawings, tmp_path, min_workers=1, pause_s=2.0), cluster)
+    done = running.checkpoint()
+    net.kill(5)
+    _wait(lambda: _said(said, "toy: 1 of 2 workers"))
+    done = running.checkpoint(after=done)
+    net.start(6)
+    _wait(lambda: _said(said, "toy: there is room for 2 workers"))
+    found = weights_from_bytes(running.finish())
+    running.check_rows()
+    expected = weights_from_bytes(undisturbed)
+    # Sums over one rank and over two differ in the last bits.
+    assert all(np.allclose(found[name], expected[name], rtol=1e-4, atol=1e-6) for name in expected)
+
+
+def test_a_crew_without_work_yields_to_others_and_a_step_waits_for_them(
+    net, cluster, said, undisturbed, drawings, tmp_path
+):
+    import ray.util
+
+    said.clear()
+    assert cluster.crews._idle
+    others = ray.util.placement_group([{"CPU": 1}])
+    assert others.wait(20)
+    running = Running(_planned(drawings, tmp_path), cluster)
+    _wait(lambda: _said(said, "toy: waits for 1 more worker's room on the cluster"))
+    ray.util.remove_placement_group(others)
+    assert running.finish() == undisturbed
+
+
+def test_clocks_that_differ_by_an_hour_change_nothing(net, cluster, said, undisturbed, drawings, tmp_path):
+    """Of the node's Python processes: libfaketime makes Python's own sleep fail, so Ray does not start under it."""
+    said.clear()
+    ahead = tmp_path / "ahead"
+    ahead.mkdir()
+    (ahead / "sitecustomize.py").write_text(
+        "import time\n"
+        "now, now_ns = time.time, time.time_ns\n"
+        "time.time, time.time_ns = lambda: now() + 3600, lambda: now_ns() + 3600 * 10**9\n"
+    )
+    net.kill(6)
+    net.start(7, PYTHONPATH=f"{ahead}:{net.environ['PYTHONPATH']}")
+    running = Running(_planned(drawings, tmp_path), cluster)
+    running.checkpoint()
+    began_s = sorted(int(file.name.partition("-")[0]) / 1e9 for file in running.logs.glob("*.log"))
+    assert began_s[-1] - began_s[0] > 3000  # two workers, on nodes that disagree
+    net.processes("ray::RayTrainWorker")[0].kill()
+    assert running.finish() == undisturbed
+
+
+def test_a_command_survives_interruption_killing_and_a_new_head(net, cluster, undisturbed, drawings, tmp_path):
+    cluster.stop()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/slow").touch()
+    job = tmp_path / "job.py"
+    job.write_text(
+        "from pathlib import Path\n"
+        "from toys import Logged, step_of\n"
+        "from mvray.job import Job\n"
+        "def job(tiny=False):\n"
+        f"    method = Logged(folder={str(tmp_path / 'logs')!r})\n"
+        f"    step = step_of(Path({str(drawings)!r}), method, epochs={EPOCHS}, workers=2, checkpoint_steps=2)\n"
+        "    return Job('faults', (step,))\n"
+    )
+    storage = Storage(str(tmp_path / "runs"))
+
+    def start():
+        command = [MVRAY, "run", job, "--storage", storage.uri]
+        environ = {**environ_of_nodes(), "RAY_ADDRESS": net.address}
+        with (tmp_path / "log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
+
+    def newest():
+        folders = [entry.path for entry in storage.list() if entry.path.startswith("toy-")]
+        names = Checkpoints(storage.child(folders[0])).names() if folders else []
+        return int(names[-1]) if names else 0
+
+    def checkpoint(process, after):
+        def found():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            return newest() > after
+
+        _wait(found)
+        return newest()
+
+    process, done = start(), 0
+    done = checkpoint(process, done)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    _wait(lambda: not net.processes("ray::RayTrainWorker"), 30)
+    process = start()
+    done = checkpoint(process, newest())
+    children = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert gone
+    assert not alive
+    _wait(lambda: not net.processes("ray::RayTrainWorker"), 30)
+    process = start()
+    done = checkpoint(process, newest())
+    for number in list(net.nodes):
+        net.kill(number)
+    net.start(1)
+    for number in (8, 9):
+        net.start(number)
+    (tmp_path / "logs/slow").unlink()
+    assert process.wait(300) == 0, (tmp_path / "log").read_text()
+    text = (tmp_path / "log").read_text()
+    assert "the cluster was lost" in text
+    assert "Traceback" not in text
+    (folder,) = [entry.path for entry in storage.list() if entry.path.startswith("toy-")]
+    assert storage.read(f"{folder}/weights.safetensors") == undisturbed
 
 
 def _nodes():

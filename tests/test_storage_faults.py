@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -148,13 +149,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
+def _fill(disk: Path, left: int = 100_000) -> None:
+    """Leave no room for a model, but for a few lines, although checkpoints come and go meanwhile."""
+    until = time.monotonic() + 1
+    with (disk / "filler").open("ab", buffering=0) as filler:
+        while time.monotonic() < until:
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+            if free > 2 * left:
+                until = time.monotonic() + 1
+                with contextlib.suppress(OSError):
+                    filler.write(bytes(free - left))
+            time.sleep(0.02)
+
+
 def test_a_full_disk_costs_checkpoints_not_the_run(small_disk, drawings, undisturbed, start, tmp_path) -> None:
     storage, log = Storage(str(small_disk / "runs")), tmp_path / "log"
     process = start(command(str(drawings), storage.uri))
     wait_for(storage, 20, process, log)
-    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-    (small_disk / "filler").write_bytes(bytes(free - 100_000))  # no room for a model, but for a few lines
-    time.sleep(0.5)
+    _fill(small_disk)
     before = newest(storage)
     end = time.monotonic() + 60
     while "No checkpoint could be stored" not in log.read_text() and time.monotonic() < end:
