@@ -82,7 +82,9 @@ class Net:
     def kill(self, number: int) -> None:
         """As when a machine is switched off."""
         process = self.nodes.pop(number)
-        everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        everything: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself: it was drained, or lost its head
+            everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in everything:
             if one.is_running():
                 one.kill()
