@@ -25,6 +25,7 @@ from mvray.storage import Storage
 OBJECT_STORE_BYTES = 1 << 30
 HEAD_EVERY_S = 3.0
 HEAD_GONE_S = 90.0
+LEAVE_S = 5.0
 LOST = 75
 """Exit code of a process that has lost its cluster (EX_TEMPFAIL)."""
 HEADROOM_CPUS = 2
@@ -59,6 +60,8 @@ class Cluster:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._started, self._stopped = threading.Event(), threading.Event()
+        self._leaving = threading.Event()
+        self._watcher: threading.Thread | None = None
 
     def start(self, job: Job) -> None:
         """Begin to start or join Ray, without waiting for it."""
@@ -95,7 +98,8 @@ class Cluster:
             if not self.is_local:
                 self._head = ray.get_runtime_context().gcs_address
                 self._id = _id_of(self._head)
-                threading.Thread(target=self._watch, name="head", daemon=True).start()
+                self._watcher = threading.Thread(target=self._watch, name="head", daemon=True)
+                self._watcher.start()
 
             _quiet()
         except BaseException as error:
@@ -125,7 +129,7 @@ class Cluster:
         (Redis) comes back as the same cluster, and everything goes on.
         """
         seen_at = time.monotonic()
-        while not self._stopped.wait(HEAD_EVERY_S):
+        while not self._leaving.wait(HEAD_EVERY_S):
             found = _id_of(self._head)
             if found == self._id:
                 seen_at = time.monotonic()
@@ -134,7 +138,7 @@ class Cluster:
 
     def end_if_lost(self) -> None:
         """End this process where the cluster that it joined is gone (cli/supervisor.py starts another)."""
-        if not self._id or self._stopped.is_set() or (found := _id_of(self._head)) == self._id:
+        if not self._id or self._leaving.is_set() or (found := _id_of(self._head)) == self._id:
             return
         self.say(f"The Ray cluster at {self._head} {'was started anew' if found else 'does not answer'}.")
         os._exit(LOST)
@@ -198,8 +202,13 @@ class Cluster:
         if self._thread is None:
             return
         self._started.wait()
+        self._leaving.set()
         import ray
 
+        if ray.is_initialized():
+            self.crews.close()
+        if self._watcher is not None:
+            self._watcher.join(LEAVE_S)
         ray.shutdown()
         if self._own is not None:
             self._own.stop()

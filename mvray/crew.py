@@ -39,6 +39,7 @@ POLL_S = 0.2
 WATCH_S = 1.0
 GROW_AFTER_S = 10.0
 """Room for more workers must have been there for so long: a larger crew costs a start."""
+CLOSE_S = 10.0
 GRACE_S = 60.0
 """How long workers that were asked to stop have for their checkpoint."""
 
@@ -154,7 +155,8 @@ class Crew:
         self._desk = desk.remote(size, IDLE_SHARED_S if self._shared else IDLE_S)
         self._fit: Future[None] = Future()
         self._trainer = _trainer(cluster, bundle, group, size, {"desk": self._desk})
-        threading.Thread(target=self._run, name="crew", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="crew", daemon=True)
+        self.thread.start()
 
     def _run(self) -> None:
         try:
@@ -212,6 +214,8 @@ class Crew:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.util.remove_placement_group(self._group)
             ray.kill(self._desk)
+            if self._trainer.controller is not None:
+                ray.kill(self._trainer.controller)
 
 
 class _Wishes:
@@ -243,7 +247,9 @@ class Crews:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._idle: list[Crew] = []
-        self._lock = threading.Lock()
+        self._made: list[Crew] = []
+        self._idlers: list[threading.Thread] = []
+        self._lock, self._closed = threading.Lock(), threading.Event()
 
     def take(self, scale: Scale, gpus: int, name: str, stopping: Callable[[], bool]) -> Crew | None:
         """A crew for a step with this ``scale``: one that waits, or a new one, for which ``name`` waits for room.
@@ -270,7 +276,11 @@ class Crews:
             self._cluster.say(f"{name}: waits for {missing} more {whose} room on the cluster")
 
         found = room.reserve(bundle, least, most, say, stopping)
-        return Crew(self._cluster, scale, bundle, *found) if found else None
+        if not found:
+            return None
+        crew = Crew(self._cluster, scale, bundle, *found)
+        self._made = [other for other in self._made if other.thread.is_alive()] + [crew]
+        return crew
 
     def give_back(self, crew: Crew) -> None:
         """Keep the crew for the next step, or end it where it will not do for one."""
@@ -280,7 +290,9 @@ class Crews:
         with self._lock:
             self._idle.append(crew)
         if not self._cluster.is_local:
-            threading.Thread(target=self._yield_to_others, args=(crew,), name="idle", daemon=True).start()
+            idler = threading.Thread(target=self._yield_to_others, args=(crew,), name="idle", daemon=True)
+            self._idlers = [other for other in self._idlers if other.is_alive()] + [idler]
+            idler.start()
 
     def _yield_to_others(self, crew: Crew) -> None:
         """End a crew without work as soon as anybody on the cluster waits for room."""
@@ -288,13 +300,25 @@ class Crews:
 
         with contextlib.suppress(ray.exceptions.RayError, ConnectionError):  # the cluster is lost, or was left
             while not room.waiting():
-                time.sleep(WATCH_S)
-                if crew not in self._idle or not crew.alive:
+                if self._closed.wait(WATCH_S) or crew not in self._idle or not crew.alive:
                     return
             with self._lock:
                 if crew in self._idle:
                     self._idle.remove(crew)
                     crew.free()
+
+    def close(self) -> None:
+        """End all crews, and wait until no thread of theirs asks Ray for anything.
+
+        Ray's core crashes now and then (SIGSEGV) where it is shut down while another thread waits in ray.get.
+        """
+        self._closed.set()
+        for crew in self._made:
+            if crew.thread.is_alive():
+                crew.free()
+        until = time.monotonic() + CLOSE_S
+        for thread in [*(crew.thread for crew in self._made), *self._idlers]:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def make_room(self, cpus: float, gpus: float) -> None:
         """Send crews home that wait, as long as so much is not free."""

@@ -46,6 +46,7 @@ T = TypeVar("T")
 SHARD_ROWS = 256
 """Samples in a shard, or frames where every frame is looked at."""
 POLL_S = 0.2
+LEAVE_S = 10.0
 SAMPLES = b"samples"
 """A shard's own metadata: how many samples its rows are of."""
 BATCH_SIZE = 64
@@ -281,9 +282,11 @@ def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T]:
         except BaseException as error:
             arrived.put(("error", error))
 
-    threading.Thread(target=take, name="generate", daemon=True).start()
+    taking = threading.Thread(target=take, name="generate", daemon=True)
+    taking.start()
     while True:
         if cluster.aborted.is_set():
+            taking.join(LEAVE_S)  # a thread that still asks Ray for something when it is left ends the process
             raise Interrupted("The run was interrupted.")
         try:
             kind, value = arrived.get(timeout=POLL_S)

@@ -127,7 +127,10 @@ def _listen_beyond_this_machine(listen: bool) -> None:
 
 
 def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings: Any) -> Any:
-    """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, its workers in the placement group ``group``."""
+    """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, its workers in the placement group ``group``.
+
+    Its ``controller`` is an actor, once there is one: where it is killed, fit() ends at once.
+    """
     import ray
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -163,6 +166,8 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings:
             del os.environ[PREEMPTION_WATCHER]
 
     class Trainer(DataParallelTrainer):
+        controller: Any = None
+
         def _create_default_callbacks(self) -> list[Any]:
             kept = [
                 callback
@@ -175,9 +180,9 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings:
             scaling: Any = self.scaling_config
             here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
             actor: Any = ray.remote(num_cpus=0, label_selector=here)(Controller)
-            controller = actor.remote(**{**given, "scaling_policy": NoAutoscaling(scaling)})
-            ray.get(controller.run.remote())
-            return ray.get(controller.get_result.remote())
+            self.controller = actor.remote(**{**given, "scaling_policy": NoAutoscaling(scaling)})
+            ray.get(self.controller.run.remote())
+            return ray.get(self.controller.get_result.remote())
 
     return Trainer(on_worker, backend_config=backend(), **settings)
 

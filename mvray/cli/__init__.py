@@ -9,6 +9,7 @@ Each module beside this one adds the commands of its subject.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import importlib.util
 import os
@@ -25,6 +26,8 @@ from mvray.errors import MvrayError, UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (a step failed), 2 (a mistake to mend), 130 (interrupted)."""
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash in somebody's C++ says at least where it was
     _lazy("torch")
     given = _parser().parse_args(arguments)
     try:
