@@ -61,6 +61,7 @@ class MlflowStore:
             ("HTTP_REQUEST_MAX_RETRIES", "1"),
             ("HTTP_REQUEST_TIMEOUT", "30"),
             ("DISABLE_TELEMETRY", "true"),
+            ("SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ):
             os.environ.setdefault(f"MLFLOW_{name}", value)
         from mlflow.tracking import MlflowClient

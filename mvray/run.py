@@ -165,7 +165,7 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, clust
     held: tuple[float, float] = (0.0, 0.0)
 
     def look() -> tuple[float, float]:
-        seen = json.loads(planned.folder.read("progress.json"))
+        seen = json.loads(planned.folder.read_current("progress.json"))
         progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
         if bool(trouble := seen.get("trouble", "")) != bool(told[-1]):  # once, whichever checkpoint it is
             told.append(trouble)

@@ -22,6 +22,8 @@ from mvray.errors import SettingError
 from mvray.manifest import NOTE, git_commit
 
 LOCK = "requirements.lock"
+CLUSTER = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
+"""Of markers in a lock file; its Python must be the one here, so the rest is this machine's."""
 LIMIT_MIB = 50
 BIGGEST = 5
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
@@ -100,9 +102,14 @@ def reference(lock: Path | None) -> dict[str, Any]:
 
 
 def _locked(text: str) -> Iterator[tuple[str, str]]:
-    """Name and version of each line NAME==VERSION of a lock file."""
-    for match in re.finditer(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;\\]+)", text, re.MULTILINE):
-        yield _plain(match[1]), match[2]
+    """Name and version of each line NAME==VERSION of a lock file that holds for a cluster of this Python."""
+    from packaging.markers import Marker
+
+    for match in re.finditer(
+        r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;\\]+)(?: *;([^\\\n]*))?", text, re.MULTILINE
+    ):
+        if not match[3] or Marker(match[3]).evaluate(CLUSTER):
+            yield _plain(match[1]), match[2]
 
 
 def _plain(name: str) -> str:

@@ -141,7 +141,7 @@ class Study:
             if self.search.scheduler == "pbt":
                 self.search = replace(self.search, trials=known["trials"])
         with contextlib.suppress(FileNotFoundError):
-            self.trials = [_read(item, self.search) for item in json.loads(self.folder.read("trials.json"))]
+            self.trials = [_read(item, self.search) for item in json.loads(self.folder.read_current("trials.json"))]
 
     def checked(self, trials: int | None) -> int:
         """How many trials are asked for. Raises SettingError where a population would have to change its size."""

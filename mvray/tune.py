@@ -255,7 +255,7 @@ class _TrialLog:
     def failed(self, run: str, error: BaseException, interrupted: bool) -> None:
         if self._planned is not None:
             with contextlib.suppress(OSError):  # none was told before it failed
-                told = json.loads(self._planned.folder.read("progress.json"))
+                told = json.loads(self._planned.folder.read_current("progress.json"))
                 self._log.epochs(run, self._planned, told["history"])
         if not isinstance(error, Interrupted) or self._cluster.aborted.is_set():
             self._log.failed(run, error, interrupted)

@@ -38,6 +38,9 @@ class Net:
     folder: Path
     environ: Mapping[str, str]
     port: int
+    dashboard: int | None = None
+    """The port of the head's dashboard, where there is to be one: jobs are submitted to it."""
+    cpus: int = 1
     nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     again: dict[int, Callable[[], None]] = field(default_factory=dict)
 
@@ -53,10 +56,14 @@ class Net:
         }
         # Ports that are not given, Ray's processes tell one another by files, for which they wait 15 s and no longer.
         own |= {"--node-ip-address": f"127.0.0.{number}", "--object-store-memory": 80_000_000}
+        # Code that was sent lies there; a node deletes it when it needs it no more.
+        own |= {"--temp-dir": self.folder / str(number)}
         if number == 1:
-            own |= {"--port": self.port, "--num-cpus": 0, "--include-dashboard": "false", "--temp-dir": self.folder}
+            own |= {"--port": self.port, "--num-cpus": 0}
+            own |= {"--include-dashboard": str(self.dashboard is not None).lower()}
+            own |= {"--dashboard-port": self.dashboard} if self.dashboard else {}
         else:
-            own |= {"--address": self.address, "--num-cpus": 1}
+            own |= {"--address": self.address, "--num-cpus": self.cpus}
         arguments = [str(part) for pair in own.items() for part in pair]
         with (self.folder.parent / f"node-{number}.log").open("wb") as log:
             self.nodes[number] = subprocess.Popen(

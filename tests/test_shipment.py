@@ -123,6 +123,10 @@ def test_the_lock_file_says_which_versions_are_expected(tmp_path: Path) -> None:
     found = reference(lock)
     assert found["versions"] == {"numpy": "2.4.6", "pillow": "12.0", "ray": "2.60.0"}
     assert found["versions_of"] == "requirements.lock"
+    older = 'numpy==2.4.6 ; python_full_version < "3.4" \\\n    --hash=sha256:0\n'
+    newer = 'numpy==2.5.5 ; python_full_version >= "3.4" and sys_platform == "linux" \\\n    --hash=sha256:1\n'
+    lock.write_text(f"ray==2.60.0\n{newer}{older}")
+    assert reference(lock)["versions"]["numpy"] == "2.5.5"
     lock.write_text("other==1\n")  # some other project's
     assert reference(lock)["versions"]["ray"]
     assert reference(None)["versions_of"] == "the machine that submitted"

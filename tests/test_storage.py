@@ -131,6 +131,26 @@ def test_local_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert Storage("/").child("tmp").uri == "/tmp"  # noqa: S108 - only its name
 
 
+@everywhere
+def test_what_is_replaced_meanwhile_is_read_whole(storage: Storage) -> None:
+    texts = [b"short", b"long " * 500]
+    storage.write("now.json", texts[0])
+    ended = threading.Event()
+
+    def replace() -> None:
+        while not ended.is_set():
+            for text in texts:
+                storage.write("now.json", text)
+
+    writing = threading.Thread(target=replace)
+    writing.start()
+    try:
+        assert {storage.read_current("now.json") for _ in range(150)} == set(texts)
+    finally:
+        ended.set()
+        writing.join()
+
+
 def test_s3_addresses() -> None:
     storage = Storage("s3://bucket/a//b/")
     assert storage.uri == "s3://bucket/a/b"

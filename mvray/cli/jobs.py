@@ -162,8 +162,19 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     again = "".join(f" {part}" for part in same_options(given))
     print(f"\nResults:  {storage.uri}")
     print(f"Pictures: mvray report {given.job}{again} --html report.html")
-    print(f"MLflow:   mvray ui --storage {given.storage}")
+    print(f"MLflow:   {where_runs_are(given.storage)}")
     return 0
+
+
+def where_runs_are(storage: str) -> str:
+    """The page with the runs, or the command that shows it."""
+    from mvray.mlflow_store import without_password
+    from mvray.runlog import tracking_uri
+    from mvray.storage import Storage
+    from mvray.ui import page
+
+    uri = tracking_uri(Storage(storage))
+    return page(without_password(uri)) if uri.startswith(("http://", "https://")) else f"mvray ui --storage {storage}"
 
 
 def say_costs(done: list[tuple[str, Storage]], log: RunLog, progress: Progress) -> None:

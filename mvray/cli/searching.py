@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from mvray.cli.jobs import close, heed_signals, load_job, planned, say_costs
+from mvray.cli.jobs import close, heed_signals, load_job, planned, say_costs, where_runs_are
 from mvray.cli.options import job_options, same_options, workers_of, workers_option
 from mvray.cli.supervisor import supervised
 from mvray.errors import SettingError
@@ -118,4 +118,4 @@ def _say_next(given: argparse.Namespace, found: Study) -> None:
     if best is not None and found.search.scheduler != "pbt":
         print(f"Use it:   mvray run {given.job}{again} {best}")
     print(f"Pictures: mvray report {given.job}{again} --html report.html")
-    print(f"MLflow:   mvray ui --storage {given.storage}")
+    print(f"MLflow:   {where_runs_are(given.storage)}")
