@@ -42,6 +42,27 @@ def filesystem(bucket: str, attempts: int = ATTEMPTS) -> pyarrow.fs.FileSystem:
     return _login().filesystem(bucket, attempts)
 
 
+def get(bucket: str, key: str) -> bytes:
+    """An object as it is now, in one request; Arrow's reading asks for its size before, which may change between.
+
+    Raises FileNotFoundError, ConnectionError, or OSError with S3's name for the error as Arrow's have it.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+    try:
+        answer = _login().client.get_object(Bucket=bucket, Key=key)
+        return bytes(answer["Body"].read())
+    except ClientError as error:
+        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status == 404:
+            raise FileNotFoundError(f"s3://{bucket}/{key} is not there: {code}.") from error
+        raise OSError(f"s3://{bucket}/{key}: AWS Error {code} (HTTP status {status}): {error}") from error
+    except HTTPClientError as error:  # with all that breaks a connection
+        raise ConnectionError(f"s3://{bucket}/{key}: {error}") from error
+    except BotoCoreError as error:
+        raise _no_credentials(error) from error
+
+
 def endpoint() -> str:
     """The address of the server, "" for Amazon's own."""
     return _login().endpoint
@@ -86,6 +107,17 @@ class _Login:
     @cached_property
     def _credentials(self) -> Any:
         return self._session.get_credentials()
+
+    @cached_property
+    def client(self) -> Any:
+        from botocore.config import Config
+
+        retries = {"total_max_attempts": ATTEMPTS, "mode": "standard"}
+        config = Config(connect_timeout=CONNECT_S, read_timeout=SILENCE_S, retries=retries)
+        if self.endpoint:
+            config = config.merge(Config(s3={"addressing_style": "path"}))  # as Arrow
+        with self._lock:
+            return self._session.create_client("s3", endpoint_url=self.endpoint or None, config=config)
 
     def filesystem(self, bucket: str, attempts: int) -> pyarrow.fs.FileSystem:
         keys = self._keys()

@@ -76,7 +76,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     endpoint = f"http://127.0.0.1:{settings['-s3.port']}"
     settings |= {"-dir": folder, "-ip": "127.0.0.1", "-ip.bind": "127.0.0.1", "-s3.config": folder / "s3.json"}
     settings |= {"-s3.autoCreateBucket": "false", "-s3.port.iceberg": 0, "-s3.port.lance": 0}
-    settings |= {"-master.telemetry": "false", "-master.volumeSizeLimitMB": 64, "-volume.max": 20}
+    settings |= {"-master.telemetry": "false", "-master.volumeSizeLimitMB": 64, "-volume.max": 200}
     environ = {"AWS_ACCESS_KEY_ID": keys["accessKey"], "AWS_SECRET_ACCESS_KEY": keys["secretKey"]}
     server = S3Server(endpoint, {**environ, "AWS_ENDPOINT_URL": endpoint})
     arguments = [f"{name}={value}" for name, value in settings.items()]

@@ -1,0 +1,239 @@
+"""All of it at once, as a lab has it: three nodes, S3, MLflow with users over PostgreSQL, a job and a search submitted.
+
+Meanwhile a node is switched off and another one comes, the S3 server answers 503, MLflow's server is killed and comes
+back. What is there in the end is what an undisturbed run on one machine makes, bit by bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nodes import Net, environ_of_nodes, free_ports
+from s3_proxy import SLOW_DOWN, S3Proxy
+from servers import Browser, MlflowServer
+from test_server import client_of
+from test_shipment import git
+
+from mvray.storage import Storage
+
+ROOT = Path(__file__).parent.parent
+MVRAY = Path(sys.executable).parent / "mvray"
+JOB = "jobs/gradcam_masking.py"
+SMALL = ("pictures.height=48", "pictures.width=32", "phase1.optim.epochs=60", "phase1.optim.patience=60")
+SMALL += ("scale.checkpoint_steps=10",)
+SMALL += tuple(f"{step}.optim.epochs=80" for step in ("plain", "erasing", "masked"))
+TRIALS = 12
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@dataclass
+class Lab:
+    """The cluster, the servers, and the repository from which jobs are sent."""
+
+    net: Net
+    s3: S3Proxy
+    mlflow: MlflowServer
+    repository: Path
+    data: str
+    storage: str
+
+    def mvray(self, *words: object, **environ: str) -> subprocess.CompletedProcess[str]:
+        command = [str(word) for word in (MVRAY, *words)]
+        given = {"capture_output": True, "text": True, "timeout": 400, "cwd": self.repository}
+        ended = subprocess.run(command, env={**os.environ, **environ}, check=False, **given)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended
+
+    def submit(self, *more: object, storage: str = "") -> str:
+        return self.mvray("submit", JOB, *options(self.data, storage or self.storage), *more).stdout.strip()
+
+    def wait_for(self, id_: str, there: Callable[[], object]) -> None:
+        until, looks = time.monotonic() + 300, 0
+        while not there():
+            time.sleep(0.2)
+            looks += 1
+            if looks % 50 == 0:
+                (line,) = [line for line in self.mvray("jobs").stdout.splitlines() if line.startswith(id_)]
+                assert line.split()[1] in ("PENDING", "RUNNING"), self.log(id_)
+            assert time.monotonic() < until, self.log(id_)
+
+    def ended(self, id_: str) -> str:
+        """Follow the job to its end; its log."""
+        said = self.mvray("logs", id_, "--follow").stdout
+        assert "Traceback" not in said
+        return said
+
+    def log(self, id_: str) -> str:
+        return self.mvray("logs", id_).stdout
+
+    def folders(self, name: str) -> list[str]:
+        return [entry.path for entry in Storage(self.storage).list() if entry.path.startswith(f"{name}-")]
+
+    def files(self, name: str, below: str) -> list[str]:
+        return [e.path for folder in self.folders(name) for e in Storage(self.storage).list(f"{folder}/{below}")]
+
+
+def options(data: str, storage: object) -> list[object]:
+    sets = [part for setting in SMALL for part in ("--set", setting)]
+    return ["--tiny", "--data", data, "--storage", storage, *sets]
+
+
+@pytest.fixture(scope="module")
+def lab(
+    s3_server: Any, mlflow_server: MlflowServer, sample_comics: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lab]:
+    from ray._private.authentication import authentication_token_setup as tokens
+
+    place = tmp_path_factory.mktemp("lab")
+    repository = place / "repository"
+    (repository / "jobs").mkdir(parents=True)
+    shutil.copy(ROOT / JOB, repository / "jobs")
+    shutil.copy(ROOT / "requirements.lock", repository)
+    git(repository, "init", "--quiet")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "jobs")
+    before, proxy = dict(os.environ), S3Proxy(s3_server.endpoint)
+    short = Path(tempfile.mkdtemp(prefix="mv"))
+    for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_", "MLFLOW_"))]:
+        del os.environ[name]
+    os.environ |= {**s3_server.environ, "AWS_ENDPOINT_URL": proxy.endpoint, **mlflow_server.environ}
+    tokens.enable_token_auth_by_default()
+    tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
+    port, dashboard = free_ports(2)
+    net = Net(short / "r", environ_of_nodes(), port, dashboard, cpus=2)
+    root = f"s3://mvray-tests/{short.name}"
+    try:
+        for file in sample_comics.rglob("*"):
+            if file.is_file():
+                Storage(f"{root}/comics").write(str(file.relative_to(sample_comics)), file.read_bytes())
+        for number in (1, 2, 3):
+            net.start(number)
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+        yield Lab(net, proxy, mlflow_server, repository, f"{root}/comics", f"{root}/runs")
+    finally:
+        net.stop()
+        proxy.close()
+        shutil.rmtree(short, ignore_errors=True)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Weights by the path of their step, of the same job on this machine alone."""
+    place = tmp_path_factory.mktemp("undisturbed") / "runs"
+    environ = {"RAY_API_SERVER_ADDRESS": "", "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
+    lab.mvray("run", JOB, *options(lab.data, place), "--only", "masked", **environ)
+    return {file.parent.name: file.read_bytes() for file in place.glob("*/weights.safetensors")}
+
+
+def test_a_job_among_faults(lab: Lab, undisturbed: dict[str, bytes]) -> None:
+    id_ = lab.submit("--only", "masked")
+    lab.wait_for(id_, lambda: lab.files("phase1", "checkpoints"))
+    lab.net.kill(3)
+    lab.net.start(4)
+    lab.wait_for(id_, lambda: lab.files("masked", "checkpoints"))
+    lab.s3.answer = lambda method, path: SLOW_DOWN
+    lab.mlflow.kill()
+    time.sleep(10)
+    lab.s3.answer = lambda method, path: None
+    lab.mlflow.start()
+    said = lab.ended(id_)
+    assert lab.s3.refused
+    assert "phase1: workers were lost" in said
+    assert f"MLflow:   {lab.mlflow.address}" in said
+    assert "Not delivered" not in said
+    storage = Storage(lab.storage)
+    assert {Path(path).name for path in undisturbed} >= set(lab.folders("phase1") + lab.folders("masked"))
+    for path, weights in undisturbed.items():
+        assert storage.read(f"{path}/weights.safetensors") == weights
+
+
+def test_a_search_among_faults(lab: Lab) -> None:
+    """After the job: it shares all steps before the searched one with it."""
+    before = {
+        file: Storage(lab.storage).read(f"{file}/step.json") for file in lab.folders("phase1") + lab.folders("cams")
+    }
+    assert len(before) == 2
+    id_ = lab.submit("--tune", "--trials", TRIALS)
+
+    def ended() -> int:
+        trials = [trial for path in lab.folders("study-masked") for trial in trials_of(lab, path)]
+        return sum(trial["state"] != "running" for trial in trials)
+
+    lab.wait_for(id_, lambda: ended() >= 3)
+    lab.net.kill(2)
+    lab.net.start(5)
+    lab.wait_for(id_, lambda: ended() >= 6)
+    lab.mlflow.kill()
+    lab.mlflow.start()
+    said = lab.ended(id_)
+    assert "0 of the 2 steps that it reads are to do first." in said
+    (study,) = lab.folders("study-masked")
+    trials = trials_of(lab, study)
+    assert [trial["number"] for trial in trials] == list(range(TRIALS))
+    assert {trial["state"] for trial in trials} <= {"finished", "stopped"}
+    after = {
+        file: Storage(lab.storage).read(f"{file}/step.json") for file in lab.folders("phase1") + lab.folders("cams")
+    }
+    assert after == before  # once for all trials, and for the job
+
+
+def test_mlflow_shows_all_of_it(lab: Lab, tmp_path: Path) -> None:
+    client = client_of(lab.mlflow)
+    experiment = client.get_experiment_by_name("gradcam_masking").experiment_id
+    runs = client.search_runs([experiment])
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    made = [run for run in runs if run.info.run_name.startswith("phase1") and "mvray.reused" not in run.data.tags]
+    assert len(made) == 1
+    assert len(client.get_metric_history(made[0].info.run_id, "train/loss")) == 60
+    (study,) = [run for run in runs if run.data.tags.get("mvray.kind") == "Search"]
+    trials = [run for run in runs if run.data.tags.get("mvray.kind") == "Trial"]
+    assert sorted(int(run.data.tags["mvray.trial"]) for run in trials) == list(range(TRIALS))
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {study.info.run_id}
+    pictures = [file.path for file in client.list_artifacts(study.info.run_id, "search")]
+    assert len(pictures) >= 2, client.list_artifacts(study.info.run_id)
+    assert "--set" in study.data.tags["mvray.best"]
+    if shutil.which("chromium") is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    browser = Browser(tmp_path / "profile")
+    login = lab.mlflow.address.replace("://", f"://admin:{lab.mlflow.password}@")
+    kind = "?workflowType=machine_learning"
+    try:
+        browser.open(login)
+        browser.wait_for("document.body && document.body.innerText.includes('Experiments')")
+        browser.open(f"{lab.mlflow.address}/#/experiments/{experiment}{kind}")
+        browser.wait_for(f"[...document.links].some(link => link.innerText.trim() == '{study.info.run_name}')")
+        (tmp_path / "runs.png").write_bytes(browser.picture())
+        for number, path in enumerate(pictures):
+            page = f"{lab.mlflow.address}/#/experiments/{experiment}/runs/{study.info.run_id}"
+            browser.open(f"{page}/artifacts/{path}{kind}")
+            browser.wait_for("[...document.images].some(i => i.naturalWidth > 300)")
+            (tmp_path / f"picture-{number}.png").write_bytes(browser.picture())
+        page = f"{lab.mlflow.address}/#/experiments/{experiment}/runs/{made[0].info.run_id}"
+        browser.open(f"{page}/model-metrics{kind}")
+        browser.wait_for("document.querySelector('.js-plotly-plot .scatterlayer path') !== null")
+        (tmp_path / "curves.png").write_bytes(browser.picture())
+    finally:
+        browser.end()
+
+
+def trials_of(lab: Lab, study: str) -> list[dict[str, Any]]:
+    storage = Storage(f"{lab.storage}/{study}")
+    if not storage.exists("trials.json"):
+        return []
+    read: list[dict[str, Any]] = json.loads(storage.read_current("trials.json"))
+    return read
