@@ -20,12 +20,12 @@ import numpy as np
 import psutil
 import pytest
 from nodes import Net, environ_of_nodes, free_ports
-from toys import Logged, rows_of_epochs, step_of
+from toys import Logged, Means, rows_of_epochs, step_of
 
-from mvray import crew, train
+from mvray import crew, generate, train
 from mvray.checkpoint import Checkpoints, weights_from_bytes
 from mvray.cluster import Cluster
-from mvray.job import Job
+from mvray.job import Generate, Job, Scale
 from mvray.plan import make
 from mvray.run import _write_inputs
 from mvray.storage import Storage
@@ -254,6 +254,51 @@ def test_clocks_that_differ_by_an_hour_change_nothing(net, cluster, said, undist
     assert began_s[-1] - began_s[0] > 3000  # two workers, on nodes that disagree
     net.processes("ray::RayTrainWorker")[0].kill()
     assert running.finish() == undisturbed
+
+
+def test_generated_columns_survive_a_lost_node(net, cluster, drawings, tmp_path, monkeypatch):
+    """Two actors on two nodes, of which one is switched off; shards that were there are left alone."""
+    monkeypatch.setattr(generate, "SHARD_ROWS", 5)
+    (tmp_path / "slow").touch()
+
+    def planned_at(place):
+        step = Generate(
+            "means", Means(str(tmp_path)), step_of(drawings, Logged()).data, Scale(workers=2, loader_workers=0)
+        )
+        (planned,) = make(Job("faults", (step,)), Storage(str(tmp_path / place))).steps
+        _write_inputs(planned)
+        return planned
+
+    def shards(planned):
+        return {entry.path: planned.folder.local(entry.path) for entry in planned.folder.list("columns")}
+
+    planned, errors = planned_at("runs"), []
+
+    def run():
+        try:
+            generate.run(planned, cluster)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    _wait(lambda: len(net.processes("ray::MapWorker")) == 2)
+    _wait(lambda: len(shards(planned)) >= 3)
+    before = {path: file.stat().st_mtime_ns for path, file in shards(planned).items()}
+    net.kill(2)
+    net.start(10)
+    (tmp_path / "slow").unlink()
+    thread.join(240)
+    assert not thread.is_alive()
+    assert not errors
+    alone = planned_at("alone")
+    generate.run(alone, Cluster(alone.storage, workers=0))
+    assert len(shards(alone)) == 12
+    assert len(before) < 12
+    assert {n: f.read_bytes() for n, f in shards(planned).items()} == {
+        n: f.read_bytes() for n, f in shards(alone).items()
+    }
+    assert {path: file.stat().st_mtime_ns for path, file in shards(planned).items() if path in before} == before
 
 
 def test_a_command_survives_interruption_killing_and_a_new_head(net, cluster, undisturbed, drawings, tmp_path):

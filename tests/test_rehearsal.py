@@ -30,9 +30,9 @@ from mvray.storage import Storage
 ROOT = Path(__file__).parent.parent
 MVRAY = Path(sys.executable).parent / "mvray"
 JOB = "jobs/gradcam_masking.py"
-SMALL = ("pictures.height=48", "pictures.width=32", "phase1.optim.epochs=60", "phase1.optim.patience=60")
+SMALL = ("pictures.height=48", "pictures.width=32", "phase1.optim.epochs=150", "phase1.optim.patience=150")
 SMALL += ("scale.checkpoint_steps=10",)
-SMALL += tuple(f"{step}.optim.epochs=80" for step in ("plain", "erasing", "masked"))
+SMALL += tuple(f"{step}.optim.epochs=170" for step in ("plain", "erasing", "masked"))
 TRIALS = 12
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -199,7 +199,7 @@ def test_mlflow_shows_all_of_it(lab: Lab, tmp_path: Path) -> None:
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
     made = [run for run in runs if run.info.run_name.startswith("phase1") and "mvray.reused" not in run.data.tags]
     assert len(made) == 1
-    assert len(client.get_metric_history(made[0].info.run_id, "train/loss")) == 60
+    assert len(client.get_metric_history(made[0].info.run_id, "train/loss")) == 150
     (study,) = [run for run in runs if run.data.tags.get("mvray.kind") == "Search"]
     trials = [run for run in runs if run.data.tags.get("mvray.kind") == "Trial"]
     assert sorted(int(run.data.tags["mvray.trial"]) for run in trials) == list(range(TRIALS))

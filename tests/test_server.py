@@ -1,11 +1,15 @@
 """The tracking server with users, PostgreSQL and S3, as real processes: killed, wrong passwords, seen in a browser."""
 
 import io
+import re
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,6 +164,39 @@ def test_killed_in_the_middle_and_gone_for_the_rest(mlflow_user, tmp_path):
     assert sent >= 36
     assert kept(client, "gone") == kept(client, "undisturbed")
     assert max(work.slowest_s for work in works.values()) < 1.0, "nobody waited"
+
+
+@SLOW
+def test_a_command_whose_server_goes_says_so_and_deliver_sends_the_rest(mlflow_user, drawings, tmp_path):
+    mvray, runs = Path(sys.executable).parent / "mvray", tmp_path / "runs"
+    job = Path(__file__).parent / "searched.py"
+    command = [mvray, "run", job, "--data", drawings, "--storage", runs, "--workers", "0"]
+    with (tmp_path / "said").open("wb") as said:
+        running = subprocess.Popen(command, stdout=said, stderr=said)
+    until = time.monotonic() + 120
+    while not list(runs.glob("first-*/step.json")):
+        assert running.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    mlflow_user.kill()
+    assert running.wait(120) == 0
+    said = (tmp_path / "said").read_text()
+    assert f"Send them with: mvray deliver --storage {runs} (so does the next run)." in said
+    assert "Traceback" not in said
+    deliver = [mvray, "deliver", "--storage", runs]
+    away = subprocess.run(deliver, capture_output=True, text=True, timeout=120)
+    assert (away.returncode, away.stdout) == (1, f"Nothing was sent to {mlflow_user.address}.\n")
+    assert "Traceback" not in away.stderr
+    mlflow_user.start()
+    sent = subprocess.run(deliver, capture_output=True, text=True, timeout=120)
+    assert (sent.returncode, sent.stderr) == (0, "")
+    assert re.fullmatch(rf"\d+ events sent to {mlflow_user.address}\.\n", sent.stdout)
+    found = kept(client_of(mlflow_user), "searched")
+    assert {name: run[0] for name, run in found.items()} == dict.fromkeys(
+        ("first seed 0", "second seed 0", "searched"), "FINISHED"
+    )
+    assert len(found["second seed 0"][2]["validation/loss"]) == 6
+    assert subprocess.run(deliver, capture_output=True, text=True, timeout=120).stdout.startswith("Nothing was sent")
 
 
 @SLOW

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from mvray import plan
@@ -22,8 +23,8 @@ from mvray.checkpoint import weights_from_bytes
 from mvray.data.folder import Folder
 from mvray.data.tables import write_table
 from mvray.environment import Local
-from mvray.job import Data, Job, MethodConfig, Optim, Pictures, Scale, Train
-from mvray.method import Batch, EpochWork, Facts, Method
+from mvray.job import Data, GeneratorConfig, Job, MethodConfig, Optim, Pictures, Scale, Train
+from mvray.method import Batch, EpochWork, Facts, Generator, Method
 from mvray.nn.copy_paste import CopyPaste
 from mvray.storage import Storage
 from mvray.task import Task
@@ -350,3 +351,24 @@ def rows_of_epochs(folder: Path, batches: int) -> dict[int, list[int]]:
     for step, found in steps.items():
         epochs.setdefault(step // batches, []).extend(list(found.values())[-1])
     return epochs
+
+
+@dataclass(frozen=True)
+class Means(GeneratorConfig):
+    """The mean of each picture; a batch takes ``pause_s`` longer while there is a file ``slow`` in ``folder``."""
+
+    folder: str = ""
+    pause_s: float = 1.0
+
+    def build(self, method: Method | None, read: object) -> Generator:
+        return MeansGenerator(self)
+
+
+class MeansGenerator(Generator):
+    def __init__(self, config: Means) -> None:
+        self.config = config
+
+    def __call__(self, batch: Batch) -> pa.Table:
+        if (Path(self.config.folder) / "slow").exists():
+            time.sleep(self.config.pause_s)
+        return pa.table({"mean": batch["image"].float().mean((1, 2, 3)).numpy()})
