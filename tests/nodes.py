@@ -106,9 +106,15 @@ class Net:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Ray's processes of this cluster whose command line has ``name``."""
-        alive = [node for node in self.nodes.values() if node.poll() is None]
-        found = [child for node in alive for child in psutil.Process(node.pid).children(recursive=True)]
-        return [process for process in found if name in command_of(process)]
+        return [process for number in self.nodes for process in self._on(number) if name in command_of(process)]
+
+    def hosts(self, name: str) -> list[int]:
+        """The nodes with such processes."""
+        return [number for number in self.nodes if any(name in command_of(process) for process in self._on(number))]
+
+    def _on(self, number: int) -> list[psutil.Process]:
+        node = self.nodes[number]
+        return psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
 
 
 def command_of(process: psutil.Process) -> str:
