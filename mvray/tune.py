@@ -26,6 +26,7 @@ from mvray.cluster import HEADROOM_CPUS, Cluster, needs
 from mvray.errors import ClusterError, Interrupted, MvrayError, StepFailed
 from mvray.plan import Planned
 from mvray.progress import Progress, duration
+from mvray.room import NODE_ID
 from mvray.run import do
 from mvray.runlog import RunLog
 from mvray.study import FAILED, FINISHED, RUNNING, STOPPED, Study, Trial, at_epoch, brief
@@ -49,7 +50,8 @@ class Trials:
         self.epochs = max(1, study.base.step.optim.epochs - train.epochs_before(study.base))  # type: ignore[attr-defined]
         self.wanted, self._concurrent = study.wanted(wanted, self.epochs), concurrent
         self._name = f"scores-{uuid.uuid4().hex}"
-        actor: Any = ray.remote(num_cpus=0)(Scoreboard)
+        here = {NODE_ID: ray.get_runtime_context().get_node_id()}  # another node may go, and the trials' epochs with it
+        actor: Any = ray.remote(num_cpus=0, label_selector=here)(Scoreboard)
         self._scores = actor.options(name=self._name, max_concurrency=1000).remote()
         self._again, self._lock = study.again(), threading.RLock()
         self._stops: dict[int, threading.Event] = {}
