@@ -130,4 +130,5 @@ def environ_of_nodes() -> dict[str, str]:
     here = Path(__file__).parent
     path = os.pathsep.join([str(here.parent), str(here)])
     wanted = {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"}
+    wanted["PATH"] = os.pathsep.join([str(RAY.parent), os.environ["PATH"]])  # `python` starts what was submitted
     return {**os.environ, **wanted}
