@@ -21,8 +21,7 @@ from typing import Any
 import pytest
 from nodes import Net, environ_of_nodes, free_ports
 from s3_proxy import SLOW_DOWN, S3Proxy
-from servers import Browser, MlflowServer
-from test_server import client_of
+from servers import MlflowServer
 from test_shipment import git
 
 from mvray.storage import Storage
@@ -190,45 +189,6 @@ def test_a_search_among_faults(lab: Lab) -> None:
         file: Storage(lab.storage).read(f"{file}/step.json") for file in lab.folders("phase1") + lab.folders("cams")
     }
     assert after == before  # once for all trials, and for the job
-
-
-def test_mlflow_shows_all_of_it(lab: Lab, tmp_path: Path) -> None:
-    client = client_of(lab.mlflow)
-    experiment = client.get_experiment_by_name("gradcam_masking").experiment_id
-    runs = client.search_runs([experiment])
-    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
-    made = [run for run in runs if run.info.run_name.startswith("phase1") and "mvray.reused" not in run.data.tags]
-    assert len(made) == 1
-    assert len(client.get_metric_history(made[0].info.run_id, "train/loss")) == 100
-    (study,) = [run for run in runs if run.data.tags.get("mvray.kind") == "Search"]
-    trials = [run for run in runs if run.data.tags.get("mvray.kind") == "Trial"]
-    assert sorted(int(run.data.tags["mvray.trial"]) for run in trials) == list(range(TRIALS))
-    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {study.info.run_id}
-    pictures = [file.path for file in client.list_artifacts(study.info.run_id, "search")]
-    assert len(pictures) >= 2, client.list_artifacts(study.info.run_id)
-    assert "--set" in study.data.tags["mvray.best"]
-    if shutil.which("chromium") is None:
-        pytest.skip("needs Chromium (apt-get install chromium)")
-    browser = Browser(tmp_path / "profile")
-    login = lab.mlflow.address.replace("://", f"://admin:{lab.mlflow.password}@")
-    kind = "?workflowType=machine_learning"
-    try:
-        browser.open(login)
-        browser.wait_for("document.body && document.body.innerText.includes('Experiments')")
-        browser.open(f"{lab.mlflow.address}/#/experiments/{experiment}{kind}")
-        browser.wait_for(f"[...document.links].some(link => link.innerText.trim() == '{study.info.run_name}')")
-        (tmp_path / "runs.png").write_bytes(browser.picture())
-        for number, path in enumerate(pictures):
-            page = f"{lab.mlflow.address}/#/experiments/{experiment}/runs/{study.info.run_id}"
-            browser.open(f"{page}/artifacts/{path}{kind}")
-            browser.wait_for("[...document.images].some(i => i.naturalWidth > 300)")
-            (tmp_path / f"picture-{number}.png").write_bytes(browser.picture())
-        page = f"{lab.mlflow.address}/#/experiments/{experiment}/runs/{made[0].info.run_id}"
-        browser.open(f"{page}/model-metrics{kind}")
-        browser.wait_for("document.querySelector('.js-plotly-plot .scatterlayer path') !== null")
-        (tmp_path / "curves.png").write_bytes(browser.picture())
-    finally:
-        browser.end()
 
 
 def trials_of(lab: Lab, study: str) -> list[dict[str, Any]]:
