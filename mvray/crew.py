@@ -279,7 +279,8 @@ class Crews:
         if not found:
             return None
         crew = Crew(self._cluster, scale, bundle, *found)
-        self._made = [other for other in self._made if other.thread.is_alive()] + [crew]
+        with self._lock:
+            self._made = [other for other in self._made if other.thread.is_alive()] + [crew]
         return crew
 
     def give_back(self, crew: Crew) -> None:
@@ -289,10 +290,10 @@ class Crews:
             return
         with self._lock:
             self._idle.append(crew)
-        if not self._cluster.is_local:
-            idler = threading.Thread(target=self._yield_to_others, args=(crew,), name="idle", daemon=True)
-            self._idlers = [other for other in self._idlers if other.is_alive()] + [idler]
-            idler.start()
+            if not self._cluster.is_local:
+                idler = threading.Thread(target=self._yield_to_others, args=(crew,), name="idle", daemon=True)
+                idler.start()
+                self._idlers = [other for other in self._idlers if other.is_alive()] + [idler]
 
     def _yield_to_others(self, crew: Crew) -> None:
         """End a crew without work as soon as anybody on the cluster waits for room."""
@@ -310,7 +311,7 @@ class Crews:
     def close(self) -> None:
         """End all crews, and wait until no thread of theirs asks Ray for anything.
 
-        Ray's core crashes now and then (SIGSEGV) where it is shut down while another thread waits in ray.get.
+        Ray's core ends the process now and then where it is shut down while another thread waits in ray.get.
         """
         self._closed.set()
         for crew in self._made:

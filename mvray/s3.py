@@ -45,9 +45,10 @@ def filesystem(bucket: str, attempts: int = ATTEMPTS) -> pyarrow.fs.FileSystem:
 def get(bucket: str, key: str) -> bytes:
     """An object as it is now, in one request; Arrow's reading asks for its size before, which may change between.
 
-    Raises FileNotFoundError, ConnectionError, or OSError with S3's name for the error as Arrow's have it.
+    Raises FileNotFoundError, ConnectionError, StorageRefused without credentials, or OSError with S3's name for the
+    error and the HTTP status, as Arrow's have them.
     """
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 
     try:
         answer = _login().client.get_object(Bucket=bucket, Key=key)
@@ -57,10 +58,10 @@ def get(bucket: str, key: str) -> bytes:
         if status == 404:
             raise FileNotFoundError(f"s3://{bucket}/{key} is not there: {code}.") from error
         raise OSError(f"s3://{bucket}/{key}: AWS Error {code} (HTTP status {status}): {error}") from error
-    except HTTPClientError as error:  # with all that breaks a connection
-        raise ConnectionError(f"s3://{bucket}/{key}: {error}") from error
-    except BotoCoreError as error:
+    except (NoCredentialsError, CredentialRetrievalError) as error:
         raise _no_credentials(error) from error
+    except BotoCoreError as error:  # nobody answers, or the connection broke
+        raise ConnectionError(f"s3://{bucket}/{key}: {error}") from error
 
 
 def endpoint() -> str:

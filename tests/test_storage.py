@@ -155,6 +155,30 @@ def test_what_is_replaced_meanwhile_is_read_whole(storage: Storage) -> None:
         writing.join()
 
 
+@pytest.mark.slow
+def test_what_is_current_is_waited_for(s3_server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = S3Proxy(s3_server.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    storage, bucket = Storage(s3), s3.removeprefix("s3://").partition("/")
+    try:
+        storage.write("now.json", b"as it is")
+        with pytest.raises(FileNotFoundError):
+            storage.read_current("other.json")
+        proxy.cut_after = 3
+        with pytest.raises(ConnectionError):
+            s3_module.get(bucket[0], f"{bucket[2]}/now.json")
+        proxy.cut_after = None
+        proxy.gone()
+        with pytest.raises(ConnectionError):
+            s3_module.get(bucket[0], f"{bucket[2]}/now.json")
+        coming = threading.Timer(1.0, proxy.back)
+        coming.start()
+        assert storage.read_current("now.json") == b"as it is"
+        coming.join()
+    finally:
+        proxy.close()
+
+
 def test_s3_addresses() -> None:
     storage = Storage("s3://bucket/a//b/")
     assert storage.uri == "s3://bucket/a/b"
