@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := samples/comics
 JOB := jobs/gradcam_masking.py
 
-.PHONY: help demo test test-fast check format bench clean
+.PHONY: help demo test test-fast drills check format bench clean
 
 .DEFAULT_GOAL := help
 help:
@@ -29,11 +29,14 @@ demo: .venv/ready $(SAMPLE)/books.txt ## compose sample comics, run the tiny exp
 	$(BIN)/mvray run $(JOB) --tiny --data $(SAMPLE)
 	$(BIN)/mvray report $(JOB) --tiny --data $(SAMPLE) --html report.html
 
-test: test-fast .venv/detectron2 ## all tests (with Ray, MLflow and S3 servers)
-	$(BIN)/python -m pytest -m slow
+test: test-fast .venv/detectron2 ## all tests but the drills (with Ray, MLflow and S3 servers)
+	$(BIN)/python -m pytest -m "slow and not drill"
 
 test-fast: .venv/ready ## tests without Ray and servers
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not drill"
+
+drills: .venv/ready ## what happens when processes, nodes and servers are taken away under real jobs
+	$(BIN)/python -m pytest -m drill
 
 check: .venv/ready ## ruff, mypy, layers and budgets
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ from mvray.run import _write_inputs
 from mvray.storage import Storage
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.drill,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]

@@ -178,7 +178,7 @@ def test_every_parameter_is_trained_in_some_phase(step: Train) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        pytest.param(step, id=name, marks=[pytest.mark.slow] * name.endswith("segmenter"))
+        pytest.param(step, id=name, marks=[pytest.mark.slow] * name.startswith("object_abn"))
         for name, step in STEPS.items()
     ],
     indirect=True,
@@ -323,6 +323,7 @@ def masks_of(keys: list[str]) -> pa.Table:
     return table.append_column("frame", pa.array([frame.number for frame in frames], pa.int32()))
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(
     step: Train, drawings: Path, videos: Path, tmp_path: Path, two_ranks: Callable[..., list[str]]
 ) -> None:

@@ -24,7 +24,7 @@ EPOCHS, CHECKPOINT_STEPS, BATCH = 8, 3, 2
 
 STARTED: list[subprocess.Popen] = []
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,6 +33,7 @@ print(*names)
 """
 
 
+@pytest.mark.slow
 def test_the_trainer_is_made_without_torch_and_without_the_processes_it_leaves_out():
     made = subprocess.run([sys.executable, "-c", PREPARED], capture_output=True, text=True, check=True)
     names = made.stdout.split()
@@ -191,6 +192,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_the_process_that_forks_ends_with_its_command(tmp_path: Path) -> None:
     """However that ends; nothing is left of it."""
     first = subprocess.Popen(

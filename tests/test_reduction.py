@@ -100,6 +100,7 @@ print(numba.threading_layer())
 """
 
 
+@pytest.mark.slow
 def test_several_threads_at_once_get_what_each_gets_alone() -> None:
     """With numba's own thread pool too, which ends the process where two threads use it at once."""
     environ = {**os.environ, "NUMBA_THREADING_LAYER": "workqueue"}
@@ -107,6 +108,7 @@ def test_several_threads_at_once_get_what_each_gets_alone() -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "workqueue", "")
 
 
+@pytest.mark.slow
 def test_it_leaves_the_interpreter_to_other_threads() -> None:
     """The layout runs without the interpreter's lock: what shows progress beside it goes on."""
     given = vectors(1500)

@@ -1,11 +1,13 @@
 """All of it at once, as a lab has it: three nodes, S3, MLflow with users over PostgreSQL, a job and a search submitted.
 
-Meanwhile a node is switched off and another one comes, the S3 server answers 503, MLflow's server is killed and comes
-back. What is there in the end is what an undisturbed run on one machine makes, bit by bit.
+Meanwhile a node is switched off and another one comes, the S3 server answers 503 and then not at all for a minute, and
+MLflow's server is killed and comes back a minute later. What is there in the end is what an undisturbed run on one
+machine makes, bit by bit, and MLflow's pages show all of it.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -18,10 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from nodes import Net, environ_of_nodes, free_ports
+from PIL import Image
 from s3_proxy import SLOW_DOWN, S3Proxy
-from servers import MlflowServer
+from servers import Browser, MlflowServer
+from test_server import client_of
 from test_shipment import git
 
 from mvray.storage import Storage
@@ -29,12 +34,13 @@ from mvray.storage import Storage
 ROOT = Path(__file__).parent.parent
 MVRAY = Path(sys.executable).parent / "mvray"
 JOB = "jobs/gradcam_masking.py"
-SMALL = ("pictures.height=48", "pictures.width=32", "phase1.optim.epochs=100", "phase1.optim.patience=100")
+EPOCHS = 60
+SMALL = ("pictures.height=48", "pictures.width=32", f"phase1.optim.epochs={EPOCHS}", f"phase1.optim.patience={EPOCHS}")
 SMALL += ("scale.checkpoint_steps=10",)
-SMALL += tuple(f"{step}.optim.epochs=120" for step in ("plain", "erasing", "masked"))
+SMALL += tuple(f"{step}.optim.epochs={EPOCHS}" for step in ("plain", "erasing", "masked"))
 TRIALS = 12
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 
 @dataclass
@@ -147,11 +153,15 @@ def test_a_job_among_faults(lab: Lab, undisturbed: dict[str, bytes]) -> None:
     lab.wait_for(id_, lambda: lab.files("masked", "checkpoints"))
     lab.s3.answer = lambda method, path: SLOW_DOWN
     lab.mlflow.kill()
-    time.sleep(10)
+    time.sleep(5)
     lab.s3.answer = lambda method, path: None
+    lab.s3.gone()
+    time.sleep(60)
+    lab.s3.back()
     lab.mlflow.start()
     said = lab.ended(id_)
     assert lab.s3.refused
+    assert "s3://mvray-tests answers again" in said
     assert "phase1: workers were lost" in said
     assert f"MLflow:   {lab.mlflow.address}" in said
     assert "Not delivered" not in said
@@ -167,7 +177,7 @@ def test_a_search_among_faults(lab: Lab) -> None:
         file: Storage(lab.storage).read(f"{file}/step.json") for file in lab.folders("phase1") + lab.folders("cams")
     }
     assert len(before) == 2
-    id_ = lab.submit("--tune", "--trials", TRIALS)
+    id_ = lab.submit("--tune", "--trials", TRIALS, "--concurrent", 2)
 
     def ended() -> int:
         trials = [trial for path in lab.folders("study-masked") for trial in trials_of(lab, path)]
@@ -189,6 +199,61 @@ def test_a_search_among_faults(lab: Lab) -> None:
         file: Storage(lab.storage).read(f"{file}/step.json") for file in lab.folders("phase1") + lab.folders("cams")
     }
     assert after == before  # once for all trials, and for the job
+
+
+def test_mlflow_shows_all_of_it(lab: Lab, tmp_path: Path) -> None:
+    """What a person opens: the runs, the study's pictures, a step's curves."""
+    client = client_of(lab.mlflow)
+    experiment = client.get_experiment_by_name("gradcam_masking").experiment_id
+    runs = client.search_runs([experiment])
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}  # killed: trials that were stopped early
+    (made,) = (run for run in runs if run.info.run_name.startswith("phase1") and "mvray.reused" not in run.data.tags)
+    losses = client.get_metric_history(made.info.run_id, "validation/loss")
+    assert sorted(point.step for point in losses) == list(range(EPOCHS))
+    (study,) = (run for run in runs if run.data.tags.get("mvray.kind") == "Search")
+    trials = [run for run in runs if run.data.tags.get("mvray.kind") == "Trial"]
+    assert sorted(run.info.run_name for run in trials) == sorted(f"trial {number}" for number in range(TRIALS))
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {study.info.run_id}
+    assert study.data.tags["mvray.best"].startswith("--set masked.method.")
+    pictures = {Path(file.path).stem: file.path for file in client.list_artifacts(study.info.run_id, "search")}
+    assert set(pictures) == {"parallel-coordinates", "importance", "learning-curves", "best-so-far"}
+    if shutil.which("chromium") is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.open(lab.mlflow.address.replace("://", f"://admin:{lab.mlflow.password}@"))
+        browser.wait_for("document.body && document.body.innerText.includes('Experiments')")
+        for name, seen in looked_at(browser, f"{lab.mlflow.address}/#/experiments/{experiment}", study, made, pictures):
+            (tmp_path / f"{name}.png").write_bytes(seen)
+            assert len(np.unique(np.asarray(Image.open(io.BytesIO(seen)).convert("L")))) > 50, f"{name} is empty"
+    finally:
+        browser.end()
+
+
+def looked_at(
+    browser: Browser, pages: str, study: Any, step: Any, pictures: dict[str, str]
+) -> Iterator[tuple[str, bytes]]:
+    """The names and looks of the pages."""
+    kind = "?workflowType=machine_learning"
+    browser.open(f"{pages}{kind}")
+    browser.wait_for(f"[...document.links].some(link => link.innerText.trim() == {study.info.run_name!r})")
+    browser.run("document.querySelectorAll('[data-component-id*=runnamecellrenderer]').forEach(plus => plus.click())")
+    browser.wait_for(f"[...document.links].some(link => link.innerText.trim() == 'trial {TRIALS - 1}')")
+    yield "runs", browser.picture()
+    for name, path in pictures.items():
+        browser.open("about:blank")  # MLflow keeps showing the picture that was chosen first
+        browser.open(f"{pages}/runs/{study.info.run_id}/artifacts/{path}{kind}")
+        browser.wait_for(f"[...document.images].some(i => i.alt == {path!r} && i.naturalWidth > 300)")
+        yield name, browser.picture()
+    browser.open("about:blank")
+    browser.open(f"{pages}/runs/{step.info.run_id}/model-metrics{kind}")
+    heading = "[...document.querySelectorAll('div')].find(e => !e.children.length && e.innerText == 'validation')"
+    browser.wait_for(f"{heading} != null")
+    browser.run(f"{heading}.scrollIntoView()")  # charts are drawn once they are in view
+    browser.wait_for(
+        "document.querySelector('.js-plotly-plot .scatterlayer path, .js-plotly-plot .lines path') != null"
+    )
+    yield "curves", browser.picture()
 
 
 def trials_of(lab: Lab, study: str) -> list[dict[str, Any]]:

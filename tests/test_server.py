@@ -135,7 +135,7 @@ def test_without_the_right_password_events_wait(mlflow_server, monkeypatch, tmp_
     assert (run.info.status, run.data.params) == ("FINISHED", {"a": "1"})
 
 
-@SLOW
+@pytest.mark.drill
 def test_killed_in_the_middle_and_gone_for_the_rest(mlflow_user, tmp_path):
     """Three runs log the same: one undisturbed, one across the death of all, one that ends before it is back."""
     server, client = mlflow_user, client_of(mlflow_user)
@@ -166,7 +166,7 @@ def test_killed_in_the_middle_and_gone_for_the_rest(mlflow_user, tmp_path):
     assert max(work.slowest_s for work in works.values()) < 1.0, "nobody waited"
 
 
-@SLOW
+@pytest.mark.drill
 def test_a_command_whose_server_goes_says_so_and_deliver_sends_the_rest(mlflow_user, drawings, tmp_path):
     mvray, runs = Path(sys.executable).parent / "mvray", tmp_path / "runs"
     job = Path(__file__).parent / "searched.py"

@@ -25,7 +25,7 @@ EPOCHS = 16
 QUICK = {"OMP_NUM_THREADS": "1"}  # so little work: threads would mostly wait for one another
 DISK_BYTES = 64 << 20
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

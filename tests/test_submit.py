@@ -52,7 +52,7 @@ class Slow(Linear):
         return method
 '''
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ def test_passwords_stay_out_of_the_spool(tmp_path):
     assert without_password("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_server_that_is_away_for_a_while(tmp_path):
     store = f"sqlite:///{tmp_path}/mlflow.db"
     Tracker(store, "outage", tmp_path / "spool").close()

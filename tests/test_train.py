@@ -164,6 +164,7 @@ def test_room_is_made_by_sending_a_waiting_crew_home(cluster, pictures, tmp_path
     assert ray.available_resources()["CPU"] == everything
 
 
+@pytest.mark.drill
 def test_a_command_that_is_ended_leaves_no_worker(pictures, tmp_path):
     job = tmp_path / "long.py"
     job.write_text(

@@ -232,6 +232,7 @@ def command(drawings: Path, place: Path) -> list[str]:
     return [str(part) for part in (MVRAY, "tune", JOB, "--data", drawings, "--storage", place)]
 
 
+@pytest.mark.drill
 def test_a_killed_search_ends_with_the_same_trials(whole: tuple[Study, Lines], drawings: Path, tmp_path: Path) -> None:
     place, log = tmp_path / "runs", tmp_path / "log"
     with log.open("wb") as out:

@@ -27,7 +27,7 @@ from mvray.errors import MvrayError, UserError
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (a step failed), 2 (a mistake to mend), 130 (interrupted)."""
     if not faulthandler.is_enabled():
-        faulthandler.enable()  # a crash in somebody's C++ says at least where it was
+        faulthandler.enable(sys.__stderr__ or sys.stderr)  # a crash in somebody's C++ says at least where it was
     _lazy("torch")
     given = _parser().parse_args(arguments)
     try:

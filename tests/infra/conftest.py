@@ -8,6 +8,12 @@ import pytest
 from account import OIDC, REGION, Stack, deploy
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """An AWS account takes its seconds as servers do."""
+    if "account" in getattr(item, "fixturenames", ()):
+        item.add_marker("slow")
+
+
 @pytest.fixture(scope="module")
 def account() -> Iterator[None]:
     """An empty account; ends with the test module, as moto stands before all of boto3 while it lasts."""

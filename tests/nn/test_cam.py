@@ -77,11 +77,16 @@ CASES = [
     ("alexnet", "features.10", 64),  # the ReLU after it works in place
     ("alexnet", "features.4", 64),
     ("vgg16", "features.29", 48),
-    ("vgg16", "features.28", 48),
     ("resnet18", "layer4", 64),
-    ("resnet18", "layer2", 64),
-    ("resnet50", "layer4", 64),
-    ("resnet50", "layer3", 64),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ("vgg16", "features.28", 48),
+            ("resnet18", "layer2", 64),
+            ("resnet50", "layer4", 64),
+            ("resnet50", "layer3", 64),
+        )
+    ),
 ]
 
 

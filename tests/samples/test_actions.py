@@ -29,6 +29,8 @@ from mvray.samples.staging import film_of
 
 CLASSES, VIDEOS, SEED = 3, 3, 5
 
+pytestmark = pytest.mark.slow  # drawn samples, some seconds each
+
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:

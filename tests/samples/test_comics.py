@@ -24,6 +24,8 @@ from mvray.samples.script import LEAST_PX, script_of
 
 BOXES = ("frame", "face", "body", "text")
 
+pytestmark = pytest.mark.slow  # drawn samples, some seconds each
+
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:

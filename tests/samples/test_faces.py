@@ -24,6 +24,8 @@ from mvray.samples.portraits import portrait
 
 CHARACTERS, PICTURES, SEED = 5, 4, 3
 
+pytestmark = pytest.mark.slow  # drawn samples, some seconds each
+
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
