@@ -1,7 +1,10 @@
 """infra/kubernetes: what stands in a pod is held against Kubernetes' own schema, what is KubeRay's against its fields.
 
-KubeRay's custom resource definitions are in no package registry. Their fields above the pods are few; they are written
-down here as KubeRay defines them (ray.io/v1, 1.5.1 and later), and unknown ones refused; the API server drops those.
+KubeRay's custom resource definitions are in no package registry. The fields above the pods are written down here from
+its source and unknown ones refused, as the API server drops them: github.com/ray-project/kuberay, commit
+034971da0525dcf2ef39b108a6e54b85b9dc2b4e, ray-operator/apis/ray/v1/raycluster_types.go, and for jobs ``jobTemplate`` in
+helm-chart/kuberay-operator/crds/ray.io_raycronjobs.yaml. Left out is what no file here should have, as an ingress, and
+what KubeRay has added since it has ``authOptions`` and these files do not use, as ``networkPolicy`` and ``tlsOptions``.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from account import OIDC, ROOT, script
 
 KUBERNETES = json.loads(gzip.decompress((Path(__file__).parent / "schemas/kubernetes-1.37.json.gz").read_bytes()))
 TEXT, NUMBER, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+LIST = {"type": "array", "items": TEXT}
 START = {"type": "object", "additionalProperties": TEXT}
 
 
@@ -34,7 +38,7 @@ GROUP = {"rayStartParams": START, "template": core("core.v1.PodTemplateSpec"), "
 CLUSTER = object_of(
     ("headGroupSpec",),
     rayVersion=TEXT,
-    authOptions=object_of(mode={"enum": ["disabled", "token"]}, enableK8sTokenAuth=FLAG),
+    authOptions=object_of(mode={"enum": ["disabled", "token"]}, secretName=TEXT, enableK8sTokenAuth=FLAG),
     enableInTreeAutoscaling=FLAG,
     autoscalerOptions=object_of(
         version={"enum": ["v1", "v2"]},
@@ -44,34 +48,56 @@ CLUSTER = object_of(
         imagePullPolicy=TEXT,
         resources=core("core.v1.ResourceRequirements"),
         securityContext=core("core.v1.SecurityContext"),
+        env={"type": "array", "items": core("core.v1.EnvVar")},
+        envFrom={"type": "array", "items": core("core.v1.EnvFromSource")},
+        volumeMounts={"type": "array", "items": core("core.v1.VolumeMount")},
+        command=LIST,
+        args=LIST,
     ),
+    headServiceAnnotations=START,
+    upgradeStrategy=object_of(type={"enum": ["Recreate", "None"]}),
+    managedBy=TEXT,
     suspend=FLAG,
     headGroupSpec=object_of(
-        ("rayStartParams", "template"), serviceType={"enum": ["ClusterIP"]}, enableIngress=FLAG, **GROUP
+        ("template",),
+        serviceType={"enum": ["ClusterIP"]},  # KubeRay has Kubernetes' others too; they would open it
+        headService=core("core.v1.Service"),
+        enableIngress={"const": False},
+        **GROUP,
     ),
     workerGroupSpecs={
         "type": "array",
         "items": object_of(
-            ("groupName", "rayStartParams", "template", "minReplicas", "maxReplicas"),
+            ("groupName", "template", "minReplicas", "maxReplicas"),
             groupName=TEXT,
             replicas=NUMBER,
             minReplicas=NUMBER,
             maxReplicas=NUMBER,
             numOfHosts=NUMBER,
             idleTimeoutSeconds=NUMBER,
-            suspend=FLAG,
+            scaleStrategy=object_of(workersToDelete=LIST),
             **GROUP,
         ),
     },
 )
 JOB = object_of(
-    ("entrypoint", "rayClusterSpec"),
+    ("entrypoint", "rayClusterSpec"),  # KubeRay: one of rayClusterSpec and clusterSelector
     entrypoint=TEXT,
+    entrypointNumCpus={"type": "number"},
+    entrypointNumGpus={"type": "number"},
+    entrypointResources=TEXT,
+    runtimeEnvYAML=TEXT,
+    jobId=TEXT,
+    metadata=START,
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+    submitterConfig=object_of(backoffLimit=NUMBER),
+    submitterPodTemplate=core("core.v1.PodTemplateSpec"),
     backoffLimit=NUMBER,
     activeDeadlineSeconds={"type": "integer", "minimum": 1},
     shutdownAfterJobFinishes=FLAG,
     ttlSecondsAfterFinished=NUMBER,
+    suspend=FLAG,
+    managedBy=TEXT,
     rayClusterSpec=CLUSTER,
 )
 KINDS = {
