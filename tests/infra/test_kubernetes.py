@@ -118,6 +118,7 @@ def documents(name: str) -> list[dict[str, Any]]:
         "Bucket": "mvray-bucket",
         "KubernetesRole": "arn:aws:iam::123456789012:role/mvray",
         "Job": "jobs/gradcam_masking.py",
+        "Data": "data/comics",
     }
     text = script("fill").filled((ROOT / "infra/kubernetes" / name).read_text(), values, name)
     return [dict(document) for document in yaml.safe_load_all(text)]
@@ -210,4 +211,4 @@ def test_the_jobs_command_is_one_that_mvray_has() -> None:
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[0] == "mvray"
     given = _parser().parse_args(words[1:])
-    assert given.storage == "s3://mvray-bucket/runs"
+    assert (given.storage, given.data) == ("s3://mvray-bucket/runs", "s3://mvray-bucket/data/comics")
