@@ -190,6 +190,15 @@ def test_pods_are_closed_and_bounded(spec: dict[str, Any]) -> None:
     assert {(group["minReplicas"], group["replicas"]) for group in spec["workerGroupSpecs"]} == {(0, 0)}
 
 
+@pytest.mark.parametrize("spec", cluster_specs(), ids=("cluster", "job"))
+def test_the_autoscaler_writes_to_the_heads_logs(spec: dict[str, Any]) -> None:
+    """KubeRay adds a volume at /tmp/ray to both containers, but not to one that has its own there (addEmptyDir)."""
+    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    (mount,) = spec["autoscalerOptions"]["volumeMounts"]
+    assert mount["mountPath"] == "/tmp/ray"  # noqa: S108  in a pod
+    assert mount in head["volumeMounts"]
+
+
 def test_both_files_have_the_same_cluster() -> None:
     cluster, job = cluster_specs()
     assert cluster == job
