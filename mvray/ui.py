@@ -20,21 +20,27 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
-from mvray.errors import ClusterError, DataError
+from mvray.errors import ClusterError, DataError, SettingError
 from mvray.mlflow_store import SQLITE, TRAINING_PAGES, folder_of, not_let_in, without_password
 
+LOOPBACK = ("127.0.0.1", "localhost")
 PORTS_TRIED = 50
 
 
 def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
     """Show the runs of the store ``uri`` until Ctrl-C, and return the exit code.
 
-    ``port`` is where to start looking for a free one. Raises DataError where nothing was tracked yet
-    and ClusterError where MLflow does not start.
+    ``port`` is where to start looking for a free one. Raises SettingError where ``host`` is not loopback, as
+    there are no passwords, DataError where nothing was tracked yet and ClusterError where MLflow does not start.
     """
     if uri.startswith("http"):
         print(f"The runs are kept by a server: open {page(without_password(uri))}")
         return 0
+    if host not in LOOPBACK:
+        raise SettingError(
+            f"--host {host}: without passwords MLflow is shown to this machine alone ({', '.join(LOOPBACK)}). Add "
+            f"--server for one with users and passwords, or come by SSH: ssh -L {port}:127.0.0.1:{port} THIS-MACHINE."
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print("MLflow is starting ...", flush=True)
     try:

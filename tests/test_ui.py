@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from mvray.cli import main
 from mvray.errors import ClusterError, DataError
 from mvray.tracking import Tracker
 from mvray.ui import check, free_port, served, ui
@@ -31,6 +32,17 @@ def test_a_server_needs_no_second_one(capsys):
         capsys.readouterr().out
         == "The runs are kept by a server: open http://mlflow:5000/#/experiments?workflowType=machine_learning\n"
     )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "lab-machine"])  # noqa: S104
+def test_without_passwords_it_is_for_this_machine_alone(tmp_path, monkeypatch, capsys, host):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["ui", "--storage", str(tmp_path), "--host", host]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"--host {host}: without passwords" in said.err
+    assert "Add --server" in said.err
+    assert "ssh -L 5000:127.0.0.1:5000" in said.err
 
 
 def test_a_taken_port_is_passed_over():

@@ -35,10 +35,9 @@ from mvray.server import objects, postgres
 from mvray.server.objects import Objects
 from mvray.server.postgres import Postgres
 from mvray.server.processes import Service, end_left, start
-from mvray.ui import free_port, page
+from mvray.ui import LOOPBACK, free_port, page
 
 ADMIN = "admin"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FIRST_START_S = 300.0
 """MLflow's first start makes a hundred tables; with a slow disk and busy cores that takes long."""
 

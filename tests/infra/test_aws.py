@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 import yaml
-from account import LAB, ROOT, Stack, deploy, template
+from account import LAB, REGION, ROOT, Stack, deploy, template
 
 WIDE = {"ec2:Describe", "ecr:GetAuthorizationToken"}
 """Actions that AWS knows for all resources only."""
@@ -102,6 +103,11 @@ def test_secrets_are_drawn_and_in_no_plain_setting(stack: Stack) -> None:
 def test_mlflow_is_reached_inside_only_and_waits_for_its_image(stack: Stack) -> None:
     (balancer,) = boto3.client("elbv2").describe_load_balancers()["LoadBalancers"]
     assert balancer["Scheme"] == "internal"
+    assert balancer["LoadBalancerName"] == "mvray-mlflow", "in lower case, as clients send it"
+    task = boto3.client("ecs").describe_task_definition(taskDefinition="mvray-mlflow")["taskDefinition"]
+    settings = {setting["name"]: setting["value"] for setting in task["containerDefinitions"][0]["environment"]}
+    assert settings["MLFLOW_SERVER_ALLOWED_HOSTS"] == f"{balancer['DNSName']},localhost:*"
+    assert settings["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == stack.outputs["TrackingUri"]
     assert stack.outputs["TrackingUri"] == f"http://{balancer['DNSName']}"
     ecs = boto3.client("ecs")
     (service,) = ecs.describe_services(cluster=stack.ids["MlflowCluster"], services=[stack.ids["MlflowService"]])[
@@ -152,6 +158,46 @@ def test_roles_may_do_little(stack: Stack) -> None:
     assert {"Bool": {"ec2:Encrypted": "true"}} in conditions
     own = {"aws:RequestTag/ray-cluster-name": "mvray", "ec2:MetadataHttpTokens": "required"}
     assert {"StringEquals": own} in conditions
+
+
+def may(statements: list[dict[str, Any]], action: str, resource: str) -> bool:
+    """Whether one of them allows it to everyone who has it; what stands under a condition does not count."""
+
+    def listed(value: str | list[str]) -> list[str]:
+        return [value] if isinstance(value, str) else value
+
+    return any(
+        statement["Effect"] == "Allow"
+        and "Condition" not in statement
+        and action in listed(statement["Action"])
+        and any(fnmatchcase(resource, pattern) for pattern in listed(statement["Resource"]))
+        for statement in statements
+    )
+
+
+def test_operators_may_do_what_the_readme_tells_them(stack: Stack) -> None:
+    """docker push wants all of these: AWS's list in "IAM permissions for pushing an image"."""
+    arns = stack.outputs["OperatorPolicies"].split()
+    found = policies(stack)
+    assert arns == [stack.ids[name] for name in ("OperatorPolicy", "LaunchPolicy", "NodePolicy")]
+    held = [statement for name in ("OperatorPolicy", "LaunchPolicy", "NodePolicy") for statement in found[name]]
+    pushed = ("CompleteLayerUpload", "UploadLayerPart", "InitiateLayerUpload", "PutImage")
+    pushed += ("BatchCheckLayerAvailability", "BatchGetImage")
+    ecr = boto3.client("ecr")
+    for repository in ecr.describe_repositories(repositoryNames=["mvray", "mvray-mlflow"])["repositories"]:
+        for action in pushed:
+            assert may(held, f"ecr:{action}", repository["repositoryArn"]), (action, repository["repositoryName"])
+        assert not may(found["NodePolicy"], "ecr:PutImage", repository["repositoryArn"])
+    assert may(held, "ecr:GetAuthorizationToken", "*")
+    stacks = f"arn:aws:cloudformation:{REGION}:123456789012:stack"
+    assert may(held, "cloudformation:DescribeStacks", f"{stacks}/mvray/*"), "what AWS asks for a stack by its name"
+    assert not may(held, "cloudformation:DescribeStacks", f"{stacks}/other/*")
+    secrets = {name: stack.ids[name] for name in ("RayToken", "MlflowSecret", "DatabaseSecret")}
+    assert [n for n, arn in secrets.items() if may(held, "secretsmanager:GetSecretValue", arn)] == ["RayToken"]
+    key = f"arn:aws:ec2:{REGION}:123456789012:key-pair/ray-autoscaler_{REGION}"
+    assert may(held, "ec2:CreateKeyPair", key)
+    for action, place in (("ListBucket", ""), ("PutObject", "/data/a.png"), ("GetObject", "/runs/step.json")):
+        assert may(held, f"s3:{action}", f"arn:aws:s3:::{stack.ids['Bucket']}{place}")
 
 
 def test_who_has_which_role(stack: Stack) -> None:

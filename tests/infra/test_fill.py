@@ -21,7 +21,7 @@ def test_from_the_stack(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for template in TEMPLATES:
-        more = ["--set", "Tag=abc1234", "--set", "Job=jobs/arcface.py"]
+        more = ["--set", "Tag=abc1234", "--set", "Job=jobs/arcface.py", "--set", "Data=data/faces"]
         assert run(monkeypatch, str(ROOT / template), "--stack", "mvray", "--region", REGION, *more) == 0
         result = tmp_path / "filled.yaml"
         result.write_text(capsys.readouterr().out)

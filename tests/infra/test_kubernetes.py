@@ -1,7 +1,10 @@
 """infra/kubernetes: what stands in a pod is held against Kubernetes' own schema, what is KubeRay's against its fields.
 
-KubeRay's custom resource definitions are in no package registry. Their fields above the pods are few; they are written
-down here as KubeRay defines them (ray.io/v1, 1.5.1 and later), and unknown ones refused; the API server drops those.
+KubeRay's custom resource definitions are in no package registry. The fields above the pods are written down here from
+its source and unknown ones refused, as the API server drops them: github.com/ray-project/kuberay, commit
+034971da0525dcf2ef39b108a6e54b85b9dc2b4e, ray-operator/apis/ray/v1/raycluster_types.go, and for jobs ``jobTemplate`` in
+helm-chart/kuberay-operator/crds/ray.io_raycronjobs.yaml. Left out is what no file here should have, as an ingress, and
+what KubeRay has added since it has ``authOptions`` and these files do not use, as ``networkPolicy`` and ``tlsOptions``.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from account import OIDC, ROOT, script
 
 KUBERNETES = json.loads(gzip.decompress((Path(__file__).parent / "schemas/kubernetes-1.37.json.gz").read_bytes()))
 TEXT, NUMBER, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+LIST = {"type": "array", "items": TEXT}
 START = {"type": "object", "additionalProperties": TEXT}
 
 
@@ -34,7 +38,7 @@ GROUP = {"rayStartParams": START, "template": core("core.v1.PodTemplateSpec"), "
 CLUSTER = object_of(
     ("headGroupSpec",),
     rayVersion=TEXT,
-    authOptions=object_of(mode={"enum": ["disabled", "token"]}, enableK8sTokenAuth=FLAG),
+    authOptions=object_of(mode={"enum": ["disabled", "token"]}, secretName=TEXT, enableK8sTokenAuth=FLAG),
     enableInTreeAutoscaling=FLAG,
     autoscalerOptions=object_of(
         version={"enum": ["v1", "v2"]},
@@ -44,34 +48,56 @@ CLUSTER = object_of(
         imagePullPolicy=TEXT,
         resources=core("core.v1.ResourceRequirements"),
         securityContext=core("core.v1.SecurityContext"),
+        env={"type": "array", "items": core("core.v1.EnvVar")},
+        envFrom={"type": "array", "items": core("core.v1.EnvFromSource")},
+        volumeMounts={"type": "array", "items": core("core.v1.VolumeMount")},
+        command=LIST,
+        args=LIST,
     ),
+    headServiceAnnotations=START,
+    upgradeStrategy=object_of(type={"enum": ["Recreate", "None"]}),
+    managedBy=TEXT,
     suspend=FLAG,
     headGroupSpec=object_of(
-        ("rayStartParams", "template"), serviceType={"enum": ["ClusterIP"]}, enableIngress=FLAG, **GROUP
+        ("template",),
+        serviceType={"enum": ["ClusterIP"]},  # KubeRay has Kubernetes' others too; they would open it
+        headService=core("core.v1.Service"),
+        enableIngress={"const": False},
+        **GROUP,
     ),
     workerGroupSpecs={
         "type": "array",
         "items": object_of(
-            ("groupName", "rayStartParams", "template", "minReplicas", "maxReplicas"),
+            ("groupName", "template", "minReplicas", "maxReplicas"),
             groupName=TEXT,
             replicas=NUMBER,
             minReplicas=NUMBER,
             maxReplicas=NUMBER,
             numOfHosts=NUMBER,
             idleTimeoutSeconds=NUMBER,
-            suspend=FLAG,
+            scaleStrategy=object_of(workersToDelete=LIST),
             **GROUP,
         ),
     },
 )
 JOB = object_of(
-    ("entrypoint", "rayClusterSpec"),
+    ("entrypoint", "rayClusterSpec"),  # KubeRay: one of rayClusterSpec and clusterSelector
     entrypoint=TEXT,
+    entrypointNumCpus={"type": "number"},
+    entrypointNumGpus={"type": "number"},
+    entrypointResources=TEXT,
+    runtimeEnvYAML=TEXT,
+    jobId=TEXT,
+    metadata=START,
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+    submitterConfig=object_of(backoffLimit=NUMBER),
+    submitterPodTemplate=core("core.v1.PodTemplateSpec"),
     backoffLimit=NUMBER,
     activeDeadlineSeconds={"type": "integer", "minimum": 1},
     shutdownAfterJobFinishes=FLAG,
     ttlSecondsAfterFinished=NUMBER,
+    suspend=FLAG,
+    managedBy=TEXT,
     rayClusterSpec=CLUSTER,
 )
 KINDS = {
@@ -92,6 +118,7 @@ def documents(name: str) -> list[dict[str, Any]]:
         "Bucket": "mvray-bucket",
         "KubernetesRole": "arn:aws:iam::123456789012:role/mvray",
         "Job": "jobs/gradcam_masking.py",
+        "Data": "data/comics",
     }
     text = script("fill").filled((ROOT / "infra/kubernetes" / name).read_text(), values, name)
     return [dict(document) for document in yaml.safe_load_all(text)]
@@ -163,6 +190,15 @@ def test_pods_are_closed_and_bounded(spec: dict[str, Any]) -> None:
     assert {(group["minReplicas"], group["replicas"]) for group in spec["workerGroupSpecs"]} == {(0, 0)}
 
 
+@pytest.mark.parametrize("spec", cluster_specs(), ids=("cluster", "job"))
+def test_the_autoscaler_writes_to_the_heads_logs(spec: dict[str, Any]) -> None:
+    """KubeRay adds a volume at /tmp/ray to both containers, but not to one that has its own there (addEmptyDir)."""
+    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    (mount,) = spec["autoscalerOptions"]["volumeMounts"]
+    assert mount["mountPath"] == "/tmp/ray"  # noqa: S108  in a pod
+    assert mount in head["volumeMounts"]
+
+
 def test_both_files_have_the_same_cluster() -> None:
     cluster, job = cluster_specs()
     assert cluster == job
@@ -184,4 +220,4 @@ def test_the_jobs_command_is_one_that_mvray_has() -> None:
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[0] == "mvray"
     given = _parser().parse_args(words[1:])
-    assert given.storage == "s3://mvray-bucket/runs"
+    assert (given.storage, given.data) == ("s3://mvray-bucket/runs", "s3://mvray-bucket/data/comics")
