@@ -56,7 +56,8 @@ class Board:
             text = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}"
             text += f", {rate:.1f} steps/s, at most {duration(left_s)} left" if rate else ""
         text += f", {self._where}{self._gpus.said if self._gpus else ''}"
-        trouble = self.checkpoints.trouble if self.checkpoints else ""
+        kept = self.checkpoints
+        trouble = f"{kept.damage} {kept.trouble}".strip() if kept else ""
         world = self._here.world
         gpus = world if self._gpus else 0
         said = {"text": text, "history": history, "trouble": trouble, "workers": world, "gpus": gpus}

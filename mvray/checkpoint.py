@@ -4,16 +4,17 @@ A checkpoint is a folder ``checkpoints/<step>/`` of three files: model.safetenso
 ``weights_only=True``) and complete.json, written last. Without complete.json it does not count, so
 a half-written one is never taken for whole. Writing happens in a background thread: `Checkpoints.save`
 copies the state and returns. Where the disk is full or the storage away, training goes on without that
-checkpoint, and the next one is tried.
+checkpoint, and the next one is tried. Since one that counts was whole, a file of it that cannot be read was
+damaged later: training goes on from the one before. Only what somebody else has put there ends it.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import pickle
 import re
 import threading
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 MODEL, STATE, COMPLETE = "model.safetensors", "state.pt", "complete.json"
 
 
+class Damaged(StepFailed):
+    """A stored file that was whole cannot be read any more."""
+
+
 def weights_to_bytes(state: Mapping[str, Tensor]) -> bytes:
     """A state dict as safetensors; tensors that share memory are written one by one."""
     import safetensors.torch
@@ -37,11 +42,14 @@ def weights_to_bytes(state: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
 
 
-def weights_from_bytes(data: bytes) -> dict[str, Tensor]:
-    """The state dict of `weights_to_bytes`, on the CPU."""
+def weights_from_bytes(data: bytes, name: str = "weights.safetensors") -> dict[str, Tensor]:
+    """The state dict of `weights_to_bytes`, on the CPU. Raises StepFailed, with ``name``, where they are damaged."""
     import safetensors.torch
 
-    loaded: dict[str, Tensor] = safetensors.torch.load(data)
+    try:
+        loaded: dict[str, Tensor] = safetensors.torch.load(data)
+    except Exception as error:  # the header says what is read how, so that damage to it raises anything
+        raise Damaged(f"{name} is damaged ({error})") from error
     return loaded
 
 
@@ -69,7 +77,7 @@ class Checkpoints:
     killed its workers live on for a moment, and must not write beside those of the next one.
 
     ``trouble`` says why the last checkpoint could not be stored, "" if it was. The best one that could not
-    stays in memory and is stored before the next, which counts on it.
+    stays in memory and is stored before the next, which counts on it. ``damage`` says which could not be read.
     """
 
     def __init__(self, folder: Storage, attempt: str = "") -> None:
@@ -77,7 +85,7 @@ class Checkpoints:
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
         self._best: _Copy | None = None
-        self.trouble = ""
+        self.trouble = self.damage = ""
 
     def names(self) -> list[str]:
         """Complete checkpoints, oldest first. A name is the number of optimiser steps, in nine digits."""
@@ -86,26 +94,64 @@ class Checkpoints:
     def _folders(self) -> list[str]:
         return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in self._folder.list("checkpoints"))
 
+    def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that can be read, see `load`; None where there is none. ``damage`` names those that
+        cannot. Raises StepFailed where there are only such, or one is refused."""
+        damaged: list[Damaged] = []
+        for name in reversed(self.names()):
+            try:
+                loaded = self.load(name)
+            except Damaged as error:
+                damaged.append(error)
+                continue
+            if damaged:
+                self.damage = f"{'; '.join(map(str, damaged))}. Going on from checkpoint {name}."
+            return loaded
+        if damaged:
+            raise StepFailed(
+                f"{damaged[0]}, and there is no other checkpoint that can be read. Find out what happened to this "
+                f"storage; then remove {self._folder.full('checkpoints')}: the same command begins the step again."
+            ) from damaged[0]
+        return None
+
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The model's weights and the rest of the training state."""
-        weights, path = self.weights(name), f"checkpoints/{name}/{STATE}"
+        """The model's weights and the rest of the training state. Raises Damaged, and StepFailed for foreign files."""
+        path = f"checkpoints/{name}/{STATE}"
+        data = self._read(path)
         try:
-            state: dict[str, Any] = torch.load(
-                io.BytesIO(self._folder.read(path)), map_location="cpu", weights_only=True
-            )
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # as in weights_from_bytes
+            if not _may_be_code(data, error):
+                raise Damaged(f"{self._folder.full(path)} is damaged ({type(error).__name__})") from error
             raise StepFailed(
                 f"{self._folder.full(path)} is refused{_names(error)}: it is broken, or holds more than tensors and "
                 "numbers, such as code. Nothing of it was run. Find out who can write to this storage; then remove the "
                 "checkpoint's folder: the same command goes on from another one, or begins the step again."
             ) from error
-        return weights, state
+        return self._weights(name), state
 
     def weights(self, name: str) -> dict[str, Tensor]:
+        """The model's weights. Raises StepFailed where they cannot be read."""
         best = self._best
         if best is not None and best.name == name:
             return best.weights
-        return weights_from_bytes(self._folder.read(f"checkpoints/{name}/{MODEL}"))
+        try:
+            return self._weights(name)
+        except Damaged as error:
+            raise StepFailed(
+                f"{error}; the weights to keep are in it. Find out what happened to this storage; then remove "
+                f"{self._folder.full('checkpoints')}: the same command begins the step again."
+            ) from error
+
+    def _weights(self, name: str) -> dict[str, Tensor]:
+        path = f"checkpoints/{name}/{MODEL}"
+        return weights_from_bytes(self._read(path), self._folder.full(path))
+
+    def _read(self, path: str) -> bytes:
+        try:
+            return self._folder.read(path)
+        except FileNotFoundError as error:
+            raise Damaged(f"{self._folder.full(path)} is missing") from error
 
     def save(self, step: int, weights: Mapping[str, Tensor], state: dict[str, Any], keep: str | None) -> str:
         """Write in the background; then remove the others but ``keep`` (the best one).
@@ -171,6 +217,17 @@ class Checkpoints:
                 # Its mark goes first: a removal that is cut short must not leave a whole-looking one.
                 self._folder.delete(f"checkpoints/{old}/{COMPLETE}")
                 self._folder.delete(f"checkpoints/{old}")
+
+
+def _may_be_code(data: bytes, error: Exception) -> bool:
+    """Whether a file that torch does not take was written so: it is whole, or a pickle by itself, or names code."""
+    if data.startswith(b"\x80") or _names(error):
+        return True
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.testzip() is None
+    except Exception:  # as in weights_from_bytes
+        return False
 
 
 def _names(error: Exception) -> str:

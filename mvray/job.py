@@ -209,8 +209,8 @@ class Scale:
     checkpoint is written at every epoch's end and, inside an epoch, every ``checkpoint_steps`` steps and
     often enough that no more than ``checkpoint_minutes`` minutes of work are ever done again. Each actor of
     a Generate step holds ``gpus_per_actor``: 0.5 lets two share a GPU, 0 leaves the GPUs to others. Each node
-    keeps at most ``cache_gb`` GB (2^30 bytes) of copies of columns and crops, and a fifth of its disk. The prices,
-    in any currency, give the cost in a run's summary and in MLflow.
+    keeps at most ``cache_gb`` GB (2^30 bytes) of copies of columns, crops and files on S3, and a fifth of its disk. The
+    prices, in any currency, give the cost in a run's summary and in MLflow.
     """
 
     workers: int = 1

@@ -64,7 +64,7 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
     method = task.step.method.build(task.facts)
     if task.start_weights:
         place, _, name = task.start_weights.rpartition("/")
-        method.start(weights_from_bytes(Storage(place).read(name)))
+        method.start(weights_from_bytes(Storage(place).read(name), task.start_weights))
     placed(method, here.device, scale.channels_last)
     # From here on each rank draws its own numbers (dropout); the model above is the same on all.
     torch.manual_seed(task.seed * 1_000_003 + here.rank + 1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvray import __version__
 from mvray.progress import now
+from mvray.redact import plain_addresses, redacted_all
 from mvray.settings import encoded, flat
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ def manifest_of(planned: Planned, seconds: float, run: str | None, spent: Spent)
         "kind": type(planned.step).__name__,
         "id": planned.id,
         "seed": planned.seed,
-        "settings": flat(planned.step),
-        "step": encoded(planned.step),
+        "settings": redacted_all(flat(planned.step)),
+        # Names of classes must stay, whatever secret variables say. No address in it is used again.
+        "step": redacted_all(encoded(planned.step), plain_addresses),
         "inputs": {name: other.id for name, other in planned.inputs.items()},
         "data": {
             "fingerprint": planned.fingerprint,

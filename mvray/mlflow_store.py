@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 
-from mvray.spool import Away, Event, Refused
+from mvray.spool import Away, Event, Refused, content_of
 
 STEP_ID, REUSED, HANDLE = "mvray.step_id", "mvray.reused", "mvray.handle"
 HOST, PID, PROCESS_STARTED = "mvray.host", "mvray.pid", "mvray.process_started"
@@ -192,11 +192,13 @@ class MlflowStore:
         self._client.log_inputs(self._run(event), [DatasetInput(dataset, context)])
 
     def _file(self, event: Event, files: Path) -> None:
-        path = Path(event["path"])
+        path, content = Path(event["path"]), content_of(event, files)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise Refused(f"{event['path']!r} is no path below a run's artifacts")
         # MLflow names an artifact after its local file.
-        named = files / f"{event['content']}.named" / path.name
+        named = files / f"{content.name}.named" / path.name
         named.parent.mkdir(exist_ok=True)
-        shutil.copy(files / event["content"], named)
+        shutil.copy(content, named)
         self._client.log_artifact(self._run(event), str(named), str(path.parent) if path.parent.name else None)
         shutil.rmtree(named.parent)
 
@@ -261,7 +263,7 @@ def folder_of(sqlite_uri: str) -> Path:
 
 def _artifacts_of(uri: str, experiment: str) -> str | None:
     """Where an experiment's files go: beside an SQLite store; a server decides for itself."""
-    folder = re.sub(r"[^\w.-]", "_", experiment)
+    folder = re.sub(r"[^\w.-]|^\.{1,2}$", "_", experiment)
     return str(folder_of(uri) / "mlartifacts" / folder) if uri.startswith(SQLITE) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 SECRET_NAMES = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE)
@@ -14,21 +15,26 @@ LEAST_CHARACTERS = 8
 def redacted(text: str) -> str:
     """``text`` without users and passwords in addresses, without their queries (signed URLs have keys there), and
     with *** for what a secret variable of the environment says, as AWS_SECRET_ACCESS_KEY."""
-    text = re.sub(r"(?<=://)[^/\s]*@", "", text)
-    text = re.sub(r"(\w://[^\s?#'\"]*)\?[^\s#'\"]+", r"\1?...", text)
+    text = plain_addresses(text)
     for secret in _secrets():
         text = text.replace(secret, "***")
     return text
 
 
-def redacted_all(content: Any) -> Any:
+def plain_addresses(text: str) -> str:
+    """``text`` without users, passwords and queries in addresses."""
+    text = re.sub(r"(?<=://)[^/\s]*@", "", text)
+    return re.sub(r"(\w://[^\s?#'\"]*)\?[^\s#'\"]+", r"\1?...", text)
+
+
+def redacted_all(content: Any, redact: Callable[[str], str] = redacted) -> Any:
     """JSON with every text in it redacted."""
     if isinstance(content, str):
-        return redacted(content)
+        return redact(content)
     if isinstance(content, dict):
-        return {key: redacted_all(value) for key, value in content.items()}
+        return {key: redacted_all(value, redact) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [redacted_all(value) for value in content]
+        return [redacted_all(value, redact) for value in content]
     return content
 
 

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 import sys
 import types
 import typing
@@ -211,12 +212,27 @@ def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
     "scale.", "search." and "seeds", for every such part that has the setting. Values may be text, as typed on
     a command line. The value of a part with a catalogue (source, method, generator) may be the name
     of another file of that catalogue. Raises SettingError that lists what exists where a name is
-    unknown, or where a value has the wrong type.
+    unknown, where a value has the wrong type, or where one is an address with a password.
     """
+    _check_addresses(changes)
     # A part of another kind first: what is set in it would be lost with the old one.
     for name in sorted(changes, key=lambda name: name.rpartition(".")[2] not in REPLACEABLE):
         job = _replaced_one(job, name, changes[name])
+    for step in job.walk():
+        _check_addresses({f"{step.name}.{name}": value for name, value in flat(step).items()})
+    _check_addresses(flat(job.search, "search"))
     return _rebuilt(job, _checked)
+
+
+def _check_addresses(settings: Mapping[str, Any]) -> None:
+    """Raises SettingError for a user or password in an address: step.json and MLflow show settings to others."""
+    for name, value in settings.items():
+        if found := re.search(r"(\w+)://[^/\s?#]*@", str(value)):
+            raise SettingError(
+                f"{name}: found a user or password before '@' in an address ({found[1]}://...); expected one without, "
+                "because settings are written to step.json, MLflow and the list of jobs. Copy the file to this machine "
+                "or to s3://, where access is by a role or by AWS's own variables."
+            )
 
 
 def _replaced_one(job: Job, name: str, value: Any) -> Job:

@@ -6,9 +6,11 @@ the last ones may be delivered again, so a receiver must take an event twice wit
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
+import re
 import shutil
 import threading
 import time
@@ -20,7 +22,13 @@ from typing import Any
 from mvray.redact import redacted
 
 Event = dict[str, Any]
-"""JSON with at least ``kind`` and ``run``. Of kind "file", ``content`` names a file that `Spool.keep` keeps."""
+"""JSON with at least ``kind`` and ``run``. Of kind "file", ``content`` names a file that `Spool.keep` keeps, and
+``path`` is where it goes, in words of a folder and a name."""
+
+FOREIGN = "foreign"
+"""The kind of what stands in a spool and no Spool has written."""
+_KEPT = re.compile(r"[0-9a-f]{32}")
+_PART = re.compile(r"(?!\.{1,2}\Z)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,255}")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 AWAY_S = 15.0
@@ -36,6 +44,40 @@ class Refused(Exception):
 
 class Away(Exception):
     """The receiver does not take events now, for the reason that the message gives in words; they wait."""
+
+
+def is_kept(name: Any) -> bool:
+    """Whether `Spool.keep` gives such names."""
+    return isinstance(name, str) and bool(_KEPT.fullmatch(name))
+
+
+def content_of(event: Event, files: Path) -> Path:
+    """The file in ``files`` with the content of an event. Raises Refused for any other place: it is uploaded and
+    removed, and who may write to the storage may have written the event."""
+    name = str(event.get("content"))
+    if not is_kept(name) or files.is_symlink() or (files / name).is_symlink():
+        raise Refused(f"its content {name!r} is no file that mvray has put there")
+    return files / name
+
+
+def event_of(line: bytes) -> Event:
+    """The event in a line; one of the kind FOREIGN, with ``why``, where no Spool writes such a line."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return _foreign("a line that is no JSON")
+    if not isinstance(event, dict) or not all(isinstance(event.get(name), str) for name in ("kind", "run")):
+        return _foreign("a line without a kind and a run")
+    if event["kind"] == "file":
+        if not is_kept(event.get("content")):
+            return _foreign(f"the content {event.get('content')!r}")
+        if not all(_PART.fullmatch(part) for part in str(event.get("path", "-")).split("/")):
+            return _foreign(f"the path {event['path']!r}")
+    return event
+
+
+def _foreign(why: str) -> Event:
+    return {"kind": FOREIGN, "run": "", "why": f"{why[:200]}, which mvray does not write"}
 
 
 Receiver = Callable[[list[Event], Path], None]
@@ -72,13 +114,18 @@ class Spool:
 
     @classmethod
     def left_in(cls, parent: Path, address: str) -> Iterator[Spool]:
-        """The spools in ``parent`` for ``address`` whose writer has ended, oldest first."""
+        """The spools in ``parent`` for ``address`` whose writer has ended, oldest first.
+
+        Without those that hold a link, which would be read and written elsewhere.
+        """
         for file in sorted(parent.glob("*/address")):
+            if any(path.is_symlink() for path in (file.parent, *file.parent.rglob("*"))):
+                continue
             try:
-                if file.read_text() != address:
+                if file.read_text(errors="replace") != address:
                     continue
                 spool = cls(file.parent)
-            except FileNotFoundError:  # another run has just delivered and removed it
+            except (FileNotFoundError, PermissionError):  # delivered and removed just now; another user's
                 continue
             if spool.owned:
                 yield spool
@@ -87,7 +134,7 @@ class Spool:
     @staticmethod
     def addresses(parent: Path) -> list[str]:
         """For whom the spools in ``parent`` are."""
-        return sorted({file.read_text() for file in parent.glob("*/address")})
+        return sorted({file.read_text(errors="replace") for file in parent.glob("*/address")})
 
     def append(self, event: Event) -> None:
         line = json.dumps(event).encode() + b"\n"
@@ -112,13 +159,14 @@ class Spool:
                 if not line.endswith(b"\n") or len(found) == limit:
                     break
                 offset += len(line)
-                found.append((offset, json.loads(line)))
+                found.append((offset, event_of(line)))
         return found
 
     def delivered(self) -> int:
         """How many bytes of the events need no delivery any more."""
         file = self.folder / "delivered"
-        return int(file.read_text()) if file.exists() else 0
+        said = file.read_text(errors="replace") if file.exists() else ""
+        return int(said) if re.fullmatch(r"[0-9]{1,18}", said) else 0
 
     def read(self, start: int, end: int) -> bytes:
         """The lines of the events from byte ``start`` to ``end``."""
@@ -133,12 +181,14 @@ class Spool:
         fresh.replace(self.folder / "delivered")
         for event in events:
             if event["kind"] == "file":
-                (self.folder / "files" / event["content"]).unlink(missing_ok=True)
+                with contextlib.suppress(Refused):
+                    content_of(event, self.folder / "files").unlink(missing_ok=True)
 
     def refuse(self, events: list[Event], reason: str) -> None:
         for event in events:
             if event["kind"] == "file":
-                shutil.copy(self.folder / "files" / event["content"], self.folder / event["content"])
+                with contextlib.suppress(Refused):
+                    shutil.copy(content_of(event, self.folder / "files"), self.folder / event["content"])
             with (self.folder / "refused.jsonl").open("a") as lines:
                 lines.write(json.dumps({**event, "reason": reason}) + "\n")
 
@@ -241,6 +291,8 @@ class Courier:
     def _hand_over(self, spool: Spool, group: list[tuple[int, Event]]) -> None:
         events = [event for _, event in group]
         try:
+            if events[0]["kind"] == FOREIGN:
+                raise Refused(f"{events[0]['why']}. Find out who can write to {spool.folder}")
             self._receiver(events, spool.folder / "files")
             self.sent += len(events)
         except Refused as refusal:
@@ -252,10 +304,11 @@ class Courier:
 
 
 def _together(waiting: list[tuple[int, Event]]) -> Iterator[list[tuple[int, Event]]]:
-    """Metrics of one run that follow each other go together; everything else goes alone."""
+    """Metrics of one run that follow each other go together, and what is foreign; everything else goes alone."""
     group: list[tuple[int, Event]] = []
     for offset, event in waiting:
-        if group and not (event["kind"] == group[0][1]["kind"] == "metrics" and event["run"] == group[0][1]["run"]):
+        alike = group and all(event[name] == group[0][1][name] for name in ("kind", "run"))
+        if group and not (alike and event["kind"] in ("metrics", FOREIGN)):
             yield group
             group = []
         group.append((offset, event))

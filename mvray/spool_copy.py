@@ -7,27 +7,35 @@
       writer             when its execution copied last; gone once that has ended
       claim              who is fetching it
 
-An event may be in a copy and be delivered too: a receiver takes it twice without harm.
+An event may be in a copy and be delivered too: a receiver takes it twice without harm. A copy with anything in it
+that is not as mvray writes it is left where it is: what events name is read, uploaded and removed.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import threading
 import time
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mvray.redact import redacted
-from mvray.spool import Spool
+from mvray.spool import FOREIGN, Spool, event_of, is_kept
 from mvray.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PLACE = ".spool"
 COPY_S = 120.0
 GONE_S = 900.0
 """A writer that has not copied for so long has vanished. Clocks of nodes may differ by minutes."""
 CLAIM_S = 2.0
+
+_NAME, _EVENTS = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}"), re.compile(r"events-\d{15}")
 
 log = logging.getLogger(__name__)
 
@@ -86,22 +94,28 @@ class SpoolCopy:
 
 def fetch(storage: Storage, parent: Path, address: str) -> None:
     """Put the copies for ``address`` whose execution has ended beside the spools in ``parent``."""
+    foreign = []
     try:
-        for entry in storage.list(PLACE):
-            name = entry.path.rpartition("/")[2]
-            place = storage.child(f"{PLACE}/{name}")
-            if not (parent / name).exists() and _is_for(place, address) and _claimed(place):
-                _download(place, parent / name)
+        for name, place in _copies(storage):
+            if (parent / name).exists() or not _is_for(place, address) or not _claimed(place):
+                continue
+            if why := _download(place, parent / name):
+                foreign.append(f"{place.uri} ({why})")
+                place.delete("claim")  # what is claimed counts as fetched and is forgotten
     except OSError as error:
         log.warning("%s cannot be searched for what waits for MLflow: %s", storage.uri, redacted(str(error)))
+    if foreign:
+        log.warning(
+            "Left aside, not sent to MLflow: %s. Find out who can write to this storage; then remove %s.",
+            ", ".join(foreign),
+            "that folder" if len(foreign) == 1 else "those folders",
+        )
 
 
 def forget(storage: Storage, parent: Path, address: str) -> None:
     """Remove the copies for ``address`` of whose spools nothing waits in ``parent`` any more."""
     try:
-        for entry in storage.list(PLACE):
-            name = entry.path.rpartition("/")[2]
-            place = storage.child(f"{PLACE}/{name}")
+        for name, place in _copies(storage):
             if not (parent / name).exists() and _is_for(place, address) and _is_ours(place):
                 place.delete("")
     except OSError as error:
@@ -110,28 +124,38 @@ def forget(storage: Storage, parent: Path, address: str) -> None:
 
 def waiting_for(storage: Storage) -> list[str]:
     """The addresses of the copies in the storage."""
-    places = [storage.child(entry.path) for entry in storage.list(PLACE)]
-    return sorted({place.read("address").decode() for place in places if place.exists("address")})
+    return sorted({said for _, place in _copies(storage) if (said := _address(place))})
 
 
 _US = uuid.uuid4().hex
 
 
+def _copies(storage: Storage) -> Iterator[tuple[str, Storage]]:
+    for entry in storage.list(PLACE):
+        name = entry.path.rpartition("/")[2]
+        if _NAME.fullmatch(name):
+            yield name, storage.child(f"{PLACE}/{name}")
+
+
+def _address(place: Storage) -> str:
+    return place.read("address").decode(errors="replace") if place.exists("address") else ""
+
+
 def _is_for(place: Storage, address: str) -> bool:
-    return place.exists("address") and place.read("address").decode() == address and not _recent(place, "writer")
+    return _address(place) == address and not _recent(place, "writer")
 
 
 def _recent(place: Storage, name: str) -> bool:
     """Whether the time in this file is less than a quarter of an hour ago."""
     try:
         return abs(time.time() - float(place.read(name).split()[0])) < GONE_S
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, IndexError):
         return False
 
 
 def _is_ours(place: Storage) -> bool:
     try:
-        return place.read("claim").decode().endswith(_US)
+        return place.read("claim").endswith(_US.encode())
     except FileNotFoundError:
         return False
 
@@ -145,17 +169,32 @@ def _claimed(place: Storage) -> bool:
     return _is_ours(place)
 
 
-def _download(place: Storage, folder: Path) -> None:
+def _download(place: Storage, folder: Path) -> str:
+    """Copy it to ``folder``. Returns what is foreign in it, in words; then nothing is copied."""
     fresh = folder.with_name(f".{folder.name}.{_US}")  # nobody looks at it before it is whole
     (fresh / "files").mkdir(parents=True)
     try:
         with (fresh / "events.jsonl").open("wb") as lines:
             for entry in place.list():
                 if entry.path.startswith("events-"):
+                    if not _EVENTS.fullmatch(entry.path) or _is_link(place, entry.path):
+                        return f"the file {entry.path!r}"
                     lines.write(place.read(entry.path))
+        with (fresh / "events.jsonl").open("rb") as lines:
+            for line in lines:
+                if (event := event_of(line))["kind"] == FOREIGN:
+                    return str(event["why"])
         for entry in place.list("files"):
-            place.download(entry.path, fresh / entry.path)
+            name = entry.path.rpartition("/")[2]
+            if not is_kept(name) or entry.is_dir or _is_link(place, entry.path) or _is_link(place, "files"):
+                return f"the file {entry.path!r}"
+            place.download(entry.path, fresh / "files" / name)
         (fresh / "address").write_bytes(place.read("address"))
         fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    return ""
+
+
+def _is_link(place: Storage, path: str) -> bool:
+    return (local := place.local(path)) is not None and local.is_symlink()

@@ -122,11 +122,12 @@ def save(parts: Parts, state: State, here: Environment) -> None:
 
 
 def resume(parts: Parts, state: State, here: Environment) -> None:
-    """Go on from the newest complete checkpoint, if there is one."""
-    names = parts.checkpoints.names()
-    if not names:
+    """Go on from the newest checkpoint that can be read, if there is one."""
+    found = parts.checkpoints.newest()
+    if found is None:
         return
-    weights, rest = parts.checkpoints.load(names[-1])
+    weights, rest = found
+    parts.board.checkpoints = parts.checkpoints
     parts.method.load_state_dict(weights)
     for phase, optimiser in parts.optimisers.items():
         optimiser.load_state_dict(rest["optimisers"][phase])

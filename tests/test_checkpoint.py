@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,55 @@ def test_state_is_read_without_running_code(folder: Storage, checkpoints: Checkp
     with pytest.raises(StepFailed, match=r"state.pt is refused"):
         checkpoints.load("000000005")
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.pt"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "page", "one bit", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(folder: Storage, checkpoints: Checkpoints, file: str, damage: str) -> None:
+    good = save(checkpoints, 5, keep="000000005")
+    save(checkpoints, 10, keep=good)
+    place = folder.local(f"checkpoints/000000010/{file}")
+    data = place.read_bytes()
+    bit = data.rfind(b"layer.weight") if file == "model.safetensors" else data.find(b"history")
+    spoilt = {
+        "cut": data[: len(data) // 2],
+        "empty": b"",
+        "zeros": bytes(len(data)),
+        "page": b"<html>503</html>" * 9,
+        "one bit": data[: bit - 1] + bytes([data[bit - 1] ^ 0x80]) + data[bit:],
+    }
+    place.unlink() if damage == "gone" else place.write_bytes(spoilt[damage])
+    found, rest = checkpoints.newest() or pytest.fail("there is an older one")
+    assert torch.equal(found["layer.weight"], weights(5)["layer.weight"])
+    assert rest["state"] == state(5)["state"]
+    said = "missing" if damage == "gone" else r"damaged \(.*\)"
+    assert re.fullmatch(rf"{place} is {said}. Going on from checkpoint 000000005.", checkpoints.damage)
+    folder.delete("checkpoints/000000005")
+    with pytest.raises(
+        StepFailed, match=rf"{file} is .*no other checkpoint .* remove .*/checkpoints: the same command"
+    ):
+        Checkpoints(folder).newest()
+
+
+def test_what_is_foreign_is_not_passed_over(folder: Storage, checkpoints: Checkpoints) -> None:
+    """A file that is as it was written, but not by us: somebody else has put it there."""
+    good = save(checkpoints, 5, keep="000000005")
+    save(checkpoints, 10, keep=good)
+    place = folder.local("checkpoints/000000010/state.pt")
+    for content in ({"state": Path("x")}, {"state": os.mkdir}):
+        torch.save(content, place)
+        with pytest.raises(StepFailed, match=r"state.pt is refused"):
+            checkpoints.newest()
+    for protocol in range(6):
+        place.write_bytes(pickle.dumps(os.mkdir, protocol=protocol))
+        with pytest.raises(StepFailed, match=r"state.pt is refused"):
+            checkpoints.newest()
+
+
+def test_the_weights_to_keep_are_damaged(folder: Storage, checkpoints: Checkpoints) -> None:
+    best = save(checkpoints, 5, keep="000000005")
+    folder.local(f"checkpoints/{best}/model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(StepFailed, match=r"model.safetensors is damaged .*the weights to keep are in it"):
+        checkpoints.weights(best)
+    with pytest.raises(StepFailed, match=r"weights.safetensors is damaged"):
+        weights_from_bytes(b"")

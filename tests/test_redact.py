@@ -2,7 +2,15 @@
 
 import json
 
+from mvray import plan
+from mvray.data.folder import Folder
+from mvray.job import Data, Job, Train
+from mvray.manifest import manifest_of
+from mvray.methods import classifier
 from mvray.redact import redacted
+from mvray.settings import decoded
+from mvray.spent import Spent
+from mvray.storage import Storage
 from mvray.tracking import Tracker
 
 
@@ -42,3 +50,16 @@ def test_nothing_secret_is_spooled_for_mlflow(tmp_path, monkeypatch):
     (start,) = [event for line in kept.splitlines() if '"start"' in line for event in [json.loads(line)]]
     assert start["params"] == {"source.root": "https://host/x?...", "storage": "s3://b/p", "seeds": "(0, 1)"}
     assert start["tags"]["mvray.path"] == "s3://bucket/runs"
+
+
+def test_step_json_has_no_keys_of_addresses(drawings, tmp_path, monkeypatch):
+    """The second line of defence; --set refuses most of them, and a signed address only works with its query."""
+    monkeypatch.setenv("HF_TOKEN", "classifier")
+    signed = "https://me:hidden@host/x.pth?sig=hidden"
+    job = Job("j", (Train("t", classifier.Config(weights=signed), Data(Folder(str(drawings)))),))
+    (step,) = plan.make(job, Storage(str(tmp_path / "runs"))).steps
+    written = manifest_of(step, 1.0, None, Spent())
+    assert "hidden" not in json.dumps(written)
+    assert written["settings"]["method.weights"] == "https://host/x.pth?..."
+    assert decoded(written["step"]).method == classifier.Config(weights="https://host/x.pth?...")
+    assert written["id"] == step.id

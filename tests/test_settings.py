@@ -132,6 +132,32 @@ def test_a_file_stays_where_it_was_for_processes_that_work_elsewhere(
         assert step_of(replaced(JOB, {"phase1.method.weights": given}), "phase1").method.weights == expected
 
 
+PLANTED = "planted-secret-9f3a"
+
+
+@pytest.mark.parametrize(
+    "address", [f"https://me:{PLANTED}@host/x.pth", f"s3://{PLANTED}@b/x", f"x HTTPS://{PLANTED}@h"]
+)
+@pytest.mark.parametrize("name", ["phase1.method.weights", "phase1.optim.lr", "nothing.there"])
+def test_a_password_in_an_address_is_refused_without_repeating_it(name: str, address: str) -> None:
+    """Submit reads settings by the same way, before anything is sent."""
+    said = rf"{name}: found a user or password before '@' in an address \(\w+://\.\.\.\); expected one without"
+    with pytest.raises(SettingError, match=said) as raised:
+        load_job(FILE, True, None, [f"{name}={address}"])
+    assert PLANTED not in str(raised.value)
+
+
+def test_a_password_in_a_job_file_is_refused(tmp_path: Path) -> None:
+    phase1 = step_of(JOB, "phase1")
+    for address, fits in ((f"https://{PLANTED}@host/x.pth", False), ("https://host/@scope/x.pth?at=a@b", True)):
+        job = replace(JOB, steps=(replace(phase1, method=replace(phase1.method, weights=address)),))
+        if fits:
+            replaced(job, {})
+            continue
+        with pytest.raises(SettingError, match=r"phase1\.method\.weights: found a user or password"):
+            replaced(job, {})
+
+
 def test_a_metric_counts_by_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
     step = replace(step_of(JOB, "score-plain"), metrics=(_half,))
     before = identify(step, 0, "f", lambda step: step.name)

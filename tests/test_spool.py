@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from mvray.spool import Courier, Refused, Spool
+from mvray.spool import Courier, Refused, Spool, content_of
 
 
 class Post:
@@ -208,3 +208,64 @@ def test_delivery_goes_on_where_a_killed_courier_stopped(spool, tmp_path):
     post = Post()
     Courier(post).deliver_left(tmp_path, "there")
     assert post.numbers == [2, 3]
+
+
+def test_what_no_spool_writes_is_refused_and_touches_nothing(spool, tmp_path, said):
+    """Below a local storage others may write, too: what an event names is uploaded and removed."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    put(spool, 1)
+    for content in (str(victim), "../../victim", None):
+        spool.append({"kind": "file", "run": "a", "content": content, "path": "x"})
+    with (spool.folder / "events.jsonl").open("ab") as lines:
+        lines.write(b'{"kind": 1}\n[]\nno json\n' + b"[" * 100_000 + b"\n")
+    put(spool, 2)
+    post = Post()
+    Courier(post).deliver(spool)
+    assert post.numbers == [1, 2]
+    assert victim.read_text() == "mine"
+    assert "Refused: 7 events" in spool.report()
+    (warning,) = said
+    assert warning.startswith("Tracking refused foreign")
+    assert f"Find out who can write to {spool.folder}" in warning
+
+
+def test_the_content_of_an_event_is_a_file_that_was_kept(spool, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    files = spool.folder / "files"
+    link = "0" * 32
+    (files / link).symlink_to(victim)
+    for content in (str(victim), "../../victim", link, link + "\n", ""):
+        event = {"kind": "file", "run": "a", "content": content}
+        with pytest.raises(Refused, match="is no file that mvray has put there"):
+            content_of(event, files)
+        spool.refuse([event], "no")
+        spool.mark(0, [event])
+    assert victim.read_text() == "mine"
+    assert sorted(file.name for file in spool.folder.iterdir()) == [
+        "address",
+        "delivered",
+        "events.jsonl",
+        "files",
+        "refused.jsonl",
+    ]
+
+
+def test_a_spool_with_links_or_that_cannot_be_read_is_passed_over(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    spools = [Spool.create(tmp_path / "spools", "there") for _ in range(4)]
+    for spool in spools:
+        put(spool, 1)
+        spool.close()
+    linked, refused, garbled, _ = (spool.folder for spool in spools)
+    (linked / "events.jsonl").unlink()
+    (linked / "events.jsonl").symlink_to(victim)
+    (refused / "delivered.new").symlink_to(victim)
+    (garbled / "address").write_bytes(b"\xff\xfe")
+    (spools[3].folder / "delivered").write_text("-5")
+    post = Post()
+    assert Courier(post).deliver_left(tmp_path / "spools", "there") == ""
+    assert post.numbers == [1]
+    assert victim.read_text() == "mine\n"

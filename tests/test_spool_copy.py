@@ -1,6 +1,7 @@
 """Copies of what waits, in a local folder and on S3 (slow), from where another machine delivers it."""
 
 import json
+import logging
 import shutil
 import time
 
@@ -135,3 +136,65 @@ def test_a_delivery_that_failed_goes_on_from_the_copy(storage, spool, tmp_path):
     assert [json.loads(line)["n"] for line in (folder / "events.jsonl").read_text().splitlines()] == [1, 2]
     assert deliver(storage, other) == [1, 2]
     assert waiting_for(storage) == []
+
+
+SOUND = {"kind": "file", "run": "a", "experiment": "e", "path": "x.png", "content": "0" * 32}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {**SOUND, "content": "PLACE/victim"},
+        {**SOUND, "content": "../../../victim"},
+        {**SOUND, "content": "0" * 32 + "\n"},
+        {**SOUND, "content": None},
+        {**SOUND, "path": "/victim"},
+        {**SOUND, "path": "../../victim"},
+        {**SOUND, "path": "a\\..\\victim"},
+        {**SOUND, "path": "a\0b"},
+        {"kind": "file"},
+        ["no event"],
+    ],
+)
+def test_what_mvray_does_not_write_is_left_aside(storage, tmp_path, caplog, event):
+    """Who may write to the bucket could have had any file of ours uploaded, and removed then."""
+    caplog.set_level(logging.WARNING, "mvray.spool_copy")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    bad, good = (storage.child(f".spool/20260101-00000{n}-0123abcd") for n in (0, 1))
+    for place in (bad, good):
+        place.write("address", b"there")
+        place.write("writer", b"not a time")
+        place.write(f"files/{'0' * 32}", b"picture")
+    line = json.dumps(event).replace("PLACE", str(tmp_path))
+    bad.write(f"events-{0:015d}", f"{line}\n".encode())
+    good.write(f"events-{0:015d}", f"{json.dumps(SOUND)}\n".encode())
+    other = tmp_path / "other"
+    other.mkdir()
+    assert deliver(storage, other) == [b"picture"], "the rest is delivered"
+    assert victim.read_text() == "mine"
+    assert list(other.iterdir()) == []
+    assert bad.exists("events-000000000000000"), "it is evidence"
+    assert not good.exists("")
+    (said,) = caplog.messages
+    assert said.startswith(f"Left aside, not sent to MLflow: {bad.uri} (")
+    assert "which mvray does not write). Find out who can write to this storage; then remove that folder." in said
+
+
+def test_links_and_other_names_in_a_copy_are_left_aside(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "mvray.spool_copy")
+    storage, victim, other = Storage(str(tmp_path / "storage")), tmp_path / "victim", tmp_path / "other"
+    victim.write_text("mine")
+    other.mkdir()
+    places = [storage.child(f".spool/20260101-00000{n}-0123abcd") for n in range(3)]
+    for place in places:
+        place.write("address", b"there")
+        place.write("files/.keep", b"") if place is places[0] else place.write(f"files/{'1' * 32}", b"")
+    places[1].local(f"files/{'0' * 32}").symlink_to(victim)
+    places[2].local("events-000000000000000").symlink_to(victim)
+    storage.write(".spool/notes/address", b"there")
+    assert deliver(storage, other) == []
+    (said,) = caplog.messages
+    assert [f"{place.uri} (the file" in said for place in places] == [True] * 3
+    assert victim.read_text() == "mine"
+    assert all(place.exists("address") for place in places)

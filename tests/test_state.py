@@ -127,6 +127,23 @@ def test_killed_between_any_two_files(drawings, tmp_path, monkeypatch: pytest.Mo
     assert files == 6 * 3 + 3  # six checkpoints; weights, history, metrics
 
 
+def test_it_goes_on_from_the_checkpoint_before_a_damaged_one(drawings: Path, tmp_path: Path) -> None:
+    method = Kept(Linear(dropout=0.3))
+    settings = {"checkpoint_steps": INTERVAL, "select": "accuracy"}
+    whole, broken = (task(step(drawings, method, **settings), tmp_path / name) for name in ("whole", "broken"))
+    train(whole, Here())
+    killed(broken, 9)
+    folder = Storage(broken.folder)
+    assert [entry.path for entry in folder.list("checkpoints")] == [f"checkpoints/{n:09d}" for n in (5, 8)]
+    folder.write("checkpoints/000000008/model.safetensors", b"damaged")
+    train(broken, Here())
+    assert BUILT[-1].forwards == STEPS - EPOCH
+    assert result(broken) == result(whole)
+    said = json.loads(folder.read("progress.json"))["trouble"]
+    assert said.startswith(f"{broken.folder}/checkpoints/000000008/model.safetensors is damaged (")
+    assert said.endswith("). Going on from checkpoint 000000005.")
+
+
 def test_killed_after_an_epoch_was_reported(drawings: Path, tmp_path: Path) -> None:
     class Dying(Here):
         def report(self, task: Task, metrics: Mapping[str, float]) -> bool:

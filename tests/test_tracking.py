@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mvray.mlflow_store import HANDLE, HOST, without_password
+from mvray.mlflow_store import HANDLE, HOST, MlflowStore, folder_of, without_password
+from mvray.spool import Refused
 from mvray.tracking import Tracker, deliver
 from mvray.ui import served
 
@@ -215,6 +216,28 @@ def test_what_mlflow_refuses_is_kept_and_told(store, client, tmp_path):
     left = tracker.close()
     assert "Refused: 1 events" in left
     assert runs_of(client, "refused")["refused"].data.metrics == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("experiment", ["..", "."])
+def test_names_from_a_storage_stay_below_the_artifacts(store, client, tmp_path, experiment):
+    """Events that lay in a storage may have been written by others."""
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / ("0" * 32)).write_bytes(b"content")
+    took = MlflowStore(store)
+    event = {"experiment": experiment, "run": "0", "time_s": 1.0}
+    start = {**event, "kind": "start", "name": "x", "parent": None, "tags": {HANDLE: "0"}, "params": {}}
+    took.take([start], files)
+    file = {**event, "kind": "file", "content": "0" * 32}
+    for path in ("../x", "/x", "..", ""):
+        with pytest.raises(Refused, match="no path below a run's artifacts"):
+            took.take([{**file, "path": path}], files)
+    with pytest.raises(Refused, match="no file that mvray has put there"):
+        took.take([{**file, "content": "/etc/hostname", "path": "x"}], files)
+    took.take([{**file, "path": "a/x"}], files)
+    (artifacts,) = (run.info.artifact_uri for run in runs_of(client, experiment).values())
+    assert folder_of(store) / "mlartifacts" / "_" in Path(artifacts).parents
+    assert (Path(artifacts) / "a" / "x").read_bytes() == b"content"
 
 
 def test_passwords_stay_out_of_the_spool(tmp_path):

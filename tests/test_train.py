@@ -137,6 +137,22 @@ def test_the_methods_own_error_comes_through_at_once(cluster, pictures, tmp_path
     assert train.run(_planned(_step(pictures), tmp_path), cluster)["epochs"] == 1
 
 
+def test_a_damaged_checkpoint_is_said_at_once_where_there_is_no_other(cluster, pictures, tmp_path):
+    planned = _planned(_step(pictures, epochs=3), tmp_path)
+    train.run(planned, cluster)
+    last = Checkpoints(planned.folder).names()[-1]
+    for file in (
+        "metrics.json",
+        *(f"checkpoints/{name}" for name in Checkpoints(planned.folder).names() if name != last),
+    ):
+        planned.folder.delete(file)
+    planned.folder.write(f"checkpoints/{last}/model.safetensors", b"damaged")
+    with pytest.raises(StepFailed, match=r"model.safetensors is damaged .* there is no other checkpoint"):
+        train.run(planned, cluster)
+    planned.folder.delete("checkpoints")
+    assert train.run(planned, cluster)["epochs"] == 3
+
+
 def test_a_mistake_in_a_method_is_not_tried_again(cluster, pictures, tmp_path):
     class Mistaken(classifier.Config):
         def build(self, facts):

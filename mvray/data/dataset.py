@@ -116,8 +116,11 @@ def dataset(
     train: bool = False,
 ) -> SampleDataset:
     """The samples of ``rows`` as ``data`` says: clips of videos, or pictures."""
+    from mvray.data.sources import FileSource
     from mvray.job import Clips
 
+    if isinstance(data.source, FileSource):
+        data.source.expect(rows)
     given = {"seed": seed, "train": train, "max_bad_fraction": data.max_bad_fraction}
     if isinstance(data.pictures, Clips):
         from mvray.data.clips import ClipDataset

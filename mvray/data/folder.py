@@ -31,7 +31,7 @@ class Folder(ClassFolders, PictureSource):
         return {entry.path: 1 for entry in entries}, inspect(self.storage, entries)
 
     def read(self, location: str, part: str) -> np.ndarray:
-        return pixels(picture(self.bytes_of(location), 1 << 30, 1 << 30, grey=False))
+        return pixels(picture(self.again(location), 1 << 30, 1 << 30, grey=False))
 
     def read_sized(self, location: str, part: str, height: int, width: int, grey: bool) -> np.ndarray:
-        return pixels(picture(self.bytes_of(location), height, width, grey))
+        return pixels(picture(self.again(location), height, width, grey))

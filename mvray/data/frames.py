@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mvray.data.quarantine import Unreadable
-from mvray.data.sources import VideoSource
+from mvray.data.sources import FileSource, VideoSource
 from mvray.method import Frame
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def frames(source: Source, rows: pa.Table, every: int = 1, workers: int = 2) -> 
 
     A video whose decoding fails in the middle gives frames before it gives its reason.
     """
+    if isinstance(source, FileSource):
+        source.expect(rows)
     stop = threading.Event()
     waiting = deque(enumerate(rows.select(["key", "location", "part"]).to_pylist()))
     readers: deque[tuple[int, _Reader]] = deque()

@@ -109,7 +109,7 @@ class Manga109(SpreadSource):
     def read_sized(self, location: str, part: str, height: int, width: int, grey: bool) -> np.ndarray:
         if height > self.page_height or width > self.page_width:
             height, width = self.page_height, self.page_width
-        image = picture(self.bytes_of(location), height, 2 * width - 1, grey=True)
+        image = picture(self.again(location), height, 2 * width - 1, grey=True)
         if image.size == (2 * width - 1, height) and width == self.page_width:
             return pixels(image)[:, :width] if part == "left" else pixels(image)[:, width - 1 :]
         page = image.width * self.page_width / (2 * self.page_width - 1)

@@ -242,4 +242,4 @@ class Manga109Faces(SpreadSource):
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_opened"}
+        return {name: value for name, value in super().__getstate__().items() if name != "_opened"}

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
+from mvray import s3
+from mvray.data.node_cache import kept
 from mvray.data.quarantine import Unreadable, decoded, inspect, open_picture
 from mvray.data.ranges import Ranges
 from mvray.data.video import Video
@@ -22,7 +24,7 @@ from mvray.source import Source
 from mvray.storage import Entry, Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from mvray.data.frame_table import FrameTable
 
@@ -77,6 +79,26 @@ class FileSource(Source):
         with _readable():
             return self.storage.read(location)
 
+    def expect(self, rows: pa.Table) -> None:
+        """These rows of the index are read next, maybe again and again: `again` may keep their files on this node."""
+        if self.root and not self.storage.is_local:
+            self._sizes.update(zip(rows["location"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
+
+    def again(self, location: str, read: Callable[[str], bytes] | None = None) -> bytes:
+        """As ``bytes_of``, or ``read``; a file that is not local is fetched once per node, where it was expected."""
+        get = read or self.bytes_of
+        if (size := self._sizes.get(location)) is None:
+            return get(location)
+        return kept(f"{s3.endpoint()} {self.storage.full(location)}", size, lambda: get(location))
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of each file that was expected: it may be another one when they differ."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_sizes", "_tables")}
+
 
 @dataclass(frozen=True)
 class Shares(FileSource):
@@ -127,8 +149,8 @@ class VideoSource(FileSource):
         """The video, ready to give frames; close it. Raises Unreadable.
 
         What its packets say is kept (some 10 bytes for each frame), so they are read once for each file;
-        not where it is opened just ``once``. On S3 a file of up to WHOLE_BYTES is read at once, of a larger
-        one the parts that are decoded.
+        not where it is opened just ``once``. On S3 a file of less than WHOLE_BYTES is read at once (`again`), of
+        a larger one the parts that are decoded, each time.
         """
         with _readable():
             video = Video(self.storage.local(location) or self._remote(location), self._tables.get(location))
@@ -142,7 +164,7 @@ class VideoSource(FileSource):
         return video
 
     def _remote(self, location: str) -> bytes | Ranges:
-        head = self.storage.read_range(location, 0, WHOLE_BYTES)
+        head = self.again(location, lambda path: self.storage.read_range(path, 0, WHOLE_BYTES))
         if len(head) < WHOLE_BYTES:
             return head
         return Ranges(self.storage, Entry(location, self.storage.size(location), False), BLOCK_BYTES)
@@ -155,9 +177,6 @@ class VideoSource(FileSource):
     @cached_property
     def _tables(self) -> dict[str, FrameTable]:
         return {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_tables"}
 
     def frame_counts(self, entries: Iterable[Entry]) -> tuple[dict[str, int], dict[str, str]]:
         """How many frames each file has, and why which of them cannot be read, by path.
