@@ -1,11 +1,13 @@
 """Whether every node has the same versions of what decides results.
 
 What is expected is in the note beside code that `mvray submit` sent (shipment.py): the lock file's versions. For a
-job that was started on a cluster's machine itself, it is what that machine has.
+job that was started on a cluster's machine itself, it is what that machine has. Nodes have the Python of the head,
+which decides the lock file's markers; that of the machine that submitted does not matter.
 """
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -36,7 +38,7 @@ def here(names: Mapping[str, str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name in names:
         try:
-            found[name] = metadata.version(name) if name != "python" else "{}.{}".format(*sys.version_info[:2])
+            found[name] = metadata.version(name) if name != "python" else _python()
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
@@ -48,7 +50,8 @@ def check_nodes() -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     note = shipped() or reference(None)
-    expected = _expected(note)
+    _check_python(note["python"])
+    expected = {"python": _python(), **versions_here(note)}
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     ask = ray.remote(num_cpus=0)(here)
     asked = {
@@ -75,14 +78,31 @@ def check_here() -> None:
     """As check_nodes, in a worker of submitted code: on a node that came later. Raises ClusterError."""
     folder = next((path for path in sys.path if path and (Path(path) / NOTE).is_file()), None)
     note = shipped(Path(folder)) if folder else None
-    if note and (said := differences(expected := _expected(note), here(expected))):
+    # Of Python there is nothing to compare here: Ray starts no node with another one than the head's.
+    if note and (said := differences(expected := versions_here(note), here(expected))):
         import socket
 
         raise ClusterError(_refusal(f"node {socket.gethostname()} has {', '.join(said)}", note["versions_of"]))
 
 
-def _expected(note: Mapping[str, Any]) -> dict[str, str]:
-    return {"python": note["python"], **note["versions"]}
+def versions_here(note: Mapping[str, Any]) -> dict[str, str]:
+    """The versions of a note that hold for this process's Python and system."""
+    from packaging.markers import Marker
+
+    return {name: version for name, version, marker in note["versions"] if not marker or Marker(marker).evaluate()}
+
+
+def _python() -> str:
+    return "{}.{}".format(*sys.version_info[:2])
+
+
+def _check_python(allowed: str) -> None:
+    from packaging.specifiers import SpecifierSet
+
+    if not SpecifierSet(allowed).contains(found := platform.python_version(), prereleases=True):
+        raise ClusterError(
+            f"The head has Python {found}; mvray expects {allowed}. Build the cluster's image with one of these."
+        )
 
 
 def _refusal(said: str, source: str) -> str:

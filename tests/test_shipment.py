@@ -10,9 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging import markers
 from test_cli import mvray
 
-from mvray.alike import differences
+from mvray.alike import _check_python, differences, versions_here
 from mvray.cli.submitting import as_table, words_of
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.manifest import NOTE, git_commit
@@ -121,15 +122,37 @@ def test_the_lock_file_says_which_versions_are_expected(tmp_path: Path) -> None:
         "numpy==2.4.6 \\\n    --hash=sha256:00\n    # via x\nray[data,train]==2.60.0 \\\nother==1\nPillow==12.0\n"
     )
     found = reference(lock)
-    assert found["versions"] == {"numpy": "2.4.6", "pillow": "12.0", "ray": "2.60.0"}
+    assert versions_here(found) == {"numpy": "2.4.6", "pillow": "12.0", "ray": "2.60.0"}
     assert found["versions_of"] == "requirements.lock"
     older = 'numpy==2.4.6 ; python_full_version < "3.4" \\\n    --hash=sha256:0\n'
     newer = 'numpy==2.5.5 ; python_full_version >= "3.4" and sys_platform == "linux" \\\n    --hash=sha256:1\n'
     lock.write_text(f"ray==2.60.0\n{newer}{older}")
-    assert reference(lock)["versions"]["numpy"] == "2.5.5"
+    assert versions_here(reference(lock))["numpy"] == "2.5.5"
     lock.write_text("other==1\n")  # some other project's
-    assert reference(lock)["versions"]["ray"]
+    assert versions_here(reference(lock))["ray"]
     assert reference(None)["versions_of"] == "the machine that submitted"
+
+
+def test_the_python_that_counts_is_the_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laptop and head may have any two that mvray knows; the lock file has a NumPy for each."""
+    lock = Path(__file__).parent.parent / "requirements.lock"
+    lines = {line[1]: line[2] for line in reference(lock)["versions"] if line[0] == "numpy"}
+    assert len(lines) == 2
+    notes, found, here = [], {}, markers.default_environment()
+    for python in ("3.11.2", "3.12.3", "3.13.1"):
+        environment = {**here, "python_full_version": python, "python_version": python.rpartition(".")[0]}
+        monkeypatch.setattr(markers, "default_environment", lambda environment=environment: environment)
+        monkeypatch.setattr("platform.python_version", lambda python=python: python)
+        monkeypatch.setattr("sys.version_info", (*map(int, python.split(".")), "final", 0))
+        notes.append(json.dumps(reference(lock)))
+        found[python] = versions_here(json.loads(notes[0]))["numpy"]
+        _check_python(reference(lock)["python"])
+    assert len(set(notes)) == 1
+    assert found["3.11.2"] != found["3.12.3"] == found["3.13.1"]
+    assert set(found.values()) == set(lines)
+    monkeypatch.setattr("platform.python_version", lambda: "3.10.4")
+    with pytest.raises(ClusterError, match=r"The head has Python 3\.10\.4; mvray expects .*3\.11"):
+        _check_python(reference(lock)["python"])
 
 
 def test_versions_differ_by_what_matters() -> None:
