@@ -24,6 +24,17 @@ from mvray.submit import Jobs, Submitted, entrypoint, environment, new_id
 
 JOB = "from mvray.job import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
 
+SEARCHED = """
+from toys import Linear, step_of
+from mvray.job import Job
+from mvray.search import Search, Uniform
+
+
+def job(tiny=False):
+    search = Search("one", (("method.dropout", Uniform(0.0, 0.5)),), "validation/accuracy")
+    return Job("toys", (step_of("", Linear(), name="one", epochs=1),), search=search)
+"""
+
 
 def git(root: Path, *words: str) -> str:
     names = ("-c", "user.name=tests", "-c", "user.email=tests@example.org")
@@ -178,8 +189,37 @@ def test_the_head_runs_what_was_asked_for() -> None:
     assert said.stdout.splitlines() == words
     searched = words_of(given(tune=True, trials=12, concurrent=3), "j.py")
     assert (searched[0], searched[-4:]) == ("tune", ["--trials", "12", "--concurrent", "3"])
-    with pytest.raises(SettingError, match=r"expected --tune beside them"):
-        words_of(given(trials=12), "j.py")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--workers three", "--workers three: expected 0 (no Ray) or more, or a range as in 2-8."),
+        ("--workers 4-2", "--workers 4-2: expected"),
+        ("--only two", "--only two: the job 'toys' has no such step; it has one."),
+        ("--trials 3", "--trials and --concurrent are of a search; expected --tune beside them."),
+        ("--tune --only one", "--only one: a search trains one step"),
+        ("--tune --trials 0", "--trials 0: expected 1 or more."),
+        ("--tune --concurrent -1", "--concurrent -1: expected 1 or more."),
+        ("--tune --workers 0", "--workers 0: expected 1 or more: a search needs Ray."),
+        ("--tune --workers x", "--workers x: expected"),
+        ("--tune --set search.step=two", "search.step is 'two'; expected a Train step of 'toys': one."),
+        ("--tune --set search.scheduler=pbt --trials 1", "search.trials is 1; expected a population of 2 or more"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_sent(repository: Path, options: str, said: str) -> None:
+    """By the functions that `mvray run` and `mvray tune` have; nobody listens at the address."""
+    (repository / "jobs" / "toys.py").write_text(SEARCHED)
+    words = options.split()
+    found = mvray("submit", repository / "jobs/toys.py", "--storage", "/s", "--address", "http://127.0.0.1:1", *words)
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert found.err.startswith(f"mvray: {said}")
+
+
+def test_a_job_without_a_search_is_not_sent_to_be_searched(repository: Path) -> None:
+    (repository / "jobs" / "toys.py").write_text(SEARCHED.replace(", search=search)", ")"))
+    found = mvray("submit", repository / "jobs/toys.py", "--storage", "/s", "--address", "http://127.0.0.1:1", "--tune")
+    assert found.err.startswith("mvray: The job 'toys' has no search; give it one")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,23 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
     return replaced(job, changes)
 
 
+def asked_for(given: argparse.Namespace) -> Job:
+    """The job that the options name, with its workers. Raises SettingError for what none of it is, --only among it."""
+    from mvray.settings import replaced
+
+    job = load_job(given.job, given.tiny, given.data, given.set)
+    if workers := workers_of(getattr(given, "workers", None)):
+        least, most = workers
+        # First a pair that is in order whatever the job says.
+        job = replaced(job, {"scale.min_workers": "none"})
+        job = replaced(job, {"scale.workers": max(1, most)})
+        job = replaced(job, {"scale.min_workers": least if least < most else "none"})
+    only, names = getattr(given, "only", None), sorted({step.name for step in job.walk()})
+    if only is not None and only not in names:
+        raise SettingError(f"--only {only}: the job {job.name!r} has no such step; it has {', '.join(names)}.")
+    return job
+
+
 def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, Storage]:
     """The job that the options name, planned; with ``one_seed`` for the first of its seeds alone."""
     from mvray import plan
@@ -94,15 +111,7 @@ def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, St
 
     if given.data and "://" not in given.data and not Path(given.data).is_dir():
         raise DataError(f"--data {given.data}: there is no such folder.")
-    job = load_job(given.job, given.tiny, given.data, given.set)
-    if workers := workers_of(getattr(given, "workers", None)):
-        from mvray.settings import replaced
-
-        least, most = workers
-        # First a pair that is in order whatever the job says.
-        job = replaced(job, {"scale.min_workers": "none"})
-        job = replaced(job, {"scale.workers": max(1, most)})
-        job = replaced(job, {"scale.min_workers": least if least < most else "none"})
+    job = asked_for(given)
     if one_seed:
         job = replace(job, seeds=job.seeds[:1])
     storage = Storage(given.storage)

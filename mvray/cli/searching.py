@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _tune(given: argparse.Namespace) -> int:
-    _check_options(given)
+    check_options(given)
     if os.environ.get("RAY_ADDRESS"):
         return supervised(lambda patience_s: _tune_here(given, patience_s))
     return _tune_here(given)
@@ -90,7 +90,8 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     return 0
 
 
-def _check_options(given: argparse.Namespace) -> None:
+def check_options(given: argparse.Namespace) -> None:
+    """Raises SettingError for numbers that no search can have."""
     for name in ("trials", "concurrent"):
         number = getattr(given, name)
         if number is not None and number < 1:
