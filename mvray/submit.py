@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import ipaddress
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mvray.errors import ClusterError, SettingError
+from mvray.machine import loopback
 from mvray.mlflow_store import without_password
 from mvray.shipment import LOCK, Shipment
 
@@ -75,17 +77,39 @@ def environment(names: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[
             f"--env {missing[0]}: there is no such variable here; expected one that is set. Set it first."
         )
     given = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **{name: environ[name] for name in names}}
-    said = []
-    uri = environ.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith(("http://", "https://")):
-        given.setdefault("MLFLOW_TRACKING_URI", without_password(uri))
-    elif "MLFLOW_TRACKING_URI" not in given:
-        found = "is a store of this machine" if uri else "is not set"
-        said.append(
-            f"MLFLOW_TRACKING_URI {found}: the run is tracked beside the results, or in ~/.mvray/runs of the "
-            "head where those are on S3."
-        )
-    return given, said
+    uri = without_password(environ.get("MLFLOW_TRACKING_URI", ""))
+    if "MLFLOW_TRACKING_URI" in given:
+        return given, []
+    if uri.startswith(("http://", "https://")) and not _is_loopback(uri):
+        return {**given, "MLFLOW_TRACKING_URI": uri}, []
+    if not uri:
+        found = "MLFLOW_TRACKING_URI is not set here: the cluster's own counts, if it has one."
+    elif _is_loopback(uri):
+        found = f"{uri} leads to MLflow from this machine alone: it counts if the cluster is here and names no other."
+    else:
+        found = "MLFLOW_TRACKING_URI is a store of this machine: the cluster's own counts, if it has one."
+    return given, [f"{found} The job's log says where its run is."]
+
+
+def beside(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the note beside the code says of MLflow at a loopback address, which only the head can judge (runlog.py).
+
+    Its address may lead to the head's own MLflow, to nothing, or to the same one as here.
+    """
+    uri, here = without_password(environ.get("MLFLOW_TRACKING_URI", "")), loopback()
+    return {"mlflow": {"uri": uri, "loopback": here}} if here and _is_loopback(uri) else {}
+
+
+def _is_loopback(uri: str) -> bool:
+    """Whether ``uri`` leads to a server of whichever machine it is used on."""
+    if not uri.startswith(("http://", "https://")):
+        return False
+    host = urlsplit(uri).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 class Jobs:

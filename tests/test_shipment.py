@@ -17,10 +17,10 @@ from mvray.alike import _check_python, differences, versions_here
 from mvray.cli.submitting import as_table, words_of
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.manifest import NOTE, git_commit
-from mvray.runlog import spool_folder, tracking_uri
+from mvray.runlog import spool_folder, tracking_uri, where_tracked
 from mvray.shipment import pack, reference
 from mvray.storage import Storage
-from mvray.submit import Jobs, Submitted, entrypoint, environment, new_id
+from mvray.submit import Jobs, Submitted, beside, entrypoint, environment, new_id
 
 JOB = "from mvray.job import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
 
@@ -248,6 +248,55 @@ def test_variables_go_along_only_by_name() -> None:
     assert said[0].startswith("MLFLOW_TRACKING_URI is a store of this machine")
     with pytest.raises(SettingError, match="--env NOTHING: there is no such variable"):
         environment(["NOTHING"], here)
+
+
+LOOPBACK = ("http://localhost:5000", "https://127.1.2.3/ml", "http://[::1]:5000/", "http://0.0.0.0:5000")
+
+
+@pytest.mark.parametrize("uri", LOOPBACK)
+def test_a_loopback_address_of_mlflow_is_no_order(uri: str) -> None:
+    """It would lead every cluster to itself, past the MLflow that it has."""
+    sent, said = environment([], {"MLFLOW_TRACKING_URI": uri})
+    assert "MLFLOW_TRACKING_URI" not in sent
+    assert said == [
+        f"{uri} leads to MLflow from this machine alone: it counts if the cluster is here and names no other. "
+        "The job's log says where its run is."
+    ]
+    assert beside({"MLFLOW_TRACKING_URI": uri})["mlflow"]["uri"] == uri
+    sent, said = environment(["MLFLOW_TRACKING_URI"], {"MLFLOW_TRACKING_URI": uri})
+    assert (sent["MLFLOW_TRACKING_URI"], said) == (uri, [])  # who names it means it
+
+
+@pytest.mark.parametrize("uri", ["", "sqlite:////x", "file://localhost/x", "https://ml.example.org", "http://10.0.0.7"])
+def test_other_addresses_of_mlflow_are_not_in_the_note(uri: str) -> None:
+    assert beside({"MLFLOW_TRACKING_URI": uri}) == {}
+
+
+def test_what_is_not_known_of_mlflow_is_not_said() -> None:
+    _, said = environment([], {})
+    assert said == [
+        "MLFLOW_TRACKING_URI is not set here: the cluster's own counts, if it has one. "
+        "The job's log says where its run is."
+    ]
+
+
+def test_the_head_judges_the_submitters_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own comes first; the submitter's counts on the same machine; else the run is beside the results."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    storage, theirs = Storage("/shared/runs"), "http://localhost:5000"
+    assert where_tracked(storage) == ""
+    note = beside({"MLFLOW_TRACKING_URI": theirs})
+    (tmp_path / NOTE).write_text(json.dumps(note))
+    assert where_tracked(storage) == "Tracked in MLflow at http://localhost:5000."
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@ml.internal")
+    assert where_tracked(storage) == f"Tracked in MLflow at http://ml.internal, not at the submitter's {theirs}."
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (tmp_path / NOTE).write_text(json.dumps({"mlflow": {**note["mlflow"], "loopback": "another machine's"}}))
+    beside_results = "sqlite:////shared/runs/mlflow.db"
+    assert where_tracked(storage) == f"Tracked in MLflow at {beside_results}, not at the submitter's {theirs}."
+    (tmp_path / NOTE).write_text("{}")
+    assert where_tracked(storage) == f"Tracked in MLflow at {beside_results}."
 
 
 def test_ids_are_readable_and_differ() -> None:

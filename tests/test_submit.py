@@ -75,8 +75,8 @@ class Head:
         given = {"capture_output": True, "text": True, "timeout": 400, "cwd": self.place / "repository"}
         return subprocess.run(command, env={**self.environ, **environ}, check=False, **given)
 
-    def submit(self, *more: object) -> subprocess.CompletedProcess[str]:
-        return self.mvray("submit", "toys_job.py", "--data", self.place / "data", *more)
+    def submit(self, *more: object, **environ: str) -> subprocess.CompletedProcess[str]:
+        return self.mvray("submit", "toys_job.py", "--data", self.place / "data", *more, **environ)
 
     def state(self, id_: str) -> str:
         (line,) = [line for line in self.mvray("jobs").stdout.splitlines() if line.startswith(id_)]
@@ -173,6 +173,7 @@ def test_stopped_and_submitted_again_it_ends_as_if_never_stopped(
     again = head.submit("--storage", storage, "--follow")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "toys: 1 steps, 0 finished before, 1 to do." in again.stdout
+    assert f"Tracked in MLflow at sqlite:///{storage}/mlflow.db." in again.stdout
     assert again.stderr.splitlines()[-1].endswith(": SUCCEEDED")
     assert not before.exists() or before.stat().st_mtime_ns == written  # it is not made again
     alone = tmp_path / Path(whole.folder).name
@@ -185,7 +186,8 @@ def test_other_versions_are_refused(head: Head) -> None:
     repository = head.place / "repository"
     (repository / "requirements.lock").write_text("ray==2.60.0\nnumpy==1.0.0\ntorch==2.0.1\n")
     git(repository, "add", "requirements.lock")
-    sent = head.submit("--storage", head.place / "other", "--follow")
+    storage, tunnel = head.place / "other", "http://127.0.0.1:1"
+    sent = head.submit("--storage", storage, "--follow", MLFLOW_TRACKING_URI=tunnel)
     git(repository, "rm", "--quiet", "--force", "requirements.lock")
     assert sent.returncode == 2, sent.stdout
     assert sent.stdout.count("mvray: ") == 1
@@ -193,6 +195,9 @@ def test_other_versions_are_refused(head: Head) -> None:
     assert "(expected 1.0.0)" in sent.stdout
     assert "Expected the versions of requirements.lock on every node." in sent.stdout
     assert "(exit code 2)" in sent.stderr
+    # The cluster is on this machine and has no MLflow of its own, so an address of this machine counts there.
+    assert f"{tunnel} leads to MLflow from this machine alone" in sent.stderr
+    assert f"Tracked in MLflow at {tunnel}." in sent.stdout
 
 
 def _interrupted(head: Head, id_: str) -> str:

@@ -132,7 +132,7 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray.progress import Progress
     from mvray.results import collect, comparison, means, pictures
     from mvray.run import chosen, execute
-    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri
+    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri, where_tracked
     from mvray.tracking import Tracker
 
     heed_signals()
@@ -144,6 +144,8 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     todo = [planned for planned in steps if not planned.finished]
     missing = len(todo)
     progress.say(f"{plan.job.name}: {len(steps)} steps, {len(steps) - missing} finished before, {missing} to do.")
+    if line := where_tracked(storage):
+        progress.say(line)
     _say_bad(plan, progress)
     delay_s = 20.0 if missing else 0.0
     tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s, refuge(storage))

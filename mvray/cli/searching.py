@@ -41,7 +41,7 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray.plan import Plan
     from mvray.progress import Progress
     from mvray.run import chosen, execute
-    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri
+    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri, where_tracked
     from mvray.tracking import Tracker
 
     study.check(load_job(given.job, given.tiny, given.data, given.set))
@@ -60,6 +60,8 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
         f"{plan.job.name}: search of {base.name}, {found.summary(wanted)}. "
         f"{len(new)} of the {len(before.steps)} steps that it reads are to do first."
     )
+    if line := where_tracked(storage):
+        progress.say(line)
     tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), 20.0, refuge(storage))
     about = {**versions(), "git_commit": git_commit() or ""}
     log = RunLog(tracker, plan, about, given.job, search=found.about())

@@ -111,12 +111,13 @@ def _is_everywhere(place: str) -> bool:
 
 def _submit(given: argparse.Namespace) -> int:
     from mvray.shipment import LIMIT_MIB, pack
-    from mvray.submit import Jobs, environment
+    from mvray.submit import Jobs, beside, environment
 
     shipment = pack(given.job, given.code_limit if given.code_limit is not None else LIMIT_MIB)
     words = words_of(given, shipment.job)
     _check_job(given)
     variables, notes = environment(given.env, os.environ)
+    shipment = replace(shipment, note={**shipment.note, **beside(os.environ)})
     cluster = Jobs(given.address)
     said = f"Sending {len(shipment.files)} files, {shipment.bytes / 2**20:.1f} MiB"
     _say(f"{said}{f', of commit {shipment.commit[:12]}' if shipment.commit else ''} ...")
