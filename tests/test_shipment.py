@@ -320,10 +320,16 @@ def test_the_list_of_jobs() -> None:
 
 def test_nobody_at_the_address(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-    for arguments in (["jobs"], ["logs", "x"], ["stop", "x", "--address", "127.0.0.1:1"]):
+    for arguments in (
+        ["jobs"],
+        ["logs", "x"],
+        ["stop", "x", "--address", "127.0.0.1:1"],
+        ["jobs", "--address", "ray://127.0.0.1:1"],
+    ):
         said = mvray(*arguments)
         assert (said.code, said.err.count("\n")) == (2, 1)
-        assert said.err.startswith("mvray: Nobody answers at http://127.0.0.1:1 (Connection refused); expected the ")
+        at = arguments[-1] if "--address" in arguments else "http://127.0.0.1:1"
+        assert said.err.startswith(f"mvray: Nobody answers at {at} (Connection refused); expected the ")
     said = mvray("submit", repository / "jobs/toys.py", "--storage", "/shared/runs")
     assert said.code == 2
     assert "Nobody answers" in said.err

@@ -49,8 +49,9 @@ def add(commands: Any) -> None:
 
 
 def _address(parser: argparse.ArgumentParser) -> None:
-    text = "the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, http://127.0.0.1:8265)"
-    parser.add_argument("--address", metavar="URL", help=text)
+    text = "the cluster, as for `ray job`: http://HOST:8265 (its dashboard), HOST:6379 (its GCS) or auto (default: "
+    text += "RAY_API_SERVER_ADDRESS, RAY_ADDRESS, http://127.0.0.1:8265)"
+    parser.add_argument("--address", metavar="ADDRESS", help=text)
 
 
 def words_of(given: argparse.Namespace, job: str) -> list[str]:
