@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow.compute as pc
 
 from mvray.job import Measure, Train
+from mvray.machine import loopback
 from mvray.manifest import shipped
-from mvray.mlflow_store import REUSED, STEP_ID
+from mvray.mlflow_store import REUSED, STEP_ID, without_password
 from mvray.plan import Plan, Planned
 from mvray.settings import flat
 from mvray.source import UNSEEN
@@ -20,10 +21,29 @@ from mvray.tracking import Tracker
 
 
 def tracking_uri(storage: Storage) -> str:
-    """MLFLOW_TRACKING_URI, as MLflow defines it, else SQLite in the storage (on S3: on this machine)."""
+    """MLFLOW_TRACKING_URI, as MLflow defines it, else SQLite in the storage (on S3: on this machine).
+
+    Code that was sent here may know a loopback address of the submitter's, which counts on the submitter's own machine.
+    """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
+    if (theirs := _submitters()) and theirs["loopback"] == loopback():
+        return theirs["uri"]
     return f"sqlite:///{storage.local() or _own_place()}/mlflow.db"
+
+
+def _submitters() -> dict[str, str]:
+    """MLflow at a loopback address of the machine from which the code was sent here, if it was; "uri", "loopback"."""
+    found: dict[str, str] = (shipped() or {}).get("mlflow", {})
+    return found
+
+
+def where_tracked(storage: Storage) -> str:
+    """A line for the log of code that was sent here, whose submitter cannot know it; "" for other code."""
+    if shipped() is None:
+        return ""
+    uri, theirs = without_password(tracking_uri(storage)), _submitters().get("uri", "")
+    return f"Tracked in MLflow at {uri}" + (f", not at the submitter's {theirs}." if theirs not in ("", uri) else ".")
 
 
 def spool_folder(storage: Storage) -> Path:

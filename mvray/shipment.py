@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from mvray.errors import SettingError
 from mvray.manifest import NOTE, git_commit
 
 LOCK = "requirements.lock"
-CLUSTER = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
-"""Of markers in a lock file; its Python must be the one here, so the rest is this machine's."""
 LIMIT_MIB = 50
 BIGGEST = 5
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
@@ -90,26 +87,28 @@ def pack(job_file: Path, limit_mib: float = LIMIT_MIB) -> Shipment:
 
 
 def reference(lock: Path | None) -> dict[str, Any]:
-    """The versions that nodes must have of what mvray needs: the lock's where it names Ray, else this machine's."""
-    locked = dict(_locked(lock.read_text())) if lock else {}
+    """What nodes must have of what mvray needs: the lock's versions where it names Ray, else this machine's.
+
+    "versions" has [name, version, marker]. Markers are for the nodes to decide: their Python may be another one than
+    the one here, as long as mvray knows it ("python").
+    """
+    about = metadata.metadata("mvray")
+    locked = list(_locked(lock.read_text())) if lock else []
     requirements = [line for line in metadata.requires("mvray") or [] if "extra ==" not in line]
     needed = sorted({_plain(re.split(r"[^\w.-]", line)[0]) for line in requirements})
-    if "ray" in locked:
-        versions, source = {name: locked[name] for name in needed if name in locked}, LOCK
+    if any(name == "ray" for name, *_ in locked):
+        versions, source = sorted(line for line in locked if line[0] in needed), LOCK
     else:
-        versions, source = {name: metadata.version(name) for name in needed}, "the machine that submitted"
-    return {"versions": versions, "versions_of": source, "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
+        versions, source = [[name, metadata.version(name), ""] for name in needed], "the machine that submitted"
+    return {"versions": versions, "versions_of": source, "python": about["Requires-Python"]}
 
 
-def _locked(text: str) -> Iterator[tuple[str, str]]:
-    """Name and version of each line NAME==VERSION of a lock file that holds for a cluster of this Python."""
-    from packaging.markers import Marker
-
+def _locked(text: str) -> Iterator[list[str]]:
+    """Name, version and marker of each line NAME==VERSION ; MARKER of a lock file."""
     for match in re.finditer(
         r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==([^\s;\\]+)(?: *;([^\\\n]*))?", text, re.MULTILINE
     ):
-        if not match[3] or Marker(match[3]).evaluate(CLUSTER):
-            yield _plain(match[1]), match[2]
+        yield [_plain(match[1]), match[2], (match[3] or "").strip()]
 
 
 def _plain(name: str) -> str:

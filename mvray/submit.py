@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import http.client
+import ipaddress
 import logging
 import os
 import re
@@ -23,10 +25,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mvray.errors import ClusterError, SettingError
+from mvray.machine import loopback
 from mvray.mlflow_store import without_password
 from mvray.shipment import LOCK, Shipment
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+PORTS = {"https": 443, "ray": 10001}
 CONNECT_S = 5.0
 STOP_WAIT_S = 180
 """How long Ray lets a job that is stopped live on: its steps write a checkpoint (60 s), MLflow gets the rest (60 s)."""
@@ -75,17 +79,39 @@ def environment(names: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[
             f"--env {missing[0]}: there is no such variable here; expected one that is set. Set it first."
         )
     given = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **{name: environ[name] for name in names}}
-    said = []
-    uri = environ.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith(("http://", "https://")):
-        given.setdefault("MLFLOW_TRACKING_URI", without_password(uri))
-    elif "MLFLOW_TRACKING_URI" not in given:
-        found = "is a store of this machine" if uri else "is not set"
-        said.append(
-            f"MLFLOW_TRACKING_URI {found}: the run is tracked beside the results, or in ~/.mvray/runs of the "
-            "head where those are on S3."
-        )
-    return given, said
+    uri = without_password(environ.get("MLFLOW_TRACKING_URI", ""))
+    if "MLFLOW_TRACKING_URI" in given:
+        return given, []
+    if uri.startswith(("http://", "https://")) and not _is_loopback(uri):
+        return {**given, "MLFLOW_TRACKING_URI": uri}, []
+    if not uri:
+        found = "MLFLOW_TRACKING_URI is not set here: the cluster's own counts, if it has one."
+    elif _is_loopback(uri):
+        found = f"{uri} leads to MLflow from this machine alone: it counts if the cluster is here and names no other."
+    else:
+        found = "MLFLOW_TRACKING_URI is a store of this machine: the cluster's own counts, if it has one."
+    return given, [f"{found} The job's log says where its run is."]
+
+
+def beside(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the note beside the code says of MLflow at a loopback address, which only the head can judge (runlog.py).
+
+    Its address may lead to the head's own MLflow, to nothing, or to the same one as here.
+    """
+    uri, here = without_password(environ.get("MLFLOW_TRACKING_URI", "")), loopback()
+    return {"mlflow": {"uri": uri, "loopback": here}} if here and _is_loopback(uri) else {}
+
+
+def _is_loopback(uri: str) -> bool:
+    """Whether ``uri`` leads to a server of whichever machine it is used on."""
+    if not uri.startswith(("http://", "https://")):
+        return False
+    host = urlsplit(uri).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 class Jobs:
@@ -95,16 +121,15 @@ class Jobs:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
-        self.address = self.address or DEFAULT_ADDRESS
-        if address and "://" not in address:
-            self.address = f"http://{address}"
-        _reach(self.address)
-        # Ray lets its variables win over what it is given, and sends a token only where a variable says so.
-        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
+        found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+        self.address = found or DEFAULT_ADDRESS
         if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        with self._words():
+            self.address = _dashboard(self.address)
+        # Ray lets its variables win over what it is given.
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         with self._words():
             import ray
             from ray.job_submission import JobSubmissionClient
@@ -214,7 +239,7 @@ class Jobs:
         except (ClusterError, SettingError):
             raise
         except OSError as error:  # of requests, too
-            raise Unreachable(_unreachable(self.address, str(error))) from error
+            raise Unreachable(_unreachable(self.address, str(error).partition("\n")[0])) from error
         except Exception as error:
             said = str(error).strip()
             if type(error).__name__ == "AuthenticationError":
@@ -231,11 +256,44 @@ class Unreachable(ClusterError):
     """Nobody answers at the cluster's address."""
 
 
+def _dashboard(address: str) -> str:
+    """The URL of the dashboard of the cluster at ``address``: what Ray's own job commands take, and HOST:PORT of the
+    dashboard itself. Raises Unreachable, soon, where nobody listens."""
+    _reach(address)
+    if "://" not in address and address != "auto" and _speaks_http(address):
+        return f"http://{address}"
+    if "://" in address and not address.startswith("ray://"):
+        return address
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray lets win over what it is given
+    from mvray.cluster import _unheard
+
+    with _unheard("gcs_client.cc"), _unheard("rpc_client.h"):  # what they warn of is raised, too
+        from ray.dashboard.utils import get_address_for_submission_client
+
+        logging.getLogger("ray.client_builder").setLevel(logging.ERROR)
+        url: str = get_address_for_submission_client(address)
+    _reach(url)
+    return url
+
+
+def _speaks_http(address: str) -> bool:
+    """Whether a dashboard answers at HOST:PORT, and not a cluster's GCS, whose addresses look the same."""
+    connection = http.client.HTTPConnection(address, timeout=CONNECT_S)
+    try:
+        connection.request("HEAD", "/")
+        connection.getresponse()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
+
+
 def _reach(address: str) -> None:
     """Raises Unreachable, soon, where nobody listens at ``address``; Ray's own client waits for minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
-        port = parts.port or {"https": 443}.get(parts.scheme, 8265)
+        port = parts.port or PORTS.get(parts.scheme, 8265)
     except ValueError:
         raise ClusterError(f"Found the address {address!r}; expected one as {DEFAULT_ADDRESS}.") from None
     if not parts.hostname or address == "auto":
@@ -254,7 +312,8 @@ def _unreachable(address: str, said: str) -> str:
 
 
 def _not_let_in(address: str, said: str) -> str:
-    if "403" in said or "Forbidden" in said or "invalid" in said:
+    was_sent = os.environ.get("RAY_AUTH_MODE") == "token"
+    if "403" in said or "Forbidden" in said or "invalid" in said or ("missing or incorrect" in said and was_sent):
         said = "refused the token that was sent; expected the one that it was started with"
         return f"The cluster at {address} {said}. {HOW_TO_SEND_ONE}"
     return f"The cluster at {address} asks for a token, and none was sent. {HOW_TO_SEND_ONE}"

@@ -10,18 +10,30 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging import markers
 from test_cli import mvray
 
-from mvray.alike import differences
+from mvray.alike import _check_python, differences, versions_here
 from mvray.cli.submitting import as_table, words_of
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.manifest import NOTE, git_commit
-from mvray.runlog import spool_folder, tracking_uri
+from mvray.runlog import spool_folder, tracking_uri, where_tracked
 from mvray.shipment import pack, reference
 from mvray.storage import Storage
-from mvray.submit import Jobs, Submitted, entrypoint, environment, new_id
+from mvray.submit import Jobs, Submitted, beside, entrypoint, environment, new_id
 
 JOB = "from mvray.job import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
+
+SEARCHED = """
+from toys import Linear, step_of
+from mvray.job import Job
+from mvray.search import Search, Uniform
+
+
+def job(tiny=False):
+    search = Search("one", (("method.dropout", Uniform(0.0, 0.5)),), "validation/accuracy")
+    return Job("toys", (step_of("", Linear(), name="one", epochs=1),), search=search)
+"""
 
 
 def git(root: Path, *words: str) -> str:
@@ -121,15 +133,37 @@ def test_the_lock_file_says_which_versions_are_expected(tmp_path: Path) -> None:
         "numpy==2.4.6 \\\n    --hash=sha256:00\n    # via x\nray[data,train]==2.60.0 \\\nother==1\nPillow==12.0\n"
     )
     found = reference(lock)
-    assert found["versions"] == {"numpy": "2.4.6", "pillow": "12.0", "ray": "2.60.0"}
+    assert versions_here(found) == {"numpy": "2.4.6", "pillow": "12.0", "ray": "2.60.0"}
     assert found["versions_of"] == "requirements.lock"
     older = 'numpy==2.4.6 ; python_full_version < "3.4" \\\n    --hash=sha256:0\n'
     newer = 'numpy==2.5.5 ; python_full_version >= "3.4" and sys_platform == "linux" \\\n    --hash=sha256:1\n'
     lock.write_text(f"ray==2.60.0\n{newer}{older}")
-    assert reference(lock)["versions"]["numpy"] == "2.5.5"
+    assert versions_here(reference(lock))["numpy"] == "2.5.5"
     lock.write_text("other==1\n")  # some other project's
-    assert reference(lock)["versions"]["ray"]
+    assert versions_here(reference(lock))["ray"]
     assert reference(None)["versions_of"] == "the machine that submitted"
+
+
+def test_the_python_that_counts_is_the_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laptop and head may have any two that mvray knows; the lock file has a NumPy for each."""
+    lock = Path(__file__).parent.parent / "requirements.lock"
+    lines = {line[1]: line[2] for line in reference(lock)["versions"] if line[0] == "numpy"}
+    assert len(lines) == 2
+    notes, found, here = [], {}, markers.default_environment()
+    for python in ("3.11.2", "3.12.3", "3.13.1"):
+        environment = {**here, "python_full_version": python, "python_version": python.rpartition(".")[0]}
+        monkeypatch.setattr(markers, "default_environment", lambda environment=environment: environment)
+        monkeypatch.setattr("platform.python_version", lambda python=python: python)
+        monkeypatch.setattr("sys.version_info", (*map(int, python.split(".")), "final", 0))
+        notes.append(json.dumps(reference(lock)))
+        found[python] = versions_here(json.loads(notes[0]))["numpy"]
+        _check_python(reference(lock)["python"])
+    assert len(set(notes)) == 1
+    assert found["3.11.2"] != found["3.12.3"] == found["3.13.1"]
+    assert set(found.values()) == set(lines)
+    monkeypatch.setattr("platform.python_version", lambda: "3.10.4")
+    with pytest.raises(ClusterError, match=r"The head has Python 3\.10\.4; mvray expects .*3\.11"):
+        _check_python(reference(lock)["python"])
 
 
 def test_versions_differ_by_what_matters() -> None:
@@ -155,8 +189,37 @@ def test_the_head_runs_what_was_asked_for() -> None:
     assert said.stdout.splitlines() == words
     searched = words_of(given(tune=True, trials=12, concurrent=3), "j.py")
     assert (searched[0], searched[-4:]) == ("tune", ["--trials", "12", "--concurrent", "3"])
-    with pytest.raises(SettingError, match=r"expected --tune beside them"):
-        words_of(given(trials=12), "j.py")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--workers three", "--workers three: expected 0 (no Ray) or more, or a range as in 2-8."),
+        ("--workers 4-2", "--workers 4-2: expected"),
+        ("--only two", "--only two: the job 'toys' has no such step; it has one."),
+        ("--trials 3", "--trials and --concurrent are of a search; expected --tune beside them."),
+        ("--tune --only one", "--only one: a search trains one step"),
+        ("--tune --trials 0", "--trials 0: expected 1 or more."),
+        ("--tune --concurrent -1", "--concurrent -1: expected 1 or more."),
+        ("--tune --workers 0", "--workers 0: expected 1 or more: a search needs Ray."),
+        ("--tune --workers x", "--workers x: expected"),
+        ("--tune --set search.step=two", "search.step is 'two'; expected a Train step of 'toys': one."),
+        ("--tune --set search.scheduler=pbt --trials 1", "search.trials is 1; expected a population of 2 or more"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_sent(repository: Path, options: str, said: str) -> None:
+    """By the functions that `mvray run` and `mvray tune` have; nobody listens at the address."""
+    (repository / "jobs" / "toys.py").write_text(SEARCHED)
+    words = options.split()
+    found = mvray("submit", repository / "jobs/toys.py", "--storage", "/s", "--address", "http://127.0.0.1:1", *words)
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert found.err.startswith(f"mvray: {said}")
+
+
+def test_a_job_without_a_search_is_not_sent_to_be_searched(repository: Path) -> None:
+    (repository / "jobs" / "toys.py").write_text(SEARCHED.replace(", search=search)", ")"))
+    found = mvray("submit", repository / "jobs/toys.py", "--storage", "/s", "--address", "http://127.0.0.1:1", "--tune")
+    assert found.err.startswith("mvray: The job 'toys' has no search; give it one")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +250,55 @@ def test_variables_go_along_only_by_name() -> None:
         environment(["NOTHING"], here)
 
 
+LOOPBACK = ("http://localhost:5000", "https://127.1.2.3/ml", "http://[::1]:5000/", "http://0.0.0.0:5000")
+
+
+@pytest.mark.parametrize("uri", LOOPBACK)
+def test_a_loopback_address_of_mlflow_is_no_order(uri: str) -> None:
+    """It would lead every cluster to itself, past the MLflow that it has."""
+    sent, said = environment([], {"MLFLOW_TRACKING_URI": uri})
+    assert "MLFLOW_TRACKING_URI" not in sent
+    assert said == [
+        f"{uri} leads to MLflow from this machine alone: it counts if the cluster is here and names no other. "
+        "The job's log says where its run is."
+    ]
+    assert beside({"MLFLOW_TRACKING_URI": uri})["mlflow"]["uri"] == uri
+    sent, said = environment(["MLFLOW_TRACKING_URI"], {"MLFLOW_TRACKING_URI": uri})
+    assert (sent["MLFLOW_TRACKING_URI"], said) == (uri, [])  # who names it means it
+
+
+@pytest.mark.parametrize("uri", ["", "sqlite:////x", "file://localhost/x", "https://ml.example.org", "http://10.0.0.7"])
+def test_other_addresses_of_mlflow_are_not_in_the_note(uri: str) -> None:
+    assert beside({"MLFLOW_TRACKING_URI": uri}) == {}
+
+
+def test_what_is_not_known_of_mlflow_is_not_said() -> None:
+    _, said = environment([], {})
+    assert said == [
+        "MLFLOW_TRACKING_URI is not set here: the cluster's own counts, if it has one. "
+        "The job's log says where its run is."
+    ]
+
+
+def test_the_head_judges_the_submitters_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own comes first; the submitter's counts on the same machine; else the run is beside the results."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    storage, theirs = Storage("/shared/runs"), "http://localhost:5000"
+    assert where_tracked(storage) == ""
+    note = beside({"MLFLOW_TRACKING_URI": theirs})
+    (tmp_path / NOTE).write_text(json.dumps(note))
+    assert where_tracked(storage) == "Tracked in MLflow at http://localhost:5000."
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@ml.internal")
+    assert where_tracked(storage) == f"Tracked in MLflow at http://ml.internal, not at the submitter's {theirs}."
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (tmp_path / NOTE).write_text(json.dumps({"mlflow": {**note["mlflow"], "loopback": "another machine's"}}))
+    beside_results = "sqlite:////shared/runs/mlflow.db"
+    assert where_tracked(storage) == f"Tracked in MLflow at {beside_results}, not at the submitter's {theirs}."
+    (tmp_path / NOTE).write_text("{}")
+    assert where_tracked(storage) == f"Tracked in MLflow at {beside_results}."
+
+
 def test_ids_are_readable_and_differ() -> None:
     ids = {new_id("Grad-CAM masking") for _ in range(50)}
     assert len(ids) == 50
@@ -208,10 +320,16 @@ def test_the_list_of_jobs() -> None:
 
 def test_nobody_at_the_address(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-    for arguments in (["jobs"], ["logs", "x"], ["stop", "x", "--address", "127.0.0.1:1"]):
+    for arguments in (
+        ["jobs"],
+        ["logs", "x"],
+        ["stop", "x", "--address", "127.0.0.1:1"],
+        ["jobs", "--address", "ray://127.0.0.1:1"],
+    ):
         said = mvray(*arguments)
         assert (said.code, said.err.count("\n")) == (2, 1)
-        assert said.err.startswith("mvray: Nobody answers at http://127.0.0.1:1 (Connection refused); expected the ")
+        at = arguments[-1] if "--address" in arguments else "http://127.0.0.1:1"
+        assert said.err.startswith(f"mvray: Nobody answers at {at} (Connection refused); expected the ")
     said = mvray("submit", repository / "jobs/toys.py", "--storage", "/shared/runs")
     assert said.code == 2
     assert "Nobody answers" in said.err

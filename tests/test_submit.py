@@ -35,6 +35,31 @@ from toys import step_of
 def job(tiny=False):
     return Job("toys", (step_of("", Slow(dropout=0.2), epochs={EPOCHS}, checkpoint_steps=5, workers=2),))
 """
+MINE_JOB = f"""
+from mine import Mine
+from mvray.job import Job
+from toys import step_of
+
+
+def job(tiny=False):
+    narrow = step_of("", Mine(), "narrow", epochs={EPOCHS}, workers=2)
+    wide = step_of("", Mine(), "wide", epochs={EPOCHS}, workers=2, cpus_per_worker=2)
+    return Job("mine", (narrow, wide))
+"""
+MINE = """
+import time
+from dataclasses import dataclass
+
+from toys import Linear
+
+
+@dataclass(frozen=True)
+class Mine(Linear):
+    def build(self, facts):
+        method = Linear(dropout=FACTOR * self.dropout).build(facts)
+        method.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+        return method
+"""
 SLOW = '''
 import time
 from dataclasses import dataclass
@@ -60,6 +85,7 @@ class Head:
     """A Ray cluster of one machine, as `ray start` makes it: its dashboard's address and its process."""
 
     address: str
+    gcs: str
     pid: int
     place: Path
 
@@ -70,13 +96,13 @@ class Head:
         token = {"RAY_AUTH_TOKEN_PATH": str(self.place / "token"), "RAY_API_SERVER_ADDRESS": self.address}
         return {**kept, **secrets, **token}
 
-    def mvray(self, *words: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    def mvray(self, *words: object, at: str = "repository", **environ: str) -> subprocess.CompletedProcess[str]:
         command = [str(word) for word in (BIN / "mvray", *words)]
-        given = {"capture_output": True, "text": True, "timeout": 400, "cwd": self.place / "repository"}
+        given = {"capture_output": True, "text": True, "timeout": 400, "cwd": self.place / at}
         return subprocess.run(command, env={**self.environ, **environ}, check=False, **given)
 
-    def submit(self, *more: object) -> subprocess.CompletedProcess[str]:
-        return self.mvray("submit", "toys_job.py", "--data", self.place / "data", *more)
+    def submit(self, *more: object, **environ: str) -> subprocess.CompletedProcess[str]:
+        return self.mvray("submit", "toys_job.py", "--data", self.place / "data", *more, **environ)
 
     def state(self, id_: str) -> str:
         (line,) = [line for line in self.mvray("jobs").stdout.splitlines() if line.startswith(id_)]
@@ -92,27 +118,27 @@ class Head:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[Head]:
     place = tmp_path_factory.mktemp("submit")
-    _repository(place / "repository")
+    _repository(place / "repository", slow=SLOW, toys_job=JOB)
     shutil.copytree(drawings, place / "data")
     (place / "token").write_text("0123456789abcdef" * 4)
     # Ray's sockets lie below its folder, and their paths have at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         (place / "ray").symlink_to(folder)
-        process, address = _start(place, folder)
+        process, address, gcs = _start(place, folder)
         try:
             until = time.monotonic() + 240
             while "block forever" not in (said := (place / "log").read_text()):
                 assert process.poll() is None, said
                 assert time.monotonic() < until, said
                 time.sleep(0.2)
-            yield Head(address, process.pid, place)
+            yield Head(address, gcs, process.pid, place)
         finally:
             for each in (*psutil.Process(process.pid).children(recursive=True), process):
                 each.kill()  # SIGTERM drains the node first, for up to half a minute
             process.wait(timeout=60)
 
 
-def _start(place: Path, folder: str) -> tuple[subprocess.Popen[bytes], str]:
+def _start(place: Path, folder: str) -> tuple[subprocess.Popen[bytes], str, str]:
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
     ports = dict(zip((*names, "dashboard-agent-grpc-port"), free_ports(5), strict=True))
     options = [part for name, port in ports.items() for part in (f"--{name}", str(port))]
@@ -124,15 +150,15 @@ def _start(place: Path, folder: str) -> tuple[subprocess.Popen[bytes], str]:
     command = [BIN / "ray", "start", "--head", "--block", *options]
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
-    return process, f"http://127.0.0.1:{ports['dashboard-port']}"
+    return process, f"http://127.0.0.1:{ports['dashboard-port']}", f"127.0.0.1:{ports['port']}"
 
 
-def _repository(root: Path) -> None:
-    """A job that git tracks, and a file that it does not."""
+def _repository(root: Path, **files: str) -> None:
+    """Python files that git tracks, and a file that it does not."""
     root.mkdir()
     shutil.copy(ROOT / "tests" / "toys.py", root)
-    (root / "slow.py").write_text(SLOW)
-    (root / "toys_job.py").write_text(JOB)
+    for name, text in files.items():
+        (root / f"{name}.py").write_text(text)
     git(root, "init", "--quiet")
     git(root, "add", ".")
     git(root, "commit", "--quiet", "-m", "jobs")
@@ -173,6 +199,7 @@ def test_stopped_and_submitted_again_it_ends_as_if_never_stopped(
     again = head.submit("--storage", storage, "--follow")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "toys: 1 steps, 0 finished before, 1 to do." in again.stdout
+    assert f"Tracked in MLflow at sqlite:///{storage}/mlflow.db." in again.stdout
     assert again.stderr.splitlines()[-1].endswith(": SUCCEEDED")
     assert not before.exists() or before.stat().st_mtime_ns == written  # it is not made again
     alone = tmp_path / Path(whole.folder).name
@@ -181,11 +208,46 @@ def test_stopped_and_submitted_again_it_ends_as_if_never_stopped(
     assert manifest["git_commit"] == git(head.place / "repository", "rev-parse", "HEAD")
 
 
+def test_two_users_at_once_get_what_each_would_get_alone(
+    head: Head, drawings: Path, two_ranks: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Other code and settings under the same names, one storage, room for both narrow steps, and for one wide one."""
+    storage, sent = head.place / "shared", {}
+    for user, factor, dropout in (("ada", 1, 0.2), ("eve", 2, 0.3)):
+        _repository(head.place / user, mine_job=MINE_JOB, mine=MINE.replace("FACTOR", str(factor)))
+        words = ["--data", head.place / "data", "--storage", storage]
+        words += [part for step in ("narrow", "wide") for part in ("--set", f"{step}.method.dropout={dropout}")]
+        said = head.mvray("submit", "mine_job.py", *words, at=user, USER=user, LOGNAME=user)
+        assert said.returncode == 0, said.stderr
+        sent[user] = (said.stdout.strip(), factor * dropout)
+    ended = {user: head.mvray("logs", id_, "--follow") for user, (id_, _) in sent.items()}
+    listed = {line.split()[0]: line.split()[1:4] for line in head.mvray("jobs").stdout.splitlines()}
+    commits, weights = {}, {}
+    for user, (id_, dropout) in sent.items():
+        assert ended[user].returncode == 0, ended[user].stdout
+        assert listed[id_] == ["SUCCEEDED", "mine_job", user]
+        alone = task(step_of(drawings, Linear(dropout=dropout), epochs=EPOCHS, workers=2), tmp_path / user)
+        assert two_ranks(alone) == ["done", "done"]
+        weights[user] = (Path(alone.folder) / "weights.safetensors").read_bytes()
+        commits[user] = git(head.place / user, "rev-parse", "HEAD")
+    assert weights["ada"] != weights["eve"]
+    found = [(json.loads(file.read_text()), file.parent) for file in storage.glob("*/step.json")]
+    assert sorted(step["name"] for step, _ in found) == ["narrow", "narrow", "wide", "wide"]
+    assert {step["git_commit"] for step, _ in found} == set(commits.values())
+    for step, folder in found:
+        user = next(user for user, commit in commits.items() if commit == step["git_commit"])
+        assert (folder / "weights.safetensors").read_bytes() == weights[user], (user, step["name"])
+    said = "".join(each.stdout for each in ended.values())
+    assert "wide: waits for " in said
+    assert "narrow: waits" not in said
+
+
 def test_other_versions_are_refused(head: Head) -> None:
     repository = head.place / "repository"
     (repository / "requirements.lock").write_text("ray==2.60.0\nnumpy==1.0.0\ntorch==2.0.1\n")
     git(repository, "add", "requirements.lock")
-    sent = head.submit("--storage", head.place / "other", "--follow")
+    storage, tunnel = head.place / "other", "http://127.0.0.1:1"
+    sent = head.submit("--storage", storage, "--follow", MLFLOW_TRACKING_URI=tunnel)
     git(repository, "rm", "--quiet", "--force", "requirements.lock")
     assert sent.returncode == 2, sent.stdout
     assert sent.stdout.count("mvray: ") == 1
@@ -193,6 +255,9 @@ def test_other_versions_are_refused(head: Head) -> None:
     assert "(expected 1.0.0)" in sent.stdout
     assert "Expected the versions of requirements.lock on every node." in sent.stdout
     assert "(exit code 2)" in sent.stderr
+    # The cluster is on this machine and has no MLflow of its own, so an address of this machine counts there.
+    assert f"{tunnel} leads to MLflow from this machine alone" in sent.stderr
+    assert f"Tracked in MLflow at {tunnel}." in sent.stdout
 
 
 def _interrupted(head: Head, id_: str) -> str:
@@ -218,6 +283,23 @@ def test_what_the_cluster_does_not_let_in(head: Head) -> None:
     assert "has no job nothing; `mvray jobs` lists" in unknown.stderr
 
 
+def test_addresses_are_what_ray_takes_them_for(head: Head) -> None:
+    """`ray job` takes URLs of dashboards, HOST:PORT of a GCS, and auto; a dashboard's HOST:PORT is a courtesy."""
+    # Of a cluster that listens on this machine's loopback alone, and is not the only one here.
+    own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TMPDIR": str(head.place), "RAY_API_SERVER_ADDRESS": ""}
+    dashboard = head.address.removeprefix("http://")
+    for address in (head.address, dashboard, head.gcs, "auto"):
+        listed = head.mvray("jobs", "--address", address, **own)
+        assert (listed.returncode, listed.stdout.split()[:2]) == (0, ["ID", "STATE"]), listed.stderr
+        assert head.mvray("jobs", **{**own, "RAY_ADDRESS": address}).stdout == listed.stdout
+    none = head.mvray("jobs", "--address", head.gcs, **{**own, "RAY_AUTH_TOKEN_PATH": ""})
+    assert (none.returncode, none.stderr.count("\n")) == (2, 1)  # not a word of Ray's core
+    assert "asks for a token, and none was sent" in none.stderr
+    wrong = head.mvray("jobs", "--address", head.gcs, **own, RAY_AUTH_TOKEN="wrong" * 10)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "refused the token that was sent" in wrong.stderr
+
+
 def test_it_listens_on_this_machine_alone(head: Head) -> None:
     """All of `ray start`, by the one variable that SECURITY.md names."""
     node = psutil.Process(head.pid)
@@ -236,7 +318,7 @@ def test_no_secret_is_found_anywhere(head: Head) -> None:
     token = {"Authorization": f"Bearer {(head.place / 'token').read_text()}"}
     listed = requests.get(f"{head.address}/api/jobs/", headers=token, timeout=30).text
     assert "toys_job.py" in listed
-    kept = [head.place / name for name in ("runs", "other", "ray")]
+    kept = [head.place / name for name in ("runs", "other", "shared", "ray")]
     files = [file for place in kept for file in place.resolve().rglob("*") if file.is_file()]
     assert any(file.name == "mlflow.db" for file in files)
     assert any(file.name.startswith("job-driver-toys-job-") for file in files)

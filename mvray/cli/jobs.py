@@ -87,6 +87,23 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
     return replaced(job, changes)
 
 
+def asked_for(given: argparse.Namespace) -> Job:
+    """The job that the options name, with its workers. Raises SettingError for what none of it is, --only among it."""
+    from mvray.settings import replaced
+
+    job = load_job(given.job, given.tiny, given.data, given.set)
+    if workers := workers_of(getattr(given, "workers", None)):
+        least, most = workers
+        # First a pair that is in order whatever the job says.
+        job = replaced(job, {"scale.min_workers": "none"})
+        job = replaced(job, {"scale.workers": max(1, most)})
+        job = replaced(job, {"scale.min_workers": least if least < most else "none"})
+    only, names = getattr(given, "only", None), sorted({step.name for step in job.walk()})
+    if only is not None and only not in names:
+        raise SettingError(f"--only {only}: the job {job.name!r} has no such step; it has {', '.join(names)}.")
+    return job
+
+
 def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, Storage]:
     """The job that the options name, planned; with ``one_seed`` for the first of its seeds alone."""
     from mvray import plan
@@ -94,15 +111,7 @@ def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, St
 
     if given.data and "://" not in given.data and not Path(given.data).is_dir():
         raise DataError(f"--data {given.data}: there is no such folder.")
-    job = load_job(given.job, given.tiny, given.data, given.set)
-    if workers := workers_of(getattr(given, "workers", None)):
-        from mvray.settings import replaced
-
-        least, most = workers
-        # First a pair that is in order whatever the job says.
-        job = replaced(job, {"scale.min_workers": "none"})
-        job = replaced(job, {"scale.workers": max(1, most)})
-        job = replaced(job, {"scale.min_workers": least if least < most else "none"})
+    job = asked_for(given)
     if one_seed:
         job = replace(job, seeds=job.seeds[:1])
     storage = Storage(given.storage)
@@ -123,7 +132,7 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray.progress import Progress
     from mvray.results import collect, comparison, means, pictures
     from mvray.run import chosen, execute
-    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri
+    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri, where_tracked
     from mvray.tracking import Tracker
 
     heed_signals()
@@ -135,6 +144,8 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     todo = [planned for planned in steps if not planned.finished]
     missing = len(todo)
     progress.say(f"{plan.job.name}: {len(steps)} steps, {len(steps) - missing} finished before, {missing} to do.")
+    if line := where_tracked(storage):
+        progress.say(line)
     _say_bad(plan, progress)
     delay_s = 20.0 if missing else 0.0
     tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s, refuge(storage))

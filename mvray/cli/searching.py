@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _tune(given: argparse.Namespace) -> int:
-    _check_options(given)
+    check_options(given)
     if os.environ.get("RAY_ADDRESS"):
         return supervised(lambda patience_s: _tune_here(given, patience_s))
     return _tune_here(given)
@@ -41,7 +41,7 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray.plan import Plan
     from mvray.progress import Progress
     from mvray.run import chosen, execute
-    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri
+    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri, where_tracked
     from mvray.tracking import Tracker
 
     study.check(load_job(given.job, given.tiny, given.data, given.set))
@@ -60,6 +60,8 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
         f"{plan.job.name}: search of {base.name}, {found.summary(wanted)}. "
         f"{len(new)} of the {len(before.steps)} steps that it reads are to do first."
     )
+    if line := where_tracked(storage):
+        progress.say(line)
     tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), 20.0, refuge(storage))
     about = {**versions(), "git_commit": git_commit() or ""}
     log = RunLog(tracker, plan, about, given.job, search=found.about())
@@ -90,7 +92,8 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     return 0
 
 
-def _check_options(given: argparse.Namespace) -> None:
+def check_options(given: argparse.Namespace) -> None:
+    """Raises SettingError for numbers that no search can have."""
     for name in ("trials", "concurrent"):
         number = getattr(given, name)
         if number is not None and number < 1:

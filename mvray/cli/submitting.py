@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvray.cli.jobs import load_job, run_options
+from mvray.cli.jobs import asked_for, run_options
 from mvray.cli.options import FAILED, INTERRUPTED, STORAGE, same_options
+from mvray.cli.searching import check_options
 from mvray.errors import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -47,8 +49,9 @@ def add(commands: Any) -> None:
 
 
 def _address(parser: argparse.ArgumentParser) -> None:
-    text = "the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, http://127.0.0.1:8265)"
-    parser.add_argument("--address", metavar="URL", help=text)
+    text = "the cluster, as for `ray job`: http://HOST:8265 (its dashboard), HOST:6379 (its GCS) or auto (default: "
+    text += "RAY_API_SERVER_ADDRESS, RAY_ADDRESS, http://127.0.0.1:8265)"
+    parser.add_argument("--address", metavar="ADDRESS", help=text)
 
 
 def words_of(given: argparse.Namespace, job: str) -> list[str]:
@@ -57,14 +60,31 @@ def words_of(given: argparse.Namespace, job: str) -> list[str]:
     Raises SettingError or DataError for a place that is on this machine alone.
     """
     _check_places(given)
-    if not given.tune and (given.trials is not None or given.concurrent is not None):
-        raise SettingError("--trials and --concurrent are of a search; expected --tune beside them.")
     words = ["tune" if given.tune else "run", job, *same_options(given)]
     options = ("trials", "concurrent", "workers") if given.tune else ("only", "workers")
     for option in options:
         if (value := getattr(given, option)) is not None:
             words += [f"--{option}", str(value)]
     return words
+
+
+def _check_job(given: argparse.Namespace) -> None:
+    """Raises, here and not in minutes, what `mvray run` or `mvray tune` would raise on the head for job and options."""
+    if not given.tune:
+        if given.trials is not None or given.concurrent is not None:
+            raise SettingError("--trials and --concurrent are of a search; expected --tune beside them.")
+        asked_for(given)
+        return
+    if given.only is not None:
+        raise SettingError(
+            f"--only {given.only}: a search trains one step, with what that reads; expected no --only beside --tune."
+        )
+    from mvray import study
+
+    check_options(given)
+    search, _ = study.check(asked_for(given))
+    if search.scheduler == "pbt" and given.trials is not None:
+        replace(search, trials=given.trials)  # a population has a least size
 
 
 def _check_places(given: argparse.Namespace) -> None:
@@ -92,12 +112,13 @@ def _is_everywhere(place: str) -> bool:
 
 def _submit(given: argparse.Namespace) -> int:
     from mvray.shipment import LIMIT_MIB, pack
-    from mvray.submit import Jobs, environment
+    from mvray.submit import Jobs, beside, environment
 
     shipment = pack(given.job, given.code_limit if given.code_limit is not None else LIMIT_MIB)
     words = words_of(given, shipment.job)
-    load_job(given.job, given.tiny, given.data, given.set)  # a mistake in it is found here and not in minutes
+    _check_job(given)
     variables, notes = environment(given.env, os.environ)
+    shipment = replace(shipment, note={**shipment.note, **beside(os.environ)})
     cluster = Jobs(given.address)
     said = f"Sending {len(shipment.files)} files, {shipment.bytes / 2**20:.1f} MiB"
     _say(f"{said}{f', of commit {shipment.commit[:12]}' if shipment.commit else ''} ...")
