@@ -80,7 +80,7 @@ def _answers(asked: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str | No
     until = time.monotonic() + wait_s
     if made_s and (left := ray.wait(list(asked.values()), num_returns=len(asked), timeout=SOON_S)[1]):
         print(
-            f"Waiting for {len(left)} of {len(asked)} nodes: where the environment of {LOCK} is not there yet, it is "
+            f"Waiting for {len(left)} of {len(asked)} nodes: where the environment of {LOCK} is not there yet it is "
             f"made now, for at most {duration(made_s)}.",
             file=sys.stderr,
             flush=True,
