@@ -1,4 +1,4 @@
-"""Room on the Ray cluster: what is free on which node, which nodes go away, and placement groups that wait for room.
+"""Room on the Ray cluster: what is free on which node, what could be, which nodes go away, and groups that wait.
 
 Ray hears late of a node that is lost without a word (15 s and more), and would have a new crew wait for it. So a
 node counts only when its Ray process takes a connection.
@@ -7,10 +7,13 @@ node counts only when its Ray process takes a connection.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 POLL_S = 0.1
@@ -20,8 +23,44 @@ SETTLE_S = 3.0
 """What a crew leaves is free again within this time; a smaller one is formed only after it."""
 REACH_S = 1.0
 NODE_ID = "ray.io/node-id"
+CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves the autoscaler's configuration (JSON) on the head, and nowhere else."""
+NO_LIMIT = 1_000_000.0
+"""Stands for as much as is asked for; Ray says 2^63 - 1, which sums and products do not bear."""
 
 Bundle = Mapping[str, float]
+
+
+def most() -> dict[str, float]:
+    """What the autoscaler's configuration allows of each resource; empty where nobody says.
+
+    Ray has a place for it, which is asked first; Ray 2.60's own autoscaler leaves it empty.
+    """
+    from ray._private.state import state
+
+    told: Mapping[str, float] | None = state.get_max_resources_from_cluster_config()
+    file = CONFIG.expanduser()
+    with contextlib.suppress(OSError, ValueError):
+        told = told or _configured(file, file.stat().st_mtime_ns)
+    return {name: min(float(amount), NO_LIMIT) for name, amount in (told or {}).items()}
+
+
+@functools.lru_cache(maxsize=1)
+def _configured(file: Path, _written_at: int) -> dict[str, float]:
+    config: Mapping[str, Any] = json.loads(file.read_text())
+    return allowed(config.get("available_node_types", {}), config.get("max_workers", 0))
+
+
+def allowed(types: Mapping[str, Mapping[str, Any]], workers: int) -> dict[str, float]:
+    """The most of each resource that at most ``workers`` nodes of an autoscaler's node types have."""
+    found: dict[str, float] = {}
+    for name in {name for each in types.values() for name in each.get("resources", {})}:
+        left = workers
+        for each in sorted(types.values(), key=lambda each: -each.get("resources", {}).get(name, 0)):
+            nodes = min(left, each.get("max_workers", workers))
+            found[name] = found.get(name, 0.0) + nodes * each.get("resources", {}).get(name, 0)
+            left -= nodes
+    return found
 
 
 def leaving() -> set[str]:

@@ -34,6 +34,8 @@ from mvray.study import FAILED, FINISHED, RUNNING, STOPPED, Study, Trial, at_epo
 ROOM_EVERY_S = 5.0
 ENOUGH_FAILED = 3
 """A search whose first trials all fail ends after so many."""
+MOST_AT_ONCE = 100
+"""Trials, each a thread of this process: an autoscaler without a limit has room for any number."""
 
 
 class Trials:
@@ -69,7 +71,7 @@ class Trials:
         return self.fatal is not None or self._cluster.aborted.is_set()
 
     def room(self) -> int:
-        """How many trials the cluster has room for now; nodes may come and go."""
+        """How many trials are to run at once; nodes may come and go."""
         if time.monotonic() - self._looked_at > ROOM_EVERY_S:
             self._looked_at = time.monotonic()
             self._room = room(self._study.base, self._cluster)
@@ -277,12 +279,12 @@ class _Silent(Progress):
 
 
 def room(base: Planned, cluster: Cluster) -> int:
-    """How many trials of the step ``base`` the cluster has room for at once; at least one."""
+    """How many trials of the step ``base`` the cluster has, or its autoscaler makes, room for at once; at least one."""
     cpus, gpus = cluster.room()
     each_cpus, each_gpus = needs(base.step, gpus)
     fits = [(cpus - HEADROOM_CPUS * cluster.is_local) / each_cpus]
     fits += [gpus / each_gpus] if each_gpus else []
-    return max(1, int(min(fits) + 1e-9))
+    return max(1, int(min(*fits, MOST_AT_ONCE) + 1e-9))
 
 
 def search(
