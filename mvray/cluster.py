@@ -259,6 +259,6 @@ def needs(step: Step, gpus: float, workers: int | None = None) -> tuple[float, f
     scale = getattr(step, "scale", None)
     if scale is None:
         return 0.0, 0.0
-    workers = workers or scale.workers
-    each = scale.gpus_per_actor if isinstance(step, Generate) else 1.0
+    workers = scale.workers if workers is None else workers
+    each = step.gpus_per_actor if isinstance(step, Generate) else 1.0
     return workers * scale.cpus_per_worker, workers * each if gpus else 0.0
