@@ -23,6 +23,8 @@ SETTLE_S = 3.0
 """What a crew leaves is free again within this time; a smaller one is formed only after it."""
 REACH_S = 1.0
 NODE_ID = "ray.io/node-id"
+HEAD = "node:__internal_head__"
+"""A resource that only the head has."""
 CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the autoscaler's configuration (JSON) on the head, and nowhere else."""
 NO_LIMIT = 1_000_000.0
@@ -147,19 +149,35 @@ class Wish:
         self._group, self._since = None, 0.0
 
 
+def heads_to_spare(bundle: Bundle) -> set[str]:
+    """Ids of the head, where ``bundle`` would fit there and on another node, too: what fills its memory ends all."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    fit = [node for node in nodes if all(node["Resources"].get(name, 0.0) >= bundle[name] for name in bundle)]
+    heads = {node["NodeID"] for node in fit if HEAD in node["Resources"]}
+    return heads if len(fit) > len(heads) else set()
+
+
 def reserve(
-    bundle: Bundle, least: int, most: int, say: Callable[[int], None], stopping: Callable[[], bool]
+    bundle: Bundle,
+    least: int,
+    most: int,
+    say: Callable[[int], None],
+    stopping: Callable[[], bool],
+    away_from: Collection[str] = (),
 ) -> tuple[Any, int] | None:
     """A placement group of as many bundles, ``least`` to ``most``, as there is room for; waits for ``least``.
 
-    While it waits, Ray's autoscaler sees what is wanted, and Ray gives groups their room in turn, other users' too.
+    It keeps ``away_from`` these nodes. While it waits, Ray's autoscaler sees what is wanted, and Ray gives groups their
+    room in turn, other users' too.
     ``say`` is called once, with the number of bundles that lack room. None where ``stopping`` said so.
     """
     import ray.util
 
     began, said = time.monotonic(), False
     while True:
-        gone = lost()
+        gone = lost() | set(away_from)
         size = _settled(bundle, least, most, gone)
         selector = {NODE_ID: f"!in({', '.join(sorted(gone))})"} if gone else {}
         group = ray.util.placement_group([dict(bundle)] * size, bundle_label_selector=[selector] * size)

@@ -5,20 +5,35 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import tempfile
+import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pyarrow as pa
 import pytest
 import yaml
 from nodes import Net, environ_of_nodes, free_ports
-from toys import Logged, step_of
+from toys import Logged, Means, step_of
 
-from mvray import plan, room, run, tune
+from mvray import plan, room, run, spent, tune
 from mvray.cluster import Cluster
-from mvray.errors import ClusterError
-from mvray.job import Job
+from mvray.data.folder import Folder
+from mvray.errors import ClusterError, DataError, Interrupted, StepFailed
+from mvray.job import Data, Generate, Job, Measure, Scale, Step
+from mvray.progress import Progress
 from mvray.storage import Storage
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+    # A step that is interrupted leaves Ray Data's thread, which complains when the cluster is left.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 TYPES = {
     "head": {"resources": {"CPU": 0}, "max_workers": 0},
@@ -130,3 +145,178 @@ def test_what_an_autoscaler_tells_ray_counts_and_no_limit_is_a_number(
     assert tune.room(_planned(drawings, tmp_path), cluster) == tune.MOST_AT_ONCE
     client.report_cluster_config(ClusterConfig().SerializeToString())
     assert cluster.room() == (0, 0)
+
+
+# -- with a node -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def node(net: Net, cluster: Cluster) -> None:
+    """Node 2 has come."""
+    import ray
+
+    net.start(2)
+    until = time.monotonic() + 60
+    while not ray.cluster_resources().get("CPU") and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+class Lines(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.shown.append(line)
+
+    def show(self, key: str, text: str | None) -> None:
+        self.shown.append(text or "")
+
+
+class NoLog:
+    """MLflow's place is taken by nobody."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: ""
+
+
+def _done(step: Step, place: Path, cluster: Cluster) -> tuple[plan.Planned, list[str]]:
+    """The step, done as a job does it, and all that was said."""
+    log: Any = NoLog()
+    lines = Lines()
+    planned = plan.make(Job("room", (step,)), Storage(str(place))).steps[-1]
+    run.do(planned, cluster, log, lines)
+    return planned, lines.shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("node")
+def test_an_actor_that_waits_for_room_is_not_charged(cluster: Cluster, drawings: Path, tmp_path: Path) -> None:
+    cluster._most_gpus = 1  # a GPU that the autoscaler promised, and that never comes
+    step = Generate("means", Means(str(tmp_path)), step_of(drawings, Logged()).data, Scale(loader_workers=0))
+    threading.Timer(8.0, cluster.aborted.set).start()
+    with pytest.raises(Interrupted):
+        _done(step, tmp_path / "runs", cluster)
+    cluster.aborted.clear()
+    cluster._most_gpus = 0
+    cost = spent.total(plan.make(Job("room", (step,)), Storage(str(tmp_path / "runs"))).steps[0].folder)
+    assert cost.seconds > 5
+    assert cost.cpu_hours == cost.gpu_hours == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("node")
+def test_actors_are_charged_from_when_they_are_there(cluster: Cluster, drawings: Path, tmp_path: Path) -> None:
+    """One shard, so one actor, whatever ``workers`` says; it is charged while it makes its first shard, too."""
+    (tmp_path / "slow").touch()
+    data = step_of(drawings, Logged()).data
+    step = Generate("means", Means(str(tmp_path), 6.0), data, Scale(workers=4, loader_workers=0))
+    planned, said = _done(step, tmp_path / "runs", cluster)
+    host = socket.gethostname()
+    assert f"means (seed 0): 0/1 shards, 1 worker on {host}" in said
+    cost = spent.total(planned.folder)
+    assert 6 < cost.cpu_hours * 3600 <= cost.seconds
+    assert cost.gpu_hours == 0
+
+
+@dataclass(frozen=True)
+class Where:
+    """Says in which process it ran. Files in ``folder`` tell it to wait (``slow``) and to raise (``bad``, ``odd``)."""
+
+    folder: str
+
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float]:
+        place = Path(self.folder)
+        (place / f"began-{os.getpid()}").touch()
+        while (place / "slow").exists():
+            time.sleep(0.1)
+        if (place / "bad").exists():
+            raise DataError("These columns are of no use.")
+        if (place / "odd").exists():
+            raise KeyError("odd")
+        return {"process": float(os.getpid())}
+
+
+def _measure(drawings: Path, folder: Path) -> Measure:
+    return Measure("score", Data(Folder(root=str(drawings))).test, (Where(str(folder)),))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("node")
+def test_numbers_are_computed_on_a_node_and_again_where_that_is_lost(
+    net: Net, cluster: Cluster, drawings: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "slow").touch()
+
+    def lose() -> None:
+        until = time.monotonic() + 200
+        while not (begun := list(tmp_path.glob("began-*"))) and time.monotonic() < until:
+            time.sleep(0.1)
+        (tmp_path / "slow").unlink()
+        os.kill(int(begun[0].name.partition("-")[2]), signal.SIGKILL)
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    planned, said = _done(_measure(drawings, tmp_path), tmp_path / "runs", cluster)
+    losing.join()
+    assert len(list(tmp_path.glob("began-*"))) == 2
+    assert planned.metrics()["test/process"] != os.getpid()
+    assert f"score (seed 0): on {socket.gethostname()}" in said
+    cost = spent.total(planned.folder)
+    assert 0 < cost.cpu_hours * 3600 <= cost.seconds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("node")
+def test_what_a_task_raises_is_said_as_in_this_process(cluster: Cluster, drawings: Path, tmp_path: Path) -> None:
+    step = _measure(drawings, tmp_path)
+    for name, error, message in (
+        ("bad", DataError, r"^These columns are of no use\.$"),
+        ("odd", StepFailed, r"^Step 'score' ended with KeyError: 'odd'\. The traceback is in .*/error.txt"),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(error, match=message):
+            _done(step, tmp_path / "runs", cluster)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("node")
+def test_ctrl_c_ends_the_task(net: Net, cluster: Cluster, drawings: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow").touch()
+
+    def stop() -> None:
+        while not list(tmp_path.glob("began-*")):
+            time.sleep(0.1)
+        cluster.aborted.set()
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Interrupted):
+        _done(_measure(drawings, tmp_path), tmp_path / "runs", cluster)
+    cluster.aborted.clear()
+    (began,) = tmp_path.glob("began-*")
+    until = time.monotonic() + 30
+    while psutil.pid_exists(int(began.name.partition("-")[2])) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(int(began.name.partition("-")[2]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("node")
+def test_the_head_is_spared_where_another_node_will_do(cluster: Cluster) -> None:
+    import ray
+
+    (head,) = [node["NodeID"] for node in ray.nodes() if room.HEAD in node["Resources"]]
+    assert room.heads_to_spare({"CPU": 2.0}) == set(), "it has no CPU"
+    assert room.heads_to_spare({}) == {head}
+    assert room.heads_to_spare({"CPU": 3.0}) == set(), "nor has another node so many"
+    group, size = room.reserve({"CPU": 1.0}, 1, 1, lambda _: None, lambda: False, {head}) or (None, 0)
+    assert size == 1
+    assert head not in room.nodes_of(group)
+    ray.util.remove_placement_group(group)
