@@ -1,10 +1,14 @@
-"""When the ranks of a training run stop, and when they write a checkpoint: the same answer on every rank."""
+"""When the ranks of a training run stop, and when they write a checkpoint: the same answer on every rank.
+
+What they speak of by the way: how busy their nodes' GPUs are, for rank 0's board.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
+from mvray.board import gpu_use
 from mvray.task import gathered
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ class Agreement:
 
     def __init__(self, scale: Scale, here: Environment) -> None:
         self._scale, self._here = scale, here
+        self._gpus = gpu_use() if here.device.type == "cuda" else None
         self._steps = self._left = 1
         self._spoke_at = self._saved_at = time.monotonic()
 
@@ -39,9 +44,12 @@ class Agreement:
         if self._left:
             return False, due
         now = time.monotonic()
-        wishes = gathered((self._here.stopping(), late, now - self._spoke_at), self._here)
+        busy = self._gpus.here if self._gpus else None
+        wishes = gathered((self._here.stopping(), late, now - self._spoke_at, busy), self._here)
+        if self._gpus:
+            self._gpus.everywhere = [wish[3] for wish in wishes]
         # Rank 0's clock decides how many steps there are until they speak again.
         per_step_s = wishes[0][2] / self._steps
         self._steps = self._left = max(1, min(MOST_STEPS, int(AGREE_EVERY_S / max(per_step_s, 1e-6))))
         self._spoke_at = now
-        return any(stop for stop, _, _ in wishes), due or wishes[0][1]
+        return any(wish[0] for wish in wishes), due or wishes[0][1]

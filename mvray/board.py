@@ -16,6 +16,8 @@ from mvray.progress import duration
 from mvray.task import gathered
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mvray.checkpoint import Checkpoints
     from mvray.environment import Environment
     from mvray.storage import Storage
@@ -40,7 +42,7 @@ class Board:
         self.checkpoints: Checkpoints | None = None
         self._every_s = SHOW_EVERY_S if folder.is_local else SHOW_EVERY_REMOTE_S
         self._where = where(gathered(socket.gethostname(), here))
-        self._gpus = gpu_use() if here.device.type == "cuda" and here.rank == 0 else None
+        self._gpus = gpu_use() if here.device.type == "cuda" else None
 
     def show(
         self, epoch: int, done: int, batches: int, rate: float, history: list[dict[str, float]], now: bool = False
@@ -73,17 +75,31 @@ def where(nodes: list[str]) -> str:
     return f"{workers} on {', '.join(names) if len(names) <= NODES_NAMED else f'{len(names)} nodes'}"
 
 
+def gpu_words(busy: Iterable[float]) -> str:
+    """ ", GPU 93 %", the mean of ``busy``; "" where there is none."""
+    known = list(busy)
+    return f", GPU {sum(known) / len(known):.0f} %" if known else ""
+
+
 class GpuUse:
-    """How busy the GPUs of this node are, asked for in a thread of its own: ``said`` is ", GPU 93 %" or empty."""
+    """How busy the GPUs of this node are, in percent, asked for in a thread of its own; None where nobody knows.
+
+    ``everywhere`` is the same for each rank's node, as far as the ranks told one another (agreement.py).
+    """
 
     def __init__(self) -> None:
-        self.said = ""
+        self.here: float | None = None
+        self.everywhere: list[float | None] = []
         threading.Thread(target=self._ask, name="gpu-use", daemon=True).start()
+
+    @property
+    def said(self) -> str:
+        return gpu_words(busy for busy in (self.everywhere or [self.here]) if busy is not None)
 
     def _ask(self) -> None:
         while True:
             busy = [value for name, value in load().items() if re.fullmatch(r"system/gpu_\d+_util.*", name)]
-            self.said = f", GPU {sum(busy) / len(busy):.0f} %" if busy else ""
+            self.here = sum(busy) / len(busy) if busy else None
             time.sleep(GPU_EVERY_S)
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mvray import alike, one_machine
+from mvray import alike, one_machine, room
 from mvray.crew import Crews
 from mvray.errors import ClusterError
 from mvray.job import Generate, Job, Step, Train
@@ -166,14 +166,18 @@ class Cluster:
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
     def room(self) -> tuple[float, float]:
-        """CPUs and GPUs of the whole cluster."""
+        """CPUs and GPUs of the whole cluster, or as many as its autoscaler may bring where that is more."""
         if self.workers == 0:
             return 1.0, 0.0
         import ray
 
         self.ready()
         found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return self._cpus or found.get("CPU", 0.0), found.get("GPU", 0.0)
+        if self.is_local:
+            return self._cpus or found.get("CPU", 0.0), found.get("GPU", 0.0)
+        most = room.most()
+        cpus, gpus = (max(found.get(name, 0.0), most.get(name, 0.0)) for name in ("CPU", "GPU"))
+        return cpus, gpus
 
     def gpus(self) -> int:
         """As many as the cluster has, had in this run, or can have by its autoscaler's configuration.
@@ -181,10 +185,6 @@ class Cluster:
         A lost node must not turn training with GPUs into training without.
         """
         self._most_gpus = max(self._most_gpus, int(self.room()[1]))
-        if not self._most_gpus and not self.is_local and self.workers != 0:
-            from ray._private.state import state
-
-            self._most_gpus = int((state.get_max_resources_from_cluster_config() or {}).get("GPU", 0))
         return self._most_gpus
 
     def make_room(self, step: Step) -> None:
@@ -259,6 +259,6 @@ def needs(step: Step, gpus: float, workers: int | None = None) -> tuple[float, f
     scale = getattr(step, "scale", None)
     if scale is None:
         return 0.0, 0.0
-    workers = workers or scale.workers
-    each = scale.gpus_per_actor if isinstance(step, Generate) else 1.0
+    workers = scale.workers if workers is None else workers
+    each = step.gpus_per_actor if isinstance(step, Generate) else 1.0
     return workers * scale.cpus_per_worker, workers * each if gpus else 0.0

@@ -259,7 +259,8 @@ class Crews:
         least, most = scale.min_workers or scale.workers, scale.workers
         bundle = {"CPU": scale.cpus_per_worker, **({"GPU": 1.0} if gpus else {})}
         if 0 < gpus < least:
-            raise ClusterError(f"A step asks for {least} workers, but there are {gpus} GPUs. Use --workers {gpus}.")
+            have = "is 1 GPU" if gpus == 1 else f"are {gpus} GPUs"
+            raise ClusterError(f"A step asks for {least} workers, but there {have}. Use --workers {gpus}.")
         gone = set() if self._cluster.is_local else room.leaving()
         with self._lock:
             for crew in [crew for crew in self._idle if not crew.alive or crew.nodes & gone]:

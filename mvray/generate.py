@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import queue
+import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray import errors, room
+from mvray import errors, pool, room
+from mvray.board import gpu_use
 from mvray.data import node_cache, sampler
 from mvray.data.columns import Joined, joined
 from mvray.data.dataset import dataset, loader, readable
@@ -34,7 +37,7 @@ from mvray.errors import DataError, Interrupted, StepFailed
 from mvray.job import Generate, Train
 from mvray.method import Facts, Frame, FrameGenerator, Generator
 from mvray.plan import Planned
-from mvray.progress import duration
+from mvray.pool import PoolBoard
 from mvray.settings import without_files
 from mvray.storage import Storage
 
@@ -111,7 +114,7 @@ class Maker:
 
         An error goes the same way: of what is raised here Ray Data hands on the text alone.
         """
-        found: dict[str, list[Any]] = {"rows": [], "bad": [], "error": []}
+        found: dict[str, list[Any]] = {"rows": [], "bad": [], "error": [], "host": [], "gpu_busy": []}
         for position in batch["id"]:
             rows = bad = 0
             error = ""
@@ -119,9 +122,17 @@ class Maker:
                 rows, bad = self.make(self._missing[int(position)])
             except Exception as raised:
                 error = json.dumps([type(raised).__name__, str(raised), traceback.format_exc()])
-            for name, value in (("rows", rows), ("bad", bad), ("error", error)):
+            where = (("host", socket.gethostname()), ("gpu_busy", self.gpu_busy()))
+            for name, value in (("rows", rows), ("bad", bad), ("error", error), *where):
                 found[name].append(value)
         return found
+
+    def gpu_busy(self) -> float:
+        """How busy this node's GPUs are, in percent; NaN where it has none, or is not asked for any."""
+        import torch
+
+        busy = gpu_use().here if self._work.step.gpus_per_actor and torch.cuda.is_available() else None
+        return math.nan if busy is None else busy
 
     @cached_property
     def _rows(self) -> pa.Table:
@@ -237,17 +248,27 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     shards = len(work.shards) - 1
     missing = [shard for shard in range(shards) if not planned.folder.exists(shard_path(shard))]
     started = time.monotonic()
-    rows = bad = 0
-    for done, (new_rows, new_bad) in enumerate(_until_aborted(_made(work, missing, cluster), cluster), start=1):
-        rows, bad = rows + new_rows, bad + new_bad
-        rate = rows / (time.monotonic() - started)
-        left_s = (len(missing) - done) * (time.monotonic() - started) / done
-        text = f"{shards - len(missing) + done}/{shards} shards, {rate:.0f} samples/s, {duration(left_s)} left"
-        planned.folder.try_write("progress.json", json.dumps({"text": text}).encode())
+    name = f"{Maker.__name__}_{planned.id}"
+    board = PoolBoard(planned.folder, work.step, len(missing), shards, *_pool(name, missing, cluster))
+    for made in _until_aborted(_made(work, missing, cluster, name), cluster):
+        board.look()
+        if made:
+            board.made(*made)
     seconds = time.monotonic() - started
     total = _checked(planned, shards)
     metrics = {"rows": float(total), "bad": float(len(planned.rows()) - total), "shards": float(shards)}
-    return {**metrics, "samples_per_s": rows / seconds} if missing else metrics
+    return {**metrics, "samples_per_s": board.rows / seconds} if missing else metrics
+
+
+def _pool(name: str, missing: list[int], cluster: Cluster) -> tuple[Callable[[], list[str]], bool]:
+    """Where the actors are, whose class has ``name``, and whether there are GPUs for them."""
+    if not missing:
+        return list, False
+    if cluster.workers == 0:
+        import torch
+
+        return pool.this_process, torch.cuda.is_available()
+    return pool.Actors(name).hosts, bool(cluster.gpus())
 
 
 def _checked(planned: Planned, shards: int) -> int:
@@ -268,8 +289,11 @@ def _checked(planned: Planned, shards: int) -> int:
     )
 
 
-def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T]:
-    """What comes from ``made``, which may wait long for room on the cluster. Raises Interrupted on Ctrl-C."""
+def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T | None]:
+    """What comes from ``made``, which may wait long for room on the cluster; None now and then meanwhile.
+
+    Raises Interrupted on Ctrl-C.
+    """
     arrived: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
     def take() -> None:
@@ -291,6 +315,7 @@ def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T]:
         try:
             kind, value = arrived.get(timeout=POLL_S)
         except queue.Empty:
+            yield None
             continue
         if kind == "error":
             raise value
@@ -299,20 +324,23 @@ def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T]:
         yield value
 
 
-def _made(work: Work, missing: list[int], cluster: Cluster) -> Iterator[tuple[int, int]]:
-    """Rows and unreadable samples of each missing shard as it is finished."""
+def _made(work: Work, missing: list[int], cluster: Cluster, name: str) -> Iterator[tuple[int, str, float]]:
+    """Rows of each missing shard as it is finished, where that was, and how busy the GPUs are there.
+
+    The class of the actors has ``name``: Ray knows them by nothing else.
+    """
     if not missing:
         return
     if cluster.workers == 0:
         maker = Maker(work, missing)
         for shard in missing:
-            yield maker.make(shard)
+            yield maker.make(shard)[0], socket.gethostname(), maker.gpu_busy()
         return
     cluster.make_room(work.step)
     import ray.data
 
     scale, gpus = work.step.scale, cluster.gpus()
-    each = {"CPU": scale.cpus_per_worker, "GPU": scale.gpus_per_actor if gpus else 0.0}
+    each = {"CPU": scale.cpus_per_worker, "GPU": work.step.gpus_per_actor if gpus else 0.0}
     if not cluster.is_local and not room.slots(each):  # Ray Data waits without a word
         cluster.say(f"{work.step.name}: waits for 1 more worker's room on the cluster")
     context = ray.data.DataContext.get_current()
@@ -320,17 +348,17 @@ def _made(work: Work, missing: list[int], cluster: Cluster) -> Iterator[tuple[in
     actors = max(1, min(len(missing), scale.workers))
     shards = ray.data.range(len(missing), override_num_blocks=len(missing))
     made = shards.map_batches(
-        Maker,
+        type(name, (Maker,), {}),
         fn_constructor_args=(work, missing),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         num_cpus=scale.cpus_per_worker,
-        num_gpus=scale.gpus_per_actor if gpus else None,
+        num_gpus=each["GPU"] or None,
     )
     for row in made.iter_rows():
         if row["error"]:
             _raise(work, *json.loads(row["error"]))
-        yield row["rows"], row["bad"]
+        yield row["rows"], row["host"], row["gpu_busy"]
 
 
 def _raise(work: Work, kind: str, message: str, text: str) -> NoReturn:

@@ -124,10 +124,14 @@ class GeneratorConfig(ABC):
 
     ``of`` is the trained step that it looks through, if any. ``reads`` names files below the data's
     root that it reads; they count by their content. ``needs`` names the generated columns that it
-    gets in the batch where the data is joined with them.
+    gets in the batch where the data is joined with them. Where ``uses_gpu`` is False its actors ask for none.
     """
 
     version: ClassVar[int] = 1
+
+    @property
+    def uses_gpu(self) -> bool:
+        return True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -149,10 +153,14 @@ class GeneratorConfig(ABC):
 class SegmenterConfig(ABC):
     """Settings of what finds instances in a frame; the files of mvray/segmenters/ hold it beside its Segmenter.
 
-    ``of`` and ``reads`` are as in GeneratorConfig.
+    ``of``, ``reads`` and ``uses_gpu`` are as in GeneratorConfig.
     """
 
     version: ClassVar[int] = 1
+
+    @property
+    def uses_gpu(self) -> bool:
+        return True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -292,6 +300,11 @@ class Generate(Step):
     def of(self) -> Train | None:
         of: Train | None = getattr(self.generator, "of", None)
         return of
+
+    @property
+    def gpus_per_actor(self) -> float:
+        """What each actor asks for where there are GPUs."""
+        return self.scale.gpus_per_actor if self.generator.uses_gpu else 0.0
 
     @property
     def inputs(self) -> tuple[Step, ...]:

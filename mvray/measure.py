@@ -1,7 +1,13 @@
-"""Measure steps: join generated columns with the index by key, and compute numbers."""
+"""Measure steps: join generated columns with the index by key, and compute numbers.
+
+They run in this process on a local cluster and without Ray. On a cluster that is joined a Ray task runs them: this
+process is on the head there, which is small, and lost with everything when its memory is full.
+"""
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mvray import room
 from mvray.data.tables import read_table, write_table
-from mvray.errors import DataError
-from mvray.job import Measure
+from mvray.errors import DataError, Interrupted, StepFailed
+from mvray.job import Generate, Measure
 from mvray.plan import Planned
 from mvray.storage import Storage
 
@@ -20,6 +27,9 @@ if TYPE_CHECKING:
     from mvray.cluster import Cluster
 
 SAMPLES = "samples.parquet"
+RETRIES = 5
+"""How often Ray begins again where the node or the process of a Measure step was lost."""
+POLL_S = 0.2
 
 
 def columns_of(folder: Storage) -> pa.Table:
@@ -48,6 +58,66 @@ def joined(planned: Planned) -> pa.Table:
 
 
 def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
+    """The numbers of `measured`, on whichever node has room. Raises Interrupted when the cluster is aborted."""
+    if cluster.workers == 0 or cluster.is_local:
+        return measured(planned)
+    bundle = {"CPU": cpus_of(planned)}
+    cluster.ready()
+    cluster.crews.make_room(bundle["CPU"], 0.0)
+
+    def say(_: int) -> None:
+        cluster.say(f"{planned.name}: waits for room on the cluster")
+
+    found = room.reserve(bundle, 1, 1, say, cluster.aborted.is_set, room.heads_to_spare(bundle))
+    if found is None:
+        raise Interrupted("The run was interrupted.")
+    import ray.util
+
+    try:
+        return _as_task(planned, bundle["CPU"], found[0], cluster)
+    finally:
+        ray.util.remove_placement_group(found[0])
+
+
+def cpus_of(planned: Planned) -> float:
+    """CPUs of a Measure step's task: as many as an actor of what it reads has, so some node has them."""
+    made = [each.step.scale.cpus_per_worker for each in planned.inputs.values() if isinstance(each.step, Generate)]
+    return max(made, default=1.0)
+
+
+def _as_task(planned: Planned, cpus: float, group: Any, cluster: Cluster) -> dict[str, float]:
+    import ray
+    import ray.exceptions
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from mvray.train import raise_own
+
+    placed = PlacementGroupSchedulingStrategy(placement_group=group)
+    task: Any = ray.remote(num_cpus=cpus, max_retries=RETRIES, scheduling_strategy=placed)(_on_node)
+    numbers = task.remote(planned, cpus)
+    while not ray.wait([numbers], timeout=POLL_S)[0]:
+        if cluster.aborted.is_set():
+            ray.cancel(numbers, force=True)
+            raise Interrupted("The run was interrupted.")
+    try:
+        metrics: dict[str, float] = ray.get(numbers)
+        return metrics
+    except ray.exceptions.RayError as error:
+        raise_own(error, planned)
+        cause = getattr(error, "cause", None) or error
+        raise StepFailed(f"Step {planned.name!r} ended with {type(cause).__name__}: {cause}") from error
+
+
+def _on_node(planned: Planned, cpus: float) -> dict[str, float]:
+    from mvray.alike import check_here
+
+    check_here()
+    said = {"text": f"on {socket.gethostname()}", "cpus": cpus}
+    planned.folder.try_write("progress.json", json.dumps(said).encode())
+    return measured(planned)
+
+
+def measured(planned: Planned) -> dict[str, float]:
     """Every metric for each split, as "split/name", with the number of samples.
 
     A metric with a field ``seed`` gets the step's. One with a method ``fit(tables, names)`` is replaced by

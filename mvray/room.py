@@ -1,4 +1,4 @@
-"""Room on the Ray cluster: what is free on which node, which nodes go away, and placement groups that wait for room.
+"""Room on the Ray cluster: what is free on which node, what could be, which nodes go away, and groups that wait.
 
 Ray hears late of a node that is lost without a word (15 s and more), and would have a new crew wait for it. So a
 node counts only when its Ray process takes a connection.
@@ -7,10 +7,13 @@ node counts only when its Ray process takes a connection.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 POLL_S = 0.1
@@ -20,8 +23,46 @@ SETTLE_S = 3.0
 """What a crew leaves is free again within this time; a smaller one is formed only after it."""
 REACH_S = 1.0
 NODE_ID = "ray.io/node-id"
+HEAD = "node:__internal_head__"
+"""A resource that only the head has."""
+CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves the autoscaler's configuration (JSON) on the head, and nowhere else."""
+NO_LIMIT = 1_000_000.0
+"""Stands for as much as is asked for; Ray says 2^63 - 1, which sums and products do not bear."""
 
 Bundle = Mapping[str, float]
+
+
+def most() -> dict[str, float]:
+    """What the autoscaler's configuration allows of each resource; empty where nobody says.
+
+    Ray has a place for it, which is asked first; Ray 2.60's own autoscaler leaves it empty.
+    """
+    from ray._private.state import state
+
+    told: Mapping[str, float] | None = state.get_max_resources_from_cluster_config()
+    file = CONFIG.expanduser()
+    with contextlib.suppress(OSError, ValueError):
+        told = told or _configured(file, file.stat().st_mtime_ns)
+    return {name: min(float(amount), NO_LIMIT) for name, amount in (told or {}).items()}
+
+
+@functools.lru_cache(maxsize=1)
+def _configured(file: Path, _written_at: int) -> dict[str, float]:
+    config: Mapping[str, Any] = json.loads(file.read_text())
+    return allowed(config.get("available_node_types", {}), config.get("max_workers", 0))
+
+
+def allowed(types: Mapping[str, Mapping[str, Any]], workers: int) -> dict[str, float]:
+    """The most of each resource that at most ``workers`` nodes of an autoscaler's node types have."""
+    found: dict[str, float] = {}
+    for name in {name for each in types.values() for name in each.get("resources", {})}:
+        left = workers
+        for each in sorted(types.values(), key=lambda each: -each.get("resources", {}).get(name, 0)):
+            nodes = min(left, each.get("max_workers", workers))
+            found[name] = found.get(name, 0.0) + nodes * each.get("resources", {}).get(name, 0)
+            left -= nodes
+    return found
 
 
 def leaving() -> set[str]:
@@ -108,19 +149,35 @@ class Wish:
         self._group, self._since = None, 0.0
 
 
+def heads_to_spare(bundle: Bundle) -> set[str]:
+    """Ids of the head, where ``bundle`` would fit there and on another node, too: what fills its memory ends all."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    fit = [node for node in nodes if all(node["Resources"].get(name, 0.0) >= bundle[name] for name in bundle)]
+    heads = {node["NodeID"] for node in fit if HEAD in node["Resources"]}
+    return heads if len(fit) > len(heads) else set()
+
+
 def reserve(
-    bundle: Bundle, least: int, most: int, say: Callable[[int], None], stopping: Callable[[], bool]
+    bundle: Bundle,
+    least: int,
+    most: int,
+    say: Callable[[int], None],
+    stopping: Callable[[], bool],
+    away_from: Collection[str] = (),
 ) -> tuple[Any, int] | None:
     """A placement group of as many bundles, ``least`` to ``most``, as there is room for; waits for ``least``.
 
-    While it waits, Ray's autoscaler sees what is wanted, and Ray gives groups their room in turn, other users' too.
+    It keeps ``away_from`` these nodes. While it waits, Ray's autoscaler sees what is wanted, and Ray gives groups their
+    room in turn, other users' too.
     ``say`` is called once, with the number of bundles that lack room. None where ``stopping`` said so.
     """
     import ray.util
 
     began, said = time.monotonic(), False
     while True:
-        gone = lost()
+        gone = lost() | set(away_from)
         size = _settled(bundle, least, most, gone)
         selector = {NODE_ID: f"!in({', '.join(sorted(gone))})"} if gone else {}
         group = ray.util.placement_group([dict(bundle)] * size, bundle_label_selector=[selector] * size)

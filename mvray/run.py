@@ -172,7 +172,7 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, clust
             progress.say(f"{_title(planned)}: {trouble or 'Checkpoints are stored again.'}")
         log.epochs(run, planned, seen.get("history", []))
         cpus, gpus = needs(planned.step, cluster.gpus(), seen.get("workers"))
-        return cpus, seen.get("gpus", gpus)
+        return seen.get("cpus", cpus), seen.get("gpus", gpus)
 
     def watch() -> None:
         # Before the first word of its workers a step waits for room, and holds nothing.

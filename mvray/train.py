@@ -198,8 +198,9 @@ def raise_own(error: BaseException, planned: Planned) -> None:
     for cause in causes:
         if isinstance(cause, BUGS):
             planned.folder.write("error.txt", str(error).encode())
+            own = getattr(cause, "cause", cause)
             raise StepFailed(
-                f"Step {planned.name!r} ended with {type(cause).__name__}: {getattr(cause, 'cause', cause)}. The "
+                f"Step {planned.name!r} ended with {type(own).__name__}: {own}. The "
                 f"traceback is in {planned.folder.uri}/error.txt; --workers 0 runs the step in this process."
             ) from error
 

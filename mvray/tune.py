@@ -34,6 +34,10 @@ from mvray.study import FAILED, FINISHED, RUNNING, STOPPED, Study, Trial, at_epo
 ROOM_EVERY_S = 5.0
 ENOUGH_FAILED = 3
 """A search whose first trials all fail ends after so many."""
+LINES = 8
+"""How many running trials have a line of their own."""
+MOST_AT_ONCE = 100
+"""Trials, each a thread of this process: an autoscaler without a limit has room for any number."""
 
 
 class Trials:
@@ -55,6 +59,7 @@ class Trials:
         self._scores = actor.options(name=self._name, max_concurrency=1000).remote()
         self._again, self._lock = study.again(), threading.RLock()
         self._stops: dict[int, threading.Event] = {}
+        self._lines: set[int] = set()
         self._threads: list[threading.Thread] = []
         self._at_once: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._room, self._looked_at = 1, 0.0
@@ -69,7 +74,7 @@ class Trials:
         return self.fatal is not None or self._cluster.aborted.is_set()
 
     def room(self) -> int:
-        """How many trials the cluster has room for now; nodes may come and go."""
+        """How many trials are to run at once; nodes may come and go."""
         if time.monotonic() - self._looked_at > ROOM_EVERY_S:
             self._looked_at = time.monotonic()
             self._room = room(self._study.base, self._cluster)
@@ -166,7 +171,8 @@ class Trials:
         else:
             watched = Watched(self._name, trial.number, self._waits())
             log: Any = _TrialLog(self._log, trial, self._study, self._cluster)
-            do(planned, self._cluster, log, _Silent(), lambda p, c: train.run(p, c, stop, watched))
+            line: Any = _TrialLine(self._progress, trial.number, self._lines)
+            do(planned, self._cluster, log, line, lambda p, c: train.run(p, c, stop, watched))
             rows = planned.history()
         how = self._study.selects
         trial.values = [at_epoch(rows[: done + 1], how) for done in range(len(rows))]
@@ -266,23 +272,35 @@ class _TrialLog:
         self._log.ended(run, reached, "KILLED", {f"result/{self._study.search.metric}": self._trial.value})
 
 
-class _Silent(Progress):
-    """The search says itself how far it is."""
+class _TrialLine:
+    """A trial's line below the search's: how far it is, at what rate, where; what run.do needs of a Progress.
+
+    Of many trials at once the first few have one: those of a search must not hide everything else.
+    """
+
+    def __init__(self, progress: Progress, number: int, shown: set[int]) -> None:
+        self._progress, self._number, self._shown = progress, number, shown
 
     def show(self, key: str, text: str | None) -> None:
-        pass
+        if text is None:
+            self._shown.discard(self._number)
+        elif len(self._shown) < LINES:
+            self._shown.add(self._number)
+        if text is None or self._number in self._shown:
+            said = text and f"  trial {self._number}: {text.partition(': ')[2]}"
+            self._progress.show(f"trial {self._number}", said)
 
     def say(self, line: str) -> None:
-        pass
+        """The search says itself how its trials end."""
 
 
 def room(base: Planned, cluster: Cluster) -> int:
-    """How many trials of the step ``base`` the cluster has room for at once; at least one."""
+    """How many trials of the step ``base`` the cluster has, or its autoscaler makes, room for at once; at least one."""
     cpus, gpus = cluster.room()
     each_cpus, each_gpus = needs(base.step, gpus)
     fits = [(cpus - HEADROOM_CPUS * cluster.is_local) / each_cpus]
     fits += [gpus / each_gpus] if each_gpus else []
-    return max(1, int(min(fits) + 1e-9))
+    return max(1, int(min(*fits, MOST_AT_ONCE) + 1e-9))
 
 
 def search(

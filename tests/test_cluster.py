@@ -9,9 +9,10 @@ import pytest
 from mvray.cluster import needs
 from mvray.data.folder import Folder
 from mvray.errors import SettingError
-from mvray.generators import gradcam
+from mvray.generators import gradcam, instance_masks
 from mvray.job import Data, Generate, Measure, Scale, Train
 from mvray.methods import classifier
+from mvray.segmenters import detectron2, files
 
 SCALE = Scale(workers=4, cpus_per_worker=2, gpus_per_actor=0.25)
 TRAIN = Train("train", classifier.Config(), Data(Folder()), scale=SCALE)
@@ -23,7 +24,15 @@ def test_training_takes_whole_gpus_and_actors_may_share_them() -> None:
     assert needs(LOOK, gpus=8) == (8, 1)
     assert needs(replace(LOOK, scale=replace(SCALE, gpus_per_actor=0)), gpus=8) == (8, 0)
     assert needs(LOOK, gpus=0) == needs(TRAIN, gpus=0) == (8, 0)
+    assert needs(LOOK, gpus=8, workers=2) == (4, 0.5)
+    assert needs(LOOK, gpus=8, workers=0) == (0, 0)
     assert needs(Measure("score", Data(Folder()), ()), gpus=8) == (0, 0)
+
+
+def test_masks_from_files_ask_for_no_gpu() -> None:
+    found = instance_masks.Config(files.Config())
+    assert needs(replace(LOOK, generator=found), gpus=8) == (8, 0)
+    assert needs(replace(LOOK, generator=replace(found, segmenter=detectron2.Config())), gpus=8) == (8, 1)
 
 
 def test_a_negative_share_is_refused() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,6 +132,8 @@ def test_trials_are_steps_and_phase_1_runs_once(whole: tuple[Study, Lines], plac
             newest = max(int(entry.path.rpartition("/")[2]) for entry in same.folder.list("checkpoints"))
             assert newest == 5 * len(trial.values)
     assert any("2 (" in text and "running" in text for text in lines.shown)
+    where = rf"  trial 2: epoch \d/6, step \d/5, [\d.]+ steps/s, at most .* left, 2 workers on {socket.gethostname()}"
+    assert any(re.fullmatch(where, text) for text in lines.shown), lines.shown
 
 
 def test_nothing_is_held_once_trials_are_stopped(whole: tuple[Study, Lines], cluster: Cluster) -> None:

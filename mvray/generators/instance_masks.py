@@ -57,6 +57,10 @@ class Config(GeneratorConfig):
     def reads(self) -> tuple[str, ...]:
         return self.segmenter.reads
 
+    @property
+    def uses_gpu(self) -> bool:
+        return self.segmenter.uses_gpu
+
     def check(self) -> None:
         self.segmenter.check()
 

@@ -39,6 +39,10 @@ class Config(SegmenterConfig):
     def reads(self) -> tuple[str, ...]:
         return (self.path,)
 
+    @property
+    def uses_gpu(self) -> bool:
+        return False
+
     def build(self, method: Method | None, read: Read) -> Segmenter:
         return FilesSegmenter(self.path, read)
 

@@ -1,0 +1,73 @@
+"""What a Generate step says of its actors, and what is charged for them."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toys import Means
+
+from mvray import pool
+from mvray.board import GpuUse
+from mvray.cluster import needs
+from mvray.data.folder import Folder
+from mvray.job import Data, Generate, Scale
+from mvray.pool import PoolBoard
+from mvray.storage import Storage
+
+STEP = Generate("means", Means(), Data(Folder()), Scale(workers=8, cpus_per_worker=2, gpus_per_actor=0.25))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_what_is_held_is_said_as_actors_come_and_go(tmp_path: Path, clock: list[float]) -> None:
+    folder, hosts = Storage(str(tmp_path)), list[str]()
+    board = PoolBoard(folder, STEP, 4, 6, lambda: hosts, gpus=True)
+
+    def said(after_s: float = 2 * pool.LOOK_S) -> tuple[str, float, float]:
+        clock[0] += after_s
+        board.look()
+        found = json.loads(folder.read("progress.json"))
+        return (found["text"], needs(STEP, 8, found["workers"])[0], found["gpus"])
+
+    clock[0] += 600  # a step that waits for room says nothing, and costs nothing
+    board.look()
+    assert not folder.exists("progress.json")
+    hosts = ["b", "a", "a"]
+    assert said() == ("2/6 shards, 3 workers on a, b", 6, 0.75)
+    board.made(100, "a", 90.0)
+    board.made(100, "b", 70.0)
+    assert said(0.0) == ("4/6 shards, 0 samples/s, 10 min 02 s left, 3 workers on a, b, GPU 80 %", 6, 0.75)
+    hosts = ["b"]
+    assert said()[0].endswith("1 worker on b, GPU 70 %")
+    assert said()[1:] == (2, 0.25)
+    hosts = []
+    assert said()[1:] == (0, 0)
+
+
+def test_nobody_knows_how_busy_a_gpu_is(tmp_path: Path) -> None:
+    board = PoolBoard(Storage(str(tmp_path)), replace(STEP, scale=Scale()), 1, 1, lambda: ["a"], gpus=False)
+    board.look()
+    board.made(10, "a", math.nan)
+    found = json.loads((tmp_path / "progress.json").read_text())
+    assert found["text"].endswith("1 worker on a")
+    assert (found["workers"], found["gpus"]) == (1, 0)
+
+
+def test_gpus_of_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GpuUse, "_ask", lambda _: None)
+    use = GpuUse()
+    assert use.said == ""
+    use.here = 90.0
+    assert use.said == ", GPU 90 %"
+    use.everywhere = [90.0, 40.0, None, 50.0]
+    assert use.said == ", GPU 60 %"
