@@ -51,6 +51,7 @@ def fitted(method: arcface.ArcFace, steps: int = 25) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_learns_who_is_who(loss: str) -> None:
     method = method_of(loss=loss)

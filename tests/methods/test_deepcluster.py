@@ -243,6 +243,7 @@ def config(**settings: object) -> deepcluster.Config:
     return deepcluster.Config(**{**SMALL, **settings})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [7, 10])
 def test_a_run_that_was_stopped_ends_as_the_uninterrupted_one(drawings: Path, tmp_path: Path, steps: int) -> None:
     """5 steps an epoch: in the middle of the second, and after its last step."""
@@ -258,6 +259,7 @@ def test_a_run_that_was_stopped_ends_as_the_uninterrupted_one(drawings: Path, tm
     assert [sorted(row) for row in history(whole)][1].count("epoch/nmi_previous") == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_as_the_uninterrupted_one(drawings: Path, tmp_path: Path) -> None:
     step = step_of(drawings, Kept(config(every=2)), checkpoint_steps=2, **LOOP)
     whole, broken = (task(step, tmp_path / name) for name in ("whole", "broken"))

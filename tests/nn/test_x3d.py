@@ -108,6 +108,7 @@ def trained(net: nn.Module, images_BCTHW: Tensor, train: bool = True) -> tuple[T
     return loss.detach(), [each.grad.clone() for each in net.parameters()], list(net.buffers())
 
 
+@pytest.mark.slow
 def test_trains_as_pytorchvideo_does() -> None:
     """In float64: normalising 26 times over two clips makes rounding visible in float32's gradients."""
     their, our = both("x3d-m", 11, (4, 32))
@@ -119,6 +120,7 @@ def test_trains_as_pytorchvideo_does() -> None:
             torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_float32_trains_as_pytorchvideo_does() -> None:
     their, our = both("x3d-xs", 11, (4, 64))
     images_BCTHW = clips(2, 3, 4, 64, 64)
@@ -165,6 +167,7 @@ def test_dropout_is_before_the_last_layer_and_in_training_only() -> None:
     assert not torch.equal(head(features_BCTHW), head(features_BCTHW))
 
 
+@pytest.mark.slow
 def test_tiny_learns_clips_by_heart() -> None:
     torch.manual_seed(0)
     net = x3d("x3d-tiny", 4, dropout=0.0)
