@@ -88,7 +88,7 @@ class Cluster:
                 address = self._own.address
             # From here on for this process alone: notices about Ray's own actors.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            with _unheard("Set ray log level from environment variable"):
+            with unheard("Set ray log level from environment variable"):
                 self._join(address)
             if self._own is None:
                 alike.check_nodes()
@@ -225,7 +225,7 @@ def _id_of(address: str) -> str:
 
 
 @contextlib.contextmanager
-def _unheard(notice: str) -> Iterator[None]:
+def unheard(notice: str) -> Iterator[None]:
     """Keep lines with ``notice`` off the terminal; Ray's core writes them straight to file descriptor 2."""
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as said:

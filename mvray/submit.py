@@ -265,9 +265,9 @@ def _dashboard(address: str) -> str:
     if "://" in address and not address.startswith("ray://"):
         return address
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray lets win over what it is given
-    from mvray.cluster import _unheard
+    from mvray.cluster import unheard
 
-    with _unheard("gcs_client.cc"), _unheard("rpc_client.h"):  # what they warn of is raised, too
+    with unheard("gcs_client.cc"), unheard("rpc_client.h"):  # what they warn of is raised, too
         from ray.dashboard.utils import get_address_for_submission_client
 
         logging.getLogger("ray.client_builder").setLevel(logging.ERROR)

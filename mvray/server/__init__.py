@@ -72,7 +72,8 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 5000, artifacts: st
     if host not in LOOPBACK:
         print(
             f"Careful: with --host {host} others reach it, and passwords travel unencrypted. Put a proxy with TLS "
-            "before it, or let people in by SSH.",
+            "before it, or let people in by SSH. MLflow answers to other names than localhost only where "
+            "MLFLOW_SERVER_ALLOWED_HOSTS has them.",
             file=sys.stderr,
         )
     try:
