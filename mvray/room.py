@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
+import re
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from mvray.errors import SettingError
 
 POLL_S = 0.1
 LOOK_S = 1.0
@@ -27,6 +31,8 @@ HEAD = "node:__internal_head__"
 """A resource that only the head has."""
 CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the autoscaler's configuration (JSON) on the head, and nowhere else."""
+GIVEN = "MVRAY_AUTOSCALER_MAX"
+"""The same where nobody leaves such a file (Kubernetes), said by hand on the head: GPU=8,CPU=116."""
 NO_LIMIT = 1_000_000.0
 """Stands for as much as is asked for; Ray says 2^63 - 1, which sums and products do not bear."""
 
@@ -36,7 +42,8 @@ Bundle = Mapping[str, float]
 def most() -> dict[str, float]:
     """What the autoscaler's configuration allows of each resource; empty where nobody says.
 
-    Ray has a place for it, which is asked first; Ray 2.60's own autoscaler leaves it empty.
+    Ray has a place for it, which is asked first; Ray 2.60's own autoscaler leaves it empty. Raises SettingError for a
+    MVRAY_AUTOSCALER_MAX that cannot be read.
     """
     from ray._private.state import state
 
@@ -44,7 +51,16 @@ def most() -> dict[str, float]:
     file = CONFIG.expanduser()
     with contextlib.suppress(OSError, ValueError):
         told = told or _configured(file, file.stat().st_mtime_ns)
+    told = told or given(os.environ.get(GIVEN, ""))
     return {name: min(float(amount), NO_LIMIT) for name, amount in (told or {}).items()}
+
+
+def given(text: str) -> dict[str, float]:
+    """The resources in a text as ``GPU=8,CPU=116``. Raises SettingError for another one."""
+    found = re.findall(r"(\w+)=(\d+(?:\.\d+)?)(?:,|$)", text)
+    if ",".join("=".join(pair) for pair in found) != text:
+        raise SettingError(f"{GIVEN} is {text!r}; expected resources of the whole cluster as in GPU=8,CPU=116.")
+    return {name: float(amount) for name, amount in found}
 
 
 @functools.lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from toys import Logged, Means, step_of
 from mvray import plan, room, run, spent, tune
 from mvray.cluster import Cluster
 from mvray.data.folder import Folder
-from mvray.errors import ClusterError, DataError, Interrupted, StepFailed
+from mvray.errors import ClusterError, DataError, Interrupted, SettingError, StepFailed
 from mvray.job import Data, Generate, Job, Measure, Scale, Step
 from mvray.progress import Progress
 from mvray.storage import Storage
@@ -48,6 +48,14 @@ def test_the_limit_of_all_nodes_binds_too() -> None:
     assert room.allowed(TYPES, 6) == {"CPU": 4 * 16 + 2 * 8, "GPU": 6}
     assert room.allowed({"any": {"resources": {"GPU": 2}}}, 3) == {"GPU": 6}, "a type without a limit of its own"
     assert room.allowed({}, 3) == {}
+
+
+def test_what_is_said_by_hand() -> None:
+    assert room.given("GPU=8,CPU=116") == {"GPU": 8, "CPU": 116}
+    assert room.given("") == {}
+    for text in ("8", "GPU=8;CPU=1", "GPU=8,", "GPU=-1", "GPU=many"):
+        with pytest.raises(SettingError, match="expected resources of the whole cluster as in GPU=8,CPU=116"):
+            room.given(text)
 
 
 def test_the_cluster_of_this_repository() -> None:

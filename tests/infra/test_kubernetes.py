@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import jsonschema
 import pytest
 import yaml
 from account import OIDC, ROOT, script
+
+from mvray import room
 
 KUBERNETES = json.loads(gzip.decompress((Path(__file__).parent / "schemas/kubernetes-1.37.json.gz").read_bytes()))
 TEXT, NUMBER, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
@@ -197,6 +200,18 @@ def test_the_autoscaler_writes_to_the_heads_logs(spec: dict[str, Any]) -> None:
     (mount,) = spec["autoscalerOptions"]["volumeMounts"]
     assert mount["mountPath"] == "/tmp/ray"  # noqa: S108  in a pod
     assert mount in head["volumeMounts"]
+
+
+@pytest.mark.parametrize("spec", cluster_specs(), ids=("cluster", "job"))
+def test_the_head_says_what_all_workers_have(spec: dict[str, Any]) -> None:
+    total: Counter[str] = Counter()
+    for group in spec["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        for name, amount in container["resources"]["limits"].items():
+            total[name] += group["maxReplicas"] * int(amount) if name != "memory" else 0
+    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    (said,) = (each["value"] for each in head["env"] if each["name"] == room.GIVEN)
+    assert room.given(said) == {"GPU": total["nvidia.com/gpu"], "CPU": total["cpu"]}
 
 
 def test_both_files_have_the_same_cluster() -> None:
