@@ -102,7 +102,10 @@ def test_hdbscans_other_settings_reach_it() -> None:
 # -- other ways ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reduce", [None, Pca(3), SMALL, Umap(4, 8, metric="cosine")])
+@pytest.mark.parametrize(
+    "reduce",
+    [None, Pca(3), *(pytest.param(umap, marks=pytest.mark.slow) for umap in (SMALL, Umap(4, 8, metric="cosine")))],
+)
 @pytest.mark.parametrize("way", [Hdbscan(), Dbscan(), KMeans(), Agglomerative(), Agglomerative(linkage="average")])
 def test_clear_groups_are_found_in_any_way(reduce: object, way: object) -> None:
     vectors, label = blobs(200, 5, 12, 0.5)

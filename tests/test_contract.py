@@ -180,6 +180,7 @@ def test_every_parameter_is_trained_in_some_phase(step: Train) -> None:
     [
         pytest.param(step, id=name, marks=[pytest.mark.slow] * name.startswith("object_abn"))
         for name, step in STEPS.items()
+        if not name.endswith("segmenter")  # half a minute; tests/methods/test_mask_rcnn.py sees it learn
     ],
     indirect=True,
 )

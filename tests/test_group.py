@@ -259,6 +259,7 @@ def test_the_embedding_is_taken_where_there_is_one(faces_of_a_book: Path, tmp_pa
     assert "layer embedding" in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_what_a_method_keeps_while_it_predicts_is_not_mixed_up(faces_of_a_book: Path, tmp_path: Path) -> None:
     """Batches are looked at side by side, and DeepCluster hooks on to its network in each of them."""
     trained = finished(

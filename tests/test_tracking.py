@@ -156,6 +156,7 @@ for n in range(10**9):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.0, 60.0])
 def test_a_killed_driver_loses_nothing_and_its_runs_are_closed(store, client, tmp_path, delay_s):
     """Killed in the middle of sending (delay 0), and before anything was sent (60)."""
