@@ -39,7 +39,7 @@ def screen(said: str) -> list[str]:
 
 
 def test_a_line_for_each_thing_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((30, 20)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((30, 20)))
     out = Terminal()
     progress = Progress(out)
     progress.say("begun")
@@ -56,7 +56,7 @@ def test_a_line_for_each_thing_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_more_lines_than_the_terminal_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((30, 5)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((30, 5)))
     out = Terminal()
     progress = Progress(out)
     for number in range(8):
