@@ -196,6 +196,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What time.monotonic says, in seconds; tests let it pass."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """torch on one thread: with little work in each call, threads mostly wait for one another."""
     import torch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +19,6 @@ from mvray.pool import PoolBoard
 from mvray.storage import Storage
 
 STEP = Generate("means", Means(), Data(Folder()), Scale(workers=8, cpus_per_worker=2, gpus_per_actor=0.25))
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    return now
 
 
 def test_what_is_held_is_said_as_actors_come_and_go(tmp_path: Path, clock: list[float]) -> None:

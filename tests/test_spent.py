@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from mvray import spent
 from mvray.job import Scale
 from mvray.spent import Meter, Spent
 from mvray.storage import Storage
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    return now
 
 
 def test_hours_are_what_was_held_while_it_was_held(tmp_path: Path, clock: list[float]) -> None:
