@@ -225,7 +225,7 @@ def test_actors_are_charged_from_when_they_are_there(cluster: Cluster, drawings:
     host = socket.gethostname()
     assert f"means (seed 0): 0/1 shards, 1 worker on {host}" in said
     cost = spent.total(planned.folder)
-    assert 6 < cost.cpu_hours * 3600 <= cost.seconds
+    assert 6 < cost.cpu_hours * 3600 <= cost.seconds + 1e-6  # hours and back: the last bit
     assert cost.gpu_hours == 0
 
 
