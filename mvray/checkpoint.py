@@ -1,8 +1,8 @@
 """Checkpoints: the only module that knows how training state is stored.
 
 A checkpoint is a folder ``checkpoints/<step>/`` of three files: model.safetensors, state.pt (read with
-``weights_only=True``) and complete.json, written last. Without complete.json it does not count, so
-a half-written one is never taken for whole. Writing happens in a background thread: `Checkpoints.save`
+``weights_only=True``) and complete.json, written last, with their checksums. Without complete.json it does not
+count, so a half-written one is never taken for whole. Writing happens in a background thread: `Checkpoints.save`
 copies the state and returns. Where the disk is full or the storage away, training goes on without that
 checkpoint, and the next one is tried. Since one that counts was whole, a file of it that cannot be read was
 damaged later: training goes on from the one before. Only what somebody else has put there ends it.
@@ -15,6 +15,7 @@ import json
 import re
 import threading
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -117,7 +118,7 @@ class Checkpoints:
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The model's weights and the rest of the training state. Raises Damaged, and StepFailed for foreign files."""
         path = f"checkpoints/{name}/{STATE}"
-        data = self._read(path)
+        data, sums = self._read(path), self._checksums(name)
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # as in weights_from_bytes
@@ -128,6 +129,7 @@ class Checkpoints:
                 "numbers, such as code. Nothing of it was run. Find out who can write to this storage; then remove the "
                 "checkpoint's folder: the same command goes on from another one, or begins the step again."
             ) from error
+        self._check(path, data, sums)
         return self._weights(name), state
 
     def weights(self, name: str) -> dict[str, Tensor]:
@@ -145,7 +147,24 @@ class Checkpoints:
 
     def _weights(self, name: str) -> dict[str, Tensor]:
         path = f"checkpoints/{name}/{MODEL}"
-        return weights_from_bytes(self._read(path), self._folder.full(path))
+        data = self._read(path)
+        weights = weights_from_bytes(data, self._folder.full(path))
+        self._check(path, data, self._checksums(name))
+        return weights
+
+    def _checksums(self, name: str) -> dict[str, int]:
+        """Of the files of a checkpoint, by name; of those stored before mvray kept them, none."""
+        path = f"checkpoints/{name}/{COMPLETE}"
+        try:
+            sums = json.loads(self._read(path)).get("crc32", {})
+            return {file: int(sums[file]) for file in sums}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Damaged(f"{self._folder.full(path)} is damaged ({error})") from error
+
+    def _check(self, path: str, data: bytes, sums: Mapping[str, int]) -> None:
+        """After reading, since what reading finds says more. Neither reader would notice a tensor's changed bytes."""
+        if zlib.crc32(data) != sums.get(path.rpartition("/")[2], zlib.crc32(data)):
+            raise Damaged(f"{self._folder.full(path)} is damaged (its checksum is not that of {COMPLETE})")
 
     def _read(self, path: str) -> bytes:
         try:
@@ -199,10 +218,12 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(copy.state, buffer)
         place = f"checkpoints/{copy.name}"
+        files = {MODEL: weights_to_bytes(copy.weights), STATE: buffer.getvalue()}
+        about = {"step": int(copy.name), "crc32": {file: zlib.crc32(data) for file, data in files.items()}}
         try:
-            self._folder.write(f"{place}/{MODEL}", weights_to_bytes(copy.weights))
-            self._folder.write(f"{place}/{STATE}", buffer.getvalue())
-            self._folder.write(f"{place}/{COMPLETE}", json.dumps({"step": int(copy.name)}).encode())
+            for file, data in files.items():
+                self._folder.write(f"{place}/{file}", data)
+            self._folder.write(f"{place}/{COMPLETE}", json.dumps(about).encode())
         except StorageFailed as error:
             self.trouble = _trouble(error)
             with suppress(OSError):  # what is left does not count, and goes with the next one that is whole

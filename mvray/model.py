@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +51,7 @@ def finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
             f"{step_path} is not the folder of a finished step (it has no {MANIFEST}). "
             "`mvray report JOB --json` lists the path of every step."
         )
-    manifest = json.loads(folder.read(MANIFEST))
+    manifest = folder.read_json(MANIFEST, dict)
     step = decoded(manifest["step"])
     if not isinstance(step, Train):
         raise DataError(f"{step_path} is a {manifest['kind']} step; expected a Train step.")
@@ -148,7 +147,7 @@ class Model:
         self._idle: SimpleQueue[Features] = SimpleQueue()
         for _ in range(_CORES):
             self._idle.put(_features(self.step, _copied(method), self.layer))
-        self.metrics: dict[str, float] = json.loads(folder.read("metrics.json"))
+        self.metrics: dict[str, float] = folder.read_json("metrics.json", dict)
 
     def look(self, files: Sequence[Path], note: Callable[[int], None] = lambda done: None) -> Looked:
         """The pictures as the network sees them; ``note`` is told how many are done.

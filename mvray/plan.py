@@ -6,7 +6,6 @@ Planning reads the data's index and the storage; it starts nothing and changes n
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -67,20 +66,17 @@ class Planned:
         return replace(self, step=step, id=id_)
 
     def manifest(self) -> dict[str, Any]:
-        read: dict[str, Any] = json.loads(self.folder.read(MANIFEST))
-        return read
+        return self.folder.read_json(MANIFEST, dict)
 
     def metrics(self) -> dict[str, float]:
         """The step's numbers; empty while it is not finished."""
         if not self.finished or not self.folder.exists("metrics.json"):
             return {}
-        read: dict[str, float] = json.loads(self.folder.read("metrics.json"))
-        return read
+        return self.folder.read_json("metrics.json", dict)
 
     def history(self) -> list[dict[str, float]]:
         """A Train step's metrics, one row per epoch."""
-        read: list[dict[str, float]] = json.loads(self.folder.read("history.json"))
-        return read
+        return self.folder.read_json("history.json", list)
 
     @property
     def data(self) -> Data:

@@ -151,7 +151,7 @@ def _quarantine(planned: Planned) -> list[BadRecord]:
     """Everything that was left out so far, while indexing and while decoding; also as quarantine.parquet."""
     bad = list(planned.index.bad)
     for entry in planned.folder.list("unreadable"):
-        bad += [BadRecord(*item) for item in json.loads(planned.folder.read(entry.path)).items()]
+        bad += [BadRecord(*item) for item in planned.folder.read_json(entry.path, dict).items()]
     if bad:
         write_table(planned.folder, "quarantine.parquet", as_table(bad))
     return bad

@@ -69,7 +69,11 @@ def total(folder: Storage) -> Spent:
     """What all attempts at the step in ``folder`` have cost."""
     spent = Spent()
     for entry in folder.list("spent"):
-        spent += Spent(**json.loads(folder.read(entry.path)))
+        kept = folder.read_json(entry.path, dict)
+        try:
+            spent += Spent(**kept)
+        except TypeError as error:
+            raise folder.damaged(entry.path, str(error)) from error
     return spent
 
 

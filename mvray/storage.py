@@ -5,6 +5,7 @@ S3 is used with AWS's own conventions (s3.py). What fails there for a while is t
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -124,6 +125,27 @@ class Storage:
             return self.read(path)
         bucket, _, key = self._at(path).partition("/")
         return self._waited(lambda _: s3.get(bucket, key))
+
+    def read_json(self, path: str, kind: type[T], current: bool = False) -> T:
+        """The JSON that mvray has written to ``path``, a ``kind``; ``current`` as in `read_current`.
+
+        Raises DataError where it is damaged.
+        """
+        data = self.read_current(path) if current else self.read(path)
+        try:
+            read = json.loads(data)
+        except ValueError as error:
+            raise self.damaged(path, str(error)) from error
+        if not isinstance(read, kind):
+            raise self.damaged(path, f"a {type(read).__name__} where a {kind.__name__} is expected")
+        return read
+
+    def damaged(self, path: str, why: str) -> DataError:
+        """What to raise where a file of mvray's own is not as mvray has written it."""
+        return DataError(
+            f"{self.full(path)} is not as mvray has written it ({why}). Find out what happened to this storage. Bring "
+            f"the file back, or remove {self.full('') or self.uri}: the same command then makes anew what was in it."
+        )
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """At most ``length`` bytes from byte ``start`` on."""

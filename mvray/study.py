@@ -137,11 +137,18 @@ class Study:
         self._saved_at = 0.0
         self._lock = RLock()
         with contextlib.suppress(FileNotFoundError):
-            known = json.loads(self.folder.read("study.json"))
+            known = self.folder.read_json("study.json", dict)
             if self.search.scheduler == "pbt":
                 self.search = replace(self.search, trials=known["trials"])
         with contextlib.suppress(FileNotFoundError):
-            self.trials = [_read(item, self.search) for item in json.loads(self.folder.read_current("trials.json"))]
+            self.trials = self._stored()
+
+    def _stored(self) -> list[Trial]:
+        items = self.folder.read_json("trials.json", list, current=True)
+        try:
+            return [_read(item, self.search) for item in items]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self.folder.damaged("trials.json", f"{type(error).__name__} {error}") from error
 
     def checked(self, trials: int | None) -> int:
         """How many trials are asked for. Raises SettingError where a population would have to change its size."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -144,8 +143,7 @@ def run(
             train(task, Local(stopping))
         else:
             _fit_with_retries(planned, task, cluster, stopping)
-    metrics: dict[str, float] = json.loads(planned.folder.read("metrics.json"))
-    return metrics
+    return planned.folder.read_json("metrics.json", dict)
 
 
 def epochs_before(planned: Planned) -> int:

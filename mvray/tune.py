@@ -24,6 +24,7 @@ from typing import Any
 from mvray import train
 from mvray.cluster import HEADROOM_CPUS, Cluster, needs
 from mvray.errors import ClusterError, Interrupted, MvrayError, StepFailed
+from mvray.job import Train
 from mvray.plan import Planned
 from mvray.progress import Progress, duration
 from mvray.room import NODE_ID
@@ -51,7 +52,7 @@ class Trials:
         from mvray.scoreboard import Scoreboard
 
         self._study, self._cluster, self._log, self._progress = study, cluster, log, progress
-        self.epochs = max(1, study.base.step.optim.epochs - train.epochs_before(study.base))  # type: ignore[attr-defined]
+        self.epochs = _epochs(study)
         self.wanted, self._concurrent = study.wanted(wanted, self.epochs), concurrent
         self._name = f"scores-{uuid.uuid4().hex}"
         here = {NODE_ID: ray.get_runtime_context().get_node_id()}  # another node may go, and the trials' epochs with it
@@ -308,11 +309,14 @@ def search(
 ) -> None:
     """Train trials until there are ``wanted``, as many at once as fit, at most ``concurrent``.
 
-    What the step reads must be finished.
+    What the step reads must be finished. Where no trial is left to train, no cluster is started.
 
     Raises StepFailed where all trials fail, ClusterError where none can be trained here. When this is interrupted, the
     trials that run end with a checkpoint.
     """
+    if not study.again() and len(study.trials) >= study.wanted(wanted, _epochs(study)):
+        return
+    cluster.start(study.job)
     cluster.ready()
     if threading.current_thread() is threading.main_thread():
         cluster.keep_signals()
@@ -351,3 +355,10 @@ def search(
         shutil.rmtree(place, ignore_errors=True)
     if error := trials.fatal or next(iter(errors), None):
         raise error
+
+
+def _epochs(study: Study) -> int:
+    """How many epochs a trial has at most: those of the step that it starts from count."""
+    step = study.base.step
+    assert isinstance(step, Train)
+    return max(1, step.optim.epochs - train.epochs_before(study.base))

@@ -113,6 +113,7 @@ def test_a_name_of_any_bytes(tmp_path: Path) -> None:
     assert link["title"] == "caf\ufffd.png"
 
 
+@pytest.mark.slow
 def test_five_thousand_pictures_stay_small(tmp_path: Path) -> None:
     """But for the pictures themselves, a few hundred bytes each."""
     shots = [shot(tmp_path, f"folder/{at:05d}.png") for at in range(5000)]

@@ -196,19 +196,21 @@ def test_state_is_read_without_running_code(folder: Storage, checkpoints: Checkp
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.pt"])
-@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "page", "one bit", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "page", "one bit", "a number", "gone"])
 def test_a_damaged_checkpoint_is_passed_over(folder: Storage, checkpoints: Checkpoints, file: str, damage: str) -> None:
     good = save(checkpoints, 5, keep="000000005")
     save(checkpoints, 10, keep=good)
     place = folder.local(f"checkpoints/000000010/{file}")
     data = place.read_bytes()
     bit = data.rfind(b"layer.weight") if file == "model.safetensors" else data.find(b"history")
+    number = torch.full((2,), 10).numpy().tobytes()  # in both files: weights(10), state(10)
     spoilt = {
         "cut": data[: len(data) // 2],
         "empty": b"",
         "zeros": bytes(len(data)),
         "page": b"<html>503</html>" * 9,
         "one bit": data[: bit - 1] + bytes([data[bit - 1] ^ 0x80]) + data[bit:],
+        "a number": data.replace(number, bytes([number[0] ^ 1]) + number[1:]),
     }
     place.unlink() if damage == "gone" else place.write_bytes(spoilt[damage])
     found, rest = checkpoints.newest() or pytest.fail("there is an older one")
@@ -221,6 +223,24 @@ def test_a_damaged_checkpoint_is_passed_over(folder: Storage, checkpoints: Check
         StepFailed, match=rf"{file} is .*no other checkpoint .* remove .*/checkpoints: the same command"
     ):
         Checkpoints(folder).newest()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\x00" * 30, b'{"crc32": 1}', b'{"crc32": {"state.pt": "x"}}'])
+def test_a_damaged_mark_is_passed_over(folder: Storage, checkpoints: Checkpoints, content: bytes) -> None:
+    good = save(checkpoints, 5, keep="000000005")
+    save(checkpoints, 10, keep=good)
+    folder.write("checkpoints/000000010/complete.json", content)
+    found, _ = checkpoints.newest() or pytest.fail("there is an older one")
+    assert torch.equal(found["layer.weight"], weights(5)["layer.weight"])
+    assert "complete.json is damaged" in checkpoints.damage
+
+
+def test_a_checkpoint_without_checksums_is_read(folder: Storage, checkpoints: Checkpoints) -> None:
+    """Those that mvray stored before it kept them."""
+    save(checkpoints, 5)
+    folder.write("checkpoints/000000005/complete.json", b'{"step": 5}')
+    found, _ = checkpoints.newest() or pytest.fail("there is one")
+    assert torch.equal(found["layer.weight"], weights(5)["layer.weight"])
 
 
 def test_what_is_foreign_is_not_passed_over(folder: Storage, checkpoints: Checkpoints) -> None:
@@ -243,5 +263,11 @@ def test_the_weights_to_keep_are_damaged(folder: Storage, checkpoints: Checkpoin
     folder.local(f"checkpoints/{best}/model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(StepFailed, match=r"model.safetensors is damaged .*the weights to keep are in it"):
         checkpoints.weights(best)
+    checkpoints.save(10, weights(10), state(10), best)
+    checkpoints.wait()
+    place = folder.local("checkpoints/000000010/model.safetensors")
+    place.write_bytes(place.read_bytes()[:-1] + b"\x01")  # of the number of steps: any bytes are a number
+    with pytest.raises(StepFailed, match=r"model.safetensors is damaged \(its checksum"):
+        checkpoints.weights("000000010")
     with pytest.raises(StepFailed, match=r"weights.safetensors is damaged"):
         weights_from_bytes(b"")

@@ -115,12 +115,14 @@ STEPS = ["phase1", "plain", "look-plain", "score-plain", "cams", "masked", "look
 DEPENDENT = {"masked", "look-masked", "score-masked"}
 
 
+@pytest.mark.slow
 def test_every_command_of_the_experiment_went_well(experiment: Experiment) -> None:
     for name, said in experiment.said.items():
         assert said.code == 0, f"{name}: {said.err}"
         assert "Traceback" not in said.err
 
 
+@pytest.mark.slow
 def test_the_report_has_the_form_that_is_promised(experiment: Experiment) -> None:
     report = experiment.report("after all")
     assert list(report) == ["job", "steps", "table", "search"]
@@ -144,6 +146,7 @@ def test_the_report_has_the_form_that_is_promised(experiment: Experiment) -> Non
             assert row["interval95"][metric] is None  # one seed
 
 
+@pytest.mark.slow
 def test_every_variant_is_trained_for_as_many_epochs(experiment: Experiment) -> None:
     metrics = {step["name"]: step["metrics"] for step in experiment.report("after all")["steps"]}
     assert {name: metrics[name]["epochs"] for name in ("phase1", "plain", "masked")} == {
@@ -153,6 +156,7 @@ def test_every_variant_is_trained_for_as_many_epochs(experiment: Experiment) -> 
     }
 
 
+@pytest.mark.slow
 def test_only_does_a_step_and_what_it_reads(experiment: Experiment) -> None:
     assert set(experiment.states("nothing").values()) == {"missing"}
     assert "gradcam_masking: 2 steps, 0 finished before, 2 to do." in experiment.said["cams"].err
@@ -163,6 +167,7 @@ def test_only_does_a_step_and_what_it_reads(experiment: Experiment) -> None:
     assert values == [[None], [None]]
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(experiment: Experiment) -> None:
     assert "8 steps, 2 finished before, 6 to do." in experiment.said["all"].err
     again = experiment.said["all again"]
@@ -171,6 +176,7 @@ def test_what_is_finished_is_not_done_again(experiment: Experiment) -> None:
     assert experiment.said["after all again"].out == experiment.said["after all"].out
 
 
+@pytest.mark.slow
 def test_a_changed_setting_reruns_what_depends_on_it(experiment: Experiment) -> None:
     before, after = experiment.states("before other"), experiment.states("after other")
     assert {name for name, state in before.items() if state == "missing"} == DEPENDENT
@@ -184,6 +190,7 @@ def test_a_changed_setting_reruns_what_depends_on_it(experiment: Experiment) -> 
     assert all(times[0][name] == times[1][name] for name in set(STEPS) - DEPENDENT)
 
 
+@pytest.mark.slow
 def test_the_end_says_what_to_do_next(experiment: Experiment) -> None:
     *_, results, pictures, tracked = experiment.said["other"].out.splitlines()
     assert results == f"Results:  {experiment.runs}"
@@ -192,6 +199,7 @@ def test_the_end_says_what_to_do_next(experiment: Experiment) -> None:
     assert tracked == f"MLflow:   mvray ui --storage {experiment.runs}"
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone(experiment: Experiment, tmp_path: Path) -> None:
     said = mvray("report", *experiment.options, "--html", tmp_path / "report.html")
     assert (said.code, said.out) == (0, "")
@@ -200,6 +208,7 @@ def test_the_page_stands_alone(experiment: Experiment, tmp_path: Path) -> None:
     assert "proposed: Grad-CAM masking" in page
 
 
+@pytest.mark.slow
 def test_look_at_anyones_pictures(experiment: Experiment, drawings: Path, tmp_path: Path) -> None:
     steps = {step["name"]: step["path"] for step in experiment.report("after all")["steps"]}
     (tmp_path / "broken.png").write_bytes(b"no picture")
@@ -255,6 +264,7 @@ def test_look_at_anyones_videos(videos: Path, tmp_path: Path, monkeypatch: pytes
     assert "is a video that can be read" in nothing.err
 
 
+@pytest.mark.slow
 def test_a_folder_per_artist_goes_through_the_same_job(experiment: Experiment, drawings: Path) -> None:
     """With --data and --set alone. Other data are other steps."""
     job, tiny, _, _, *rest = experiment.options
@@ -287,6 +297,7 @@ def numbers(said: Said) -> list[tuple[Any, ...]]:
     return [(step["name"], step["seed"], step["id"], step["state"], step["metrics"]) for step in steps]
 
 
+@pytest.mark.slow
 def test_the_same_seeds_give_the_same_numbers(toys: Path, drawings: Path, tmp_path: Path) -> None:
     """Also two steps that differ in nothing but their names: both are done. A bad picture is named, and left out."""
     root = Path(shutil.copytree(drawings, tmp_path / "some"))

@@ -182,8 +182,14 @@ def test_equal_vectors(way: object) -> None:
     same = np.repeat(np.random.default_rng(0).normal(size=(1, 8)), 40, 0)
     assert set(grouped(same, Umap(), way, k=2)) == {0}
     twice = np.concatenate([same, same + 1])
-    for reduce in (None, SMALL, Umap()):
-        assert partition(grouped(twice, reduce, way, k=2)) == partition(np.arange(80) // 40)
+    label = np.arange(80) // 40
+    assert partition(grouped(twice, None, way, k=2)) == partition(label)
+    for reduce in (SMALL, Umap()):
+        found = grouped(twice, reduce, way, k=2)
+        # UMAP spreads equal vectors, by processor and seed: DBSCAN's knee may leave out the farthest (1 in 6 seeds).
+        at = found != NOISE
+        assert (~at).sum() <= (4 if isinstance(way, Dbscan) else 0)
+        assert partition(found[at]) == partition(label[at])
     grouped(twice, None, KMeans(), k=3)  # fewer different vectors than groups
 
 

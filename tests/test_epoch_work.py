@@ -36,6 +36,7 @@ def test_the_order_of_an_epoch_may_be_the_methods(drawings: Path, tmp_path: Path
     assert [row["epoch/first"] for row in history(given)] == [0, 8]
 
 
+@pytest.mark.slow
 def test_two_ranks_share_each_batch_of_that_order(
     drawings: Path, tmp_path: Path, two_ranks: Callable[..., list[str]]
 ) -> None:

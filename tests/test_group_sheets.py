@@ -91,6 +91,7 @@ def test_bars_map_and_sheet_of_the_middle_work(drawings: Path, tmp_path: Path) -
     assert results.pictures(made) == found
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_any_more_are_left_out(drawings: Path, tmp_path: Path) -> None:
     shutil.copytree(drawings, tmp_path / "copy")
     made, sheet = finished(tmp_path / "copy", tmp_path / "out", CLUSTERS)

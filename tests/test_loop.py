@@ -275,6 +275,7 @@ def test_finished_training_is_left_as_it_is(drawings: Path, tmp_path: Path) -> N
 # -- two ranks -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"),
     [

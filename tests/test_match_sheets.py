@@ -70,6 +70,7 @@ def share(pixels: np.ndarray, colour: str) -> int:
     return int((pixels == wanted).all(2).sum())
 
 
+@pytest.mark.slow
 def test_examples_with_their_nearest_and_curves(faces: Path, tmp_path: Path) -> None:
     made, sheet = planned(faces, tmp_path)
     assert match_sheets.draw(made, sheet, 0) == {}, "nothing is finished yet"

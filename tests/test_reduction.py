@@ -22,6 +22,7 @@ def vectors(samples: int, dimensions: int = 24, groups: int = 4, seed: int = 0) 
     return (centres[rand.integers(0, groups, samples)] + rand.normal(size=(samples, dimensions))).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_it_is_umap() -> None:
     """Same neighbours, same seed: the places of umap.UMAP itself."""
     from sklearn.neighbors import NearestNeighbors

@@ -14,6 +14,7 @@ from mvray.tracking import Tracker
 PLANTED = "planted-secret-9f3a"
 
 
+@pytest.mark.slow
 def test_a_password_in_the_server_s_address_is_not_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

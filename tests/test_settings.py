@@ -342,7 +342,7 @@ def test_a_whole_job_comes_back_from_its_text(tiny: bool) -> None:
         ({"function": "mvray.metrics:nothing"}, "cannot be imported"),
         ({"function": "os:system"}, "os:system is no function of mvray or of a job"),
         ({"function": "shutil:rmtree"}, "shutil:rmtree is no function of mvray or of a job"),
-        ({"function": "mvray.plan:json"}, "is no function of mvray"),
+        ({"function": "mvray.plan:hashlib"}, "is no function of mvray"),
         ({"function": "mvray.manifest:version"}, "is no function of mvray"),
         ({"class": "this:d", "fields": {}}, "this:d is named in a step's settings, but is not part of mvray"),
         ({"class": "mvrayx.y:Z", "fields": {}}, "mvrayx.y:Z is named in a step's settings, but is not part of mvray"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mvray import spent
+from mvray.errors import DataError
 from mvray.job import Scale
 from mvray.spent import Meter, Spent
 from mvray.storage import Storage
@@ -61,3 +62,10 @@ def test_an_account_is_plain_json(tmp_path: Path) -> None:
     Meter(Storage(str(tmp_path)), Scale()).keep()
     (file,) = (tmp_path / "spent").iterdir()
     assert set(json.loads(file.read_text())) == {"seconds", "cpu_hours", "gpu_hours", "cost"}
+
+
+@pytest.mark.parametrize("content", ['{"years": 1}', '{"seconds": "long"}', "null"])
+def test_an_account_that_is_damaged_is_named(tmp_path: Path, content: str) -> None:
+    Storage(str(tmp_path)).write("spent/1", content.encode())
+    with pytest.raises(DataError, match="spent/1 is not as mvray has written it"):
+        spent.total(Storage(str(tmp_path)))

@@ -84,6 +84,7 @@ def said():
     logging.disable(off)
 
 
+@pytest.mark.slow
 def test_a_receiver_that_was_away_gets_everything(spool, said):
     put(spool, 1, 2)
     put(spool, 3, kind="tags")

@@ -71,6 +71,7 @@ def test_asked_to_stop_it_goes_on_where_it_was(drawings: Path, tmp_path: Path, s
     assert result(broken) == result(whole)
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_it_repeats_less_than_an_interval(drawings: Path, tmp_path: Path) -> None:
     method = Kept(Linear(dropout=0.3))
     whole = task(step(drawings, method), tmp_path / "whole")
@@ -95,6 +96,7 @@ def test_killed_twice(drawings: Path, tmp_path: Path) -> None:
     assert result(broken) == result(whole)
 
 
+@pytest.mark.slow
 def test_killed_between_any_two_files(drawings, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is written whole or not at all, so these are all the states that a kill can leave behind."""
     write, left = Storage._write, [0]
@@ -208,6 +210,7 @@ def test_whoever_lost_the_folder_writes_no_more(drawings: Path, tmp_path: Path) 
 # -- two ranks -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_where_they_were(drawings, tmp_path, two_ranks: Callable[..., list[str]]) -> None:
     """Each rank has its own dropout, in the middle of an epoch too."""
     given = step(drawings, NETWORK, checkpoint_steps=2)

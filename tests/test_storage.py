@@ -442,3 +442,15 @@ def test_a_profile_with_a_role(s3: str, tmp_path: Path, monkeypatch: pytest.Monk
         server.stop()
     assert keys[0].startswith("ASIA")  # of the role, not the base's
     assert keys[2]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 30, b"\xff\xfe\xfd", b'{"a": ', b"[1]", b"3"])
+def test_what_is_not_as_it_was_written_is_named(tmp_path: Path, content: bytes) -> None:
+    storage = Storage(str(tmp_path / "step"))
+    storage.write("metrics.json", content)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/step/metrics.json is not as .* or remove {tmp_path}/step: the"):
+        storage.read_json("metrics.json", dict)
+    storage.write("metrics.json", b'{"a": 1.5}')
+    assert (
+        storage.read_json("metrics.json", dict) == storage.read_json("metrics.json", dict, current=True) == {"a": 1.5}
+    )

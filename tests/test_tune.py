@@ -275,6 +275,19 @@ def test_a_killed_search_ends_with_the_same_trials(whole: tuple[Study, Lines], d
     (state,) = [step for step in json.loads(shown.stdout)["steps"] if step["name"] == "second"]
     assert (state["state"], state["id"]) == ("finished", best.id)  # a run with the best settings does nothing
 
+    nowhere = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}  # with nothing left to train no cluster is asked for
+    third = subprocess.run(command(drawings, place), env=nowhere, capture_output=True, text=True, timeout=100)
+    assert (third.returncode, third.stdout) == (0, again.stdout), third.stderr
+
+    (file,) = place.glob("study-second-*/trials.json")
+    row = json.loads(file.read_text())[0]
+    for content in ("", file.read_text()[:100], '{"a": 1}', "[1]", "[{}]", json.dumps([row | {"values": 3}])):
+        file.write_text(content)
+        refused = subprocess.run(command(drawings, place), capture_output=True, text=True, timeout=60)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(f"mvray: {file} is not as mvray has written it (")
+        assert refused.stderr.count("\n") == 1
+
 
 def test_mistakes_are_refused_at_once(tmp_path: Path, drawings: Path) -> None:
     for more, message in (

@@ -68,7 +68,6 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     cluster = Cluster(storage, None, progress.say, patience_s)
     status = "FAILED"
     try:
-        cluster.start(plan.job)
         execute(before, cluster, log, progress)
         from mvray import tune
 

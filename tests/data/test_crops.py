@@ -212,6 +212,7 @@ def child(storage: Storage, cache: Path, slow_s: float) -> subprocess.Popen[str]
     return subprocess.Popen([sys.executable, "-W", "error", "-c", CHILD, *given], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_decodes_each_picture_once(storage: Storage, tmp_path: Path) -> None:
     both = [child(storage, tmp_path / "cache", slow_s=0.2) for _ in range(2)]
     counts, sums = zip(*(one.communicate()[0].splitlines()[-1].split() for one in both), strict=True)

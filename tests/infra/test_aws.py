@@ -17,6 +17,7 @@ WIDE = {"ec2:Describe", "ecr:GetAuthorizationToken"}
 """Actions that AWS knows for all resources only."""
 
 
+@pytest.mark.slow
 def test_cfn_lint_finds_nothing() -> None:
     from cfnlint.api import lint_file
 

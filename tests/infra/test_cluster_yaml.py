@@ -176,6 +176,7 @@ def test_gpus_are_seen_before_there_is_a_node(cluster: dict[str, Any]) -> None:
     assert types["head"]["resources"] == {"CPU": 0}
 
 
+@pytest.mark.slow
 def test_the_template_itself_starts_nothing(tmp_path: Path) -> None:
     """`ray up cluster.yaml`, unfilled: ends before anything is asked of AWS, and its last line says what to do."""
     environ = {

@@ -305,6 +305,7 @@ def test_samples_without_labels(drawings: Path, tmp_path: Path) -> None:
                 train(given, Here())
 
 
+@pytest.mark.slow
 def test_supervised_training_and_clusters_from_there(drawings: Path, tmp_path: Path) -> None:
     """ft, then ft+dc: the network is taken over but for its head, and so it is from a classifier."""
     ft = task(step_of(drawings, config(labels="given"), **{**LOOP, "epochs": 6, "lr": 0.02}), tmp_path / "ft")

@@ -231,6 +231,7 @@ def test_mistakes() -> None:
         method_of().score({})
 
 
+@pytest.mark.slow
 def test_losses_where_autocast_is_on() -> None:
     """As on GPUs: features are bfloat16 then, and regions are pooled from them in float32."""
     method, batch = method_of().train(), batch_of(2)

@@ -46,6 +46,7 @@ def frames() -> list[Frame]:
     return [Frame(f"{at}.avi", 0, frame(at, *size)) for at, size in enumerate(sizes)]
 
 
+@pytest.mark.slow
 def test_finds_what_torchvision_finds(network: torch.nn.Module, weights: str, one_thread: None) -> None:
     made = ours.Config(weights=weights, classes=CLASSES, least_score=0.0, **SMALL).build(None, Path.read_bytes)
     assert made.classes == CLASSES
