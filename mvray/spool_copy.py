@@ -86,10 +86,10 @@ class SpoolCopy:
         if new:
             lines = self._spool.read(start, waiting[-1][0])
             self._place.write(f"events-{start:015d}", lines)
-        if not self._copied:
+        self._place.write("writer", str(time.time()).encode())
+        if not self._copied:  # after "writer": without that it would count as one whose execution has ended
             self._place.write("address", (self._spool.folder / "address").read_bytes())
         self._copied = waiting[-1][0]
-        self._place.write("writer", str(time.time()).encode())
 
 
 def fetch(storage: Storage, parent: Path, address: str) -> None:

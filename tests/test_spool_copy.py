@@ -82,6 +82,27 @@ def test_an_ended_execution_leaves_what_waits(storage, spool, tmp_path):
     assert deliver(storage, other) == []
 
 
+def test_a_copy_counts_only_once_its_execution_is_known_to_go_on(storage, spool, tmp_path, monkeypatch):
+    """Whichever files of the first copy are there already, nobody fetches it."""
+    other = tmp_path / "other"
+    other.mkdir()
+    write, fetched = Storage.write, []
+
+    def slow(self, path, data):
+        write(self, path, data)
+        if path != "claim":
+            fetched.append((path, deliver(storage, other)))
+
+    put(spool, 1, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "write", slow)
+        copy = SpoolCopy(spool, storage, interval_s=1000)
+        assert copy.close() != ""  # copies what waits
+    assert [path for path, _ in fetched] == ["events-000000000000000", "writer", "address"]
+    assert all(taken == [] for _, taken in fetched)
+    assert deliver(storage, other) == [1, 2]
+
+
 def test_a_killed_execution_is_taken_over_after_a_while(storage, spool, tmp_path):
     put(spool, 1, 2)
     copy = SpoolCopy(spool, storage, interval_s=0.1)
