@@ -315,6 +315,7 @@ def test_the_same_seeds_give_the_same_numbers(toys: Path, drawings: Path, tmp_pa
     assert found[0][0][4] == found[0][1][4] != found[0][2][4]
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_ends_with_its_reason(toys: Path, drawings: Path, tmp_path: Path) -> None:
     options = (toys, "--data", drawings, "--storage", tmp_path / "runs", "--set", "two.method.nan_at=2")
     said = mvray("run", *options, "--workers", 0)

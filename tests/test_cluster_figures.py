@@ -11,6 +11,8 @@ from PIL import Image
 from mvray import cluster_figures as figures
 from mvray.figures import LINES
 
+pytestmark = pytest.mark.slow  # pictures, half a second each
+
 NAMES = [f"character {k}" for k in range(30)]
 STRANGE = r"漫画の人 $\frac{1}$ \x"
 

@@ -167,7 +167,7 @@ def test_wrong_settings_are_refused(wrong: object) -> None:
 
 
 @pytest.mark.parametrize("way", [Hdbscan(), Dbscan(), KMeans(), Agglomerative()])
-@pytest.mark.parametrize("reduce", [None, Pca(), Umap()])
+@pytest.mark.parametrize("reduce", [None, Pca(), pytest.param(Umap(), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("samples", [0, 1, 2, 5, 33, 34])
 def test_few_vectors(samples: int, reduce: object, way: object) -> None:
     vectors = np.random.default_rng(0).normal(size=(samples, 40)).astype(np.float32)
@@ -177,6 +177,7 @@ def test_few_vectors(samples: int, reduce: object, way: object) -> None:
         assert (found == NOISE).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [Hdbscan(), Dbscan(), KMeans(), Agglomerative()])
 def test_equal_vectors(way: object) -> None:
     same = np.repeat(np.random.default_rng(0).normal(size=(1, 8)), 40, 0)
@@ -290,6 +291,7 @@ WORKS = {
 }
 
 
+@pytest.mark.slow
 def test_works_are_grouped_on_their_own() -> None:
     table = table_of(WORKS)
     metric = Clusters("vector", "hdbscan", SMALL, Hdbscan(5), seed=3, map=True)

@@ -89,7 +89,7 @@ def test_sheet_keeps_the_shape_of_pages():
         assert height / len(part) == pytest.approx(ratio, rel=0.02)
 
 
-@pytest.mark.parametrize("classes", [2, 14, 101])
+@pytest.mark.parametrize("classes", [2, 14, pytest.param(101, marks=pytest.mark.slow)])
 def test_confusion_matrix_shows_the_share_of_the_true_class(classes):
     counts = np.zeros((classes, classes), int)
     counts[np.arange(classes), np.arange(classes)] = 9

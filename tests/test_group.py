@@ -22,7 +22,7 @@ from mvray.job import Clips
 from mvray.methods import deepcluster
 from mvray.model import Model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]  # UMAP is compiled
 CHARACTERS, COUNT = 4, 15
 
 
@@ -59,6 +59,7 @@ def _model(tmp_path_factory: pytest.TempPathFactory, faces_of_a_book: Path) -> P
     return finished(tmp_path_factory.mktemp("runs"), faces_of_a_book)
 
 
+@pytest.mark.slow
 def test_characters_become_groups(model: Path, faces_of_a_book: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = mvray("group", model, faces_of_a_book, "--out", out)

@@ -25,6 +25,8 @@ from mvray.plan import Plan
 from mvray.source import Index
 from mvray.storage import Storage
 
+pytestmark = pytest.mark.slow  # pictures, half a second each
+
 
 @dataclass(frozen=True, kw_only=True)
 class Works(Folder):

@@ -294,6 +294,7 @@ def test_two_ranks_equal_one(drawings, tmp_path, two_ranks: Ranks, method, setti
     same(one, two, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_with_a_convolutional_network(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
     method = Shared(classifier.Config(network="alexnet-small", hide="random"))
     step = step_of(drawings, method, pictures=PAGE, lr=0.02, epochs=1)
@@ -303,6 +304,7 @@ def test_two_ranks_equal_one_with_a_convolutional_network(drawings: Path, tmp_pa
     same(one, two, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_rank_ends_both(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
     batches = [rows.tolist() for rows in sampler.order(42, 8)]
     given = task(step_of(drawings, Linear(nan_row=batches[4][3]), epochs=1), tmp_path)
@@ -310,6 +312,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_both(drawings: Path, tmp_pat
     assert all(line.startswith("The loss became NaN or infinite at step 5 (epoch 0; ") for line in said)
 
 
+@pytest.mark.slow
 def test_two_ranks_validate_the_weights_that_are_kept(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
     """Batch normalisation's running sums differ between ranks until the epoch's end makes them one."""
     method = classifier.Config(network="alexnet-small")
@@ -321,6 +324,7 @@ def test_two_ranks_validate_the_weights_that_are_kept(drawings: Path, tmp_path: 
     assert metrics(given)["validation/loss"] == pytest.approx(scores["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_one_validation_sample_is_enough_for_two_ranks(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
     step = step_of(drawings, Linear(), epochs=1)
     step = replace(step, data=replace(step.data, source=replace(step.data.source, validation=1 / 60)))

@@ -20,6 +20,8 @@ from mvray.methods import arcface
 from mvray.plan import Plan
 from mvray.storage import Storage
 
+pytestmark = pytest.mark.slow  # pictures, half a second each
+
 SPLITS = ("validation", "test")
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from mvray.reduction import Pca, Umap, flat_map
 
+pytestmark = pytest.mark.slow  # UMAP is compiled
+
 
 def vectors(samples: int, dimensions: int = 24, groups: int = 4, seed: int = 0) -> np.ndarray:
     rand = np.random.default_rng(seed)

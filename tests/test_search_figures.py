@@ -13,6 +13,8 @@ from mvray import report, search_report
 from mvray.job import Choice, LogUniform, Search, Uniform
 from mvray.search_figures import best_so_far, importances, pictures
 
+pytestmark = pytest.mark.slow  # pictures, half a second each
+
 SPACE = (("a", Uniform(0.0, 1.0)), ("b", LogUniform(1e-4, 1.0)), ("c", Choice(("x", "y"))))
 SEARCH = Search("step", SPACE, "validation/accuracy")
 

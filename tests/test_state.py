@@ -222,6 +222,7 @@ def test_two_ranks_go_on_where_they_were(drawings, tmp_path, two_ranks: Callable
     assert result(broken) == result(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 def test_another_number_of_ranks_goes_on(drawings, tmp_path, two_ranks: Callable[..., list[str]], first: int) -> None:
     given = step(drawings, Linear(), checkpoint_steps=2, batch_size=7)

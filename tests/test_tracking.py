@@ -17,7 +17,10 @@ from mvray.spool import Refused
 from mvray.tracking import Tracker, deliver
 from mvray.ui import served
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,  # MLflow makes its tables
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from mvray.data.quarantine import Unreadable
 from mvray.data.video import Video
 from mvray.data.videos import Videos
 
+pytestmark = pytest.mark.slow  # videos are encoded
+
 COUNT = 40
 FAST_VPX = {"deadline": "realtime", "cpu-used": "8"}
 CLOSED_GOPS = "log-level=none:keyint=12:min-keyint=12:scenecut=0:bframes=3:b-adapt=0:open-gop=0:radl=2"

@@ -23,6 +23,8 @@ from account import OIDC, ROOT, script
 
 from mvray import room
 
+pytestmark = pytest.mark.slow  # a schema of megabytes
+
 KUBERNETES = json.loads(gzip.decompress((Path(__file__).parent / "schemas/kubernetes-1.37.json.gz").read_bytes()))
 TEXT, NUMBER, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 LIST = {"type": "array", "items": TEXT}

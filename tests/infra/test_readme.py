@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from account import ROOT, Stack, script
 
+pytestmark = pytest.mark.slow  # a shell and many programs
+
 README = (ROOT / "infra/README.md").read_text()
 PROGRAMS = ("aws", "docker", "git", "kubectl", "mvray", "python", "ray")
 STAND_IN = f"""#!{sys.executable}

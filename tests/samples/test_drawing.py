@@ -90,6 +90,7 @@ def test_screens_fit_together_across_panels() -> None:
     assert np.array_equal(np.asarray(whole.crop((130, 70, 230, 170))), np.asarray(part))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_panels_fill_the_page_without_touching(seed: int) -> None:
     rng = np.random.default_rng(seed)

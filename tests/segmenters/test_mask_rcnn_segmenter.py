@@ -16,6 +16,8 @@ from mvray.methods import classifier
 from mvray.nn import mask_rcnn
 from mvray.segmenters import mask_rcnn as ours
 
+pytestmark = pytest.mark.slow  # whole detectors
+
 CLASSES = ("person", "ball")
 SMALL = {"min_size": 96, "max_size": 160, "detections": 6}
 
