@@ -13,6 +13,7 @@ import json
 import math
 import queue
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -310,7 +311,7 @@ def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T | None]:
     taking.start()
     while True:
         if cluster.aborted.is_set():
-            taking.join(LEAVE_S)  # a thread that still asks Ray for something when it is left ends the process
+            _end(taking)
             raise Interrupted("The run was interrupted.")
         try:
             kind, value = arrived.get(timeout=POLL_S)
@@ -322,6 +323,30 @@ def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T | None]:
         if kind == "end":
             return
         yield value
+
+
+def _end(taking: threading.Thread) -> None:
+    """End it: a thread that still asks Ray for something when that is left ends the process.
+
+    It waits for Ray Data, whose own threads go on for as long as the cluster has no room, and no public call ends them
+    before the first row.
+    """
+    until = time.monotonic() + LEAVE_S
+
+    def end() -> None:
+        from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+        while taking.is_alive() and time.monotonic() < until:
+            for thread in threading.enumerate():
+                if isinstance(thread, StreamingExecutor):
+                    thread.shutdown(force=True)
+            taking.join(POLL_S)
+
+    # In a thread, as it may wait for a cluster that is gone.
+    ending = threading.Thread(target=end, name="generate-end", daemon=True)
+    if "ray.data" in sys.modules:
+        ending.start()
+    taking.join(LEAVE_S)
 
 
 def _made(work: Work, missing: list[int], cluster: Cluster, name: str) -> Iterator[tuple[int, str, float]]:

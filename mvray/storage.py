@@ -144,7 +144,7 @@ class Storage:
         """What to raise where a file of mvray's own is not as mvray has written it."""
         return DataError(
             f"{self.full(path)} is not as mvray has written it ({why}). Find out what happened to this storage. Bring "
-            f"the file back, or remove {self.full('') or self.uri}: the same command then makes anew what was in it."
+            f"the file back, or remove {self.uri}: the same command then makes anew what was in it."
         )
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
