@@ -139,6 +139,7 @@ def test_without_a_folder_for_compiled_code_it_works_all_the_same(tmp_path: Path
         "import umap; print(umap.__file__)"
     )
     environ = {**os.environ, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
+    environ["NUMBA_OPT"] = "0"  # compiles faster
     environ |= {"XDG_CACHE_HOME": environ["HOME"], "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
     assert done.stdout.split("\n")[:2] == ["(40, 2)", str(tmp_path / "umap/__init__.py")], done.stderr[-2000:]
