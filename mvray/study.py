@@ -138,6 +138,8 @@ class Study:
         self._lock = RLock()
         with contextlib.suppress(FileNotFoundError):
             known = self.folder.read_json("study.json", dict)
+            if not isinstance(known.get("trials"), int):
+                raise self.folder.damaged("study.json", "it does not say how many trials there are")
             if self.search.scheduler == "pbt":
                 self.search = replace(self.search, trials=known["trials"])
         with contextlib.suppress(FileNotFoundError):

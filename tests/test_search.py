@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from mvray import study
+from mvray import plan, study
 from mvray.cli import load_job
-from mvray.errors import SettingError
+from mvray.errors import DataError, SettingError
 from mvray.job import Choice, Integers, Job, LogUniform, Search, Uniform
 from mvray.sampling import STARTUP, Known, as_optuna, bred, distribution, drawn, explored, suggest
 from mvray.search import set_line
 from mvray.settings import replaced
+from mvray.storage import Storage
 
 JOBS = Path(__file__).parent.parent / "jobs"
 SPACE = (("a", Uniform(0.1, 0.9)), ("b", LogUniform(1e-4, 1.0)), ("c", Choice(("x", "y"))), ("d", Integers(1, 9)))
@@ -261,3 +262,15 @@ def test_the_best_settings_can_be_typed() -> None:
     words = [word for word in shlex.split(set_line("masked", settings)) if word != "--set"]
     typed = replaced(gradcam(), dict(word.split("=", 1) for word in words))  # type: ignore[arg-type]
     assert typed == replaced(gradcam(), {f"masked.{name}": value for name, value in settings.items()})
+
+
+def test_a_study_that_is_damaged_is_named(drawings: Path, tmp_path: Path) -> None:
+    job = load_job(Path(__file__).parent / "searched.py", False, str(drawings), [])
+    base = plan.make(job, Storage(str(tmp_path))).of(job.steps[0], 0)
+    made = study.Study(job, base)
+    made.save()
+    assert study.Study(job, base).trials == []
+    for file, content in (("trials.json", "[{}]"), ("trials.json", "[1]"), ("study.json", "{}"), ("study.json", "")):
+        made.folder.write(file, content.encode())
+        with pytest.raises(DataError, match=f"{file} is not as mvray has written it"):
+            study.Study(job, base)
