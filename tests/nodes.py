@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,6 +117,39 @@ class Net:
     def _on(self, number: int) -> list[psutil.Process]:
         node = self.nodes[number]
         return psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
+
+
+@contextlib.contextmanager
+def net_of_nodes(cpus: int = 1, dashboard: bool = False, **environ: str) -> Iterator[Net]:
+    """A cluster with token authentication, without nodes yet; this process's environment leads to it meanwhile.
+
+    To its dashboard where there is one, as for `mvray submit`. ``environ`` takes the place of what leads to other
+    clusters and servers; the nodes have it, too.
+    """
+    from ray._private.authentication import authentication_token_setup as tokens
+
+    before = dict(os.environ)
+    short = Path(tempfile.mkdtemp(prefix="mv"))  # Ray's sockets have paths of 107 letters at most
+    net = None
+    try:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_", "MLFLOW_"))]:
+            del os.environ[name]
+        os.environ |= environ
+        tokens.enable_token_auth_by_default()
+        tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
+        port, served = free_ports(2)
+        net = Net(short / "r", environ_of_nodes(), port, served if dashboard else None, cpus)
+        if dashboard:
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{served}"
+        else:
+            os.environ["RAY_ADDRESS"] = net.address
+        yield net
+    finally:
+        if net:
+            net.stop()
+        shutil.rmtree(short, ignore_errors=True)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def command_of(process: psutil.Process) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from mvray.tracking import Tracker
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -85,6 +87,12 @@ class MlflowServer:
             self._process.send_signal(signal.SIGINT)
             self._process.communicate(timeout=120)
         shutil.rmtree(self.folder)
+
+
+def has_asked(tracker: Tracker) -> None:
+    """Wait until its server has not answered, or not as it should, once."""
+    while not tracker._courier.error:
+        time.sleep(0.1)
 
 
 class Browser:

@@ -6,17 +6,15 @@ rest for the image's.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nodes import Net, environ_of_nodes, free_ports
+from nodes import Net, net_of_nodes
 from test_shipment import git
 
 ROOT = Path(__file__).parent.parent
@@ -56,32 +54,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def net(tmp_path: Path) -> Iterator[Net]:
-    from ray._private.authentication import authentication_token_setup as tokens
-
-    before = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_"))]:
-        del os.environ[name]
-    tokens.enable_token_auth_by_default()
-    tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
     image = tmp_path / "image"  # Ray copies all of it for an environment that it makes
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", image], check=True)
     (packages,) = image.glob("lib/python*/site-packages")
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
-    short = Path(tempfile.mkdtemp(prefix="mv"))
-    port, dashboard = free_ports(2)
-    environ = environ_of_nodes()
-    environ["PATH"] = f"{image / 'bin'}:{environ['PATH']}"
-    net = Net(short / "r", environ, port, dashboard, cpus=2)
-    try:
+    with net_of_nodes(cpus=2, dashboard=True) as net:
         for number in (1, 2):
-            net.start(number, prefix=(str(image / "bin/python"),))
-        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+            path = f"{image / 'bin'}:{net.environ['PATH']}"
+            net.start(number, prefix=(str(image / "bin/python"),), PATH=path)
         yield net
-    finally:
-        net.stop()
-        shutil.rmtree(short, ignore_errors=True)
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def test_every_node_makes_the_environment_and_is_waited_for(net: Net, drawings: Path, tmp_path: Path) -> None:

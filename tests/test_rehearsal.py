@@ -7,14 +7,15 @@ machine makes, bit by bit, and MLflow's pages show all of it.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nodes import Net, environ_of_nodes, free_ports
+from nodes import Net, net_of_nodes
 from PIL import Image
 from s3_proxy import SLOW_DOWN, S3Proxy
 from servers import Browser, MlflowServer
@@ -100,8 +101,6 @@ def options(data: str, storage: object) -> list[object]:
 def lab(
     s3_server: Any, mlflow_server: MlflowServer, sample_comics: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:
-    from ray._private.authentication import authentication_token_setup as tokens
-
     place = tmp_path_factory.mktemp("lab")
     repository = place / "repository"
     (repository / "jobs").mkdir(parents=True)
@@ -110,30 +109,16 @@ def lab(
     git(repository, "init", "--quiet")
     git(repository, "add", ".")
     git(repository, "commit", "--quiet", "-m", "jobs")
-    before, proxy = dict(os.environ), S3Proxy(s3_server.endpoint)
-    short = Path(tempfile.mkdtemp(prefix="mv"))
-    for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_", "MLFLOW_"))]:
-        del os.environ[name]
-    os.environ |= {**s3_server.environ, "AWS_ENDPOINT_URL": proxy.endpoint, **mlflow_server.environ}
-    tokens.enable_token_auth_by_default()
-    tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
-    port, dashboard = free_ports(2)
-    net = Net(short / "r", environ_of_nodes(), port, dashboard, cpus=2)
-    root = f"s3://mvray-tests/{short.name}"
-    try:
+    proxy = S3Proxy(s3_server.endpoint)
+    environ = {**s3_server.environ, "AWS_ENDPOINT_URL": proxy.endpoint, **mlflow_server.environ}
+    root = f"s3://mvray-tests/{uuid.uuid4().hex}"
+    with contextlib.closing(proxy), net_of_nodes(cpus=2, dashboard=True, **environ) as net:
         for file in sample_comics.rglob("*"):
             if file.is_file():
                 Storage(f"{root}/comics").write(str(file.relative_to(sample_comics)), file.read_bytes())
         for number in (1, 2, 3):
             net.start(number)
-        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
         yield Lab(net, proxy, mlflow_server, repository, f"{root}/comics", f"{root}/runs")
-    finally:
-        net.stop()
-        proxy.close()
-        shutil.rmtree(short, ignore_errors=True)
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

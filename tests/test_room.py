@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import yaml
-from nodes import Net, environ_of_nodes, free_ports
+from nodes import Net, net_of_nodes
 from toys import Logged, Means, step_of
 
 from mvray import plan, room, run, spent, tune
@@ -66,22 +64,9 @@ def test_the_cluster_of_this_repository() -> None:
 @pytest.fixture(scope="module")
 def net() -> Any:
     """A head without CPUs, and node 2 with two; this process's environment leads to it."""
-    from ray._private.authentication import authentication_token_setup as tokens
-
-    before = dict(os.environ)
-    tokens.enable_token_auth_by_default()
-    tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
-    short = Path(tempfile.mkdtemp(prefix="mv"))  # Ray's sockets have paths of 107 letters at most
-    net = Net(short / "r", environ_of_nodes(), free_ports(1)[0], cpus=2)
-    try:
+    with net_of_nodes(cpus=2) as net:
         net.start(1)
-        os.environ["RAY_ADDRESS"] = net.address
         yield net
-    finally:
-        net.stop()
-        shutil.rmtree(short, ignore_errors=True)
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +185,16 @@ def _done(step: Step, place: Path, cluster: Cluster) -> tuple[plan.Planned, list
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("node")
-def test_an_actor_that_waits_for_room_is_not_charged(cluster: Cluster, drawings: Path, tmp_path: Path) -> None:
+def test_an_actor_that_waits_for_room_is_not_charged(
+    cluster: Cluster, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(line: str) -> None:
+        if "waits for 1 more worker's room on the cluster" in line:
+            threading.Timer(6.0, cluster.aborted.set).start()
+
+    monkeypatch.setattr(cluster, "say", told)
     cluster._most_gpus = 1  # a GPU that the autoscaler promised, and that never comes
     step = Generate("means", Means(str(tmp_path)), step_of(drawings, Logged()).data, Scale(loader_workers=0))
-    threading.Timer(8.0, cluster.aborted.set).start()
     with pytest.raises(Interrupted):
         _done(step, tmp_path / "runs", cluster)
     # A thread that still asks Ray for something when it is left ends the process, or speaks up long after.
@@ -265,8 +256,8 @@ def test_numbers_are_computed_on_a_node_and_again_where_that_is_lost(
         until = time.monotonic() + 200
         while not (begun := list(tmp_path.glob("began-*"))) and time.monotonic() < until:
             time.sleep(0.1)
-        (tmp_path / "slow").unlink()
         os.kill(int(begun[0].name.partition("-")[2]), signal.SIGKILL)
+        (tmp_path / "slow").unlink()
 
     losing = threading.Thread(target=lose)
     losing.start()

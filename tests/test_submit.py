@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,9 +177,6 @@ def test_stopped_and_submitted_again_it_ends_as_if_never_stopped(
     assert "Sending 3 files, 0.0 MiB, of commit " in sent.stderr
     assert "Not sent, because git does not track them: untracked.txt." in sent.stderr
     assert f"mvray stop {id_}" in sent.stderr
-    # Meanwhile, the weights of an uninterrupted run, by two ranks without Ray.
-    whole = task(step_of(drawings, Linear(dropout=0.2), epochs=EPOCHS, workers=2), tmp_path)
-    assert two_ranks(whole) == ["done", "done"]
     said = _interrupted(head, id_)
     assert f"{id_} goes on without this command." in said
     assert f"mvray logs {id_} --follow" in said
@@ -195,6 +193,9 @@ def test_stopped_and_submitted_again_it_ends_as_if_never_stopped(
     assert not (folder / "step.json").exists()
     before = max(folder.glob("checkpoints/*/complete.json"))
     written = before.stat().st_mtime_ns
+    # The weights of an uninterrupted run, by two ranks without Ray.
+    whole = task(step_of(drawings, Linear(dropout=0.2), epochs=EPOCHS, workers=2), tmp_path)
+    assert two_ranks(whole) == ["done", "done"]
 
     again = head.submit("--storage", storage, "--follow")
     assert again.returncode == 0, again.stdout + again.stderr
@@ -212,20 +213,26 @@ def test_two_users_at_once_get_what_each_would_get_alone(
     head: Head, drawings: Path, two_ranks: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """Other code and settings under the same names, one storage, room for both narrow steps, and for one wide one."""
-    storage, sent = head.place / "shared", {}
-    for user, factor, dropout in (("ada", 1, 0.2), ("eve", 2, 0.3)):
+    storage, factors, settings = head.place / "shared", {"ada": 1, "eve": 2}, {"ada": 0.2, "eve": 0.3}
+    for user, factor in factors.items():
         _repository(head.place / user, mine_job=MINE_JOB, mine=MINE.replace("FACTOR", str(factor)))
+
+    def send(user: str) -> str:
         words = ["--data", head.place / "data", "--storage", storage]
-        words += [part for step in ("narrow", "wide") for part in ("--set", f"{step}.method.dropout={dropout}")]
+        words += [part for step in ("narrow", "wide") for part in ("--set", f"{step}.method.dropout={settings[user]}")]
         said = head.mvray("submit", "mine_job.py", *words, at=user, USER=user, LOGNAME=user)
         assert said.returncode == 0, said.stderr
-        sent[user] = (said.stdout.strip(), factor * dropout)
-    ended = {user: head.mvray("logs", id_, "--follow") for user, (id_, _) in sent.items()}
+        return said.stdout.strip()
+
+    with ThreadPoolExecutor() as both:
+        sent = dict(zip(factors, both.map(send, factors), strict=True))
+    ended = {user: head.mvray("logs", id_, "--follow") for user, id_ in sent.items()}
     listed = {line.split()[0]: line.split()[1:4] for line in head.mvray("jobs").stdout.splitlines()}
     commits, weights = {}, {}
-    for user, (id_, dropout) in sent.items():
+    for user, id_ in sent.items():
         assert ended[user].returncode == 0, ended[user].stdout
         assert listed[id_] == ["SUCCEEDED", "mine_job", user]
+        dropout = factors[user] * settings[user]
         alone = task(step_of(drawings, Linear(dropout=dropout), epochs=EPOCHS, workers=2), tmp_path / user)
         assert two_ranks(alone) == ["done", "done"]
         weights[user] = (Path(alone.folder) / "weights.safetensors").read_bytes()

@@ -95,10 +95,10 @@ def test_the_pages_are_served_and_end(tmp_path):
     assert page.stdout.readline() == "MLflow is starting ...\n"
     address = page.stdout.readline().split(" are shown at ")[1].split("/#")[0]
     assert check(address).startswith("MLflow 3")
-    with urlopen(address, timeout=10) as answer:  # noqa: S310  our own server
+    with urlopen(address, timeout=60) as answer:  # noqa: S310  our own server
         assert b"<title>MLflow</title>" in answer.read()
     page.send_signal(signal.SIGTERM)
-    assert page.wait(30) == 0
+    assert page.wait(120) == 0
     page.stdout.close()
     time.sleep(0.5)
     with pytest.raises(ClusterError):

@@ -96,7 +96,7 @@ def test_the_watcher_goes_on_where_the_service_is_away(tmp_path: Path) -> None:
         assert "tried again in 5 s" in watcher.stdout.readline()
         assert watcher.poll() is None
         with subprocess.Popen([*command, *where], stdout=subprocess.PIPE, text=True) as second:
-            assert watcher.wait(20) == -signal.SIGTERM, "the next one takes over, as after `ray up`"
+            assert watcher.wait(90) == -signal.SIGTERM, "the next one takes over, as after `ray up`"
             second.terminate()
 
 
@@ -147,7 +147,7 @@ def test_ray_drains_the_node(metadata: tuple[str, type[FakeMetadata]], tmp_path:
             assert busy.stdout is not None
             assert busy.stdout.readline() == "ready\n"
             handler.answers["spot/instance-action"] = notice(110)
-            watcher = subprocess.run(watch, env=environ, capture_output=True, text=True, timeout=100)
+            watcher = subprocess.run(watch, env=environ, capture_output=True, text=True, timeout=240)
             told, _ = busy.communicate("\n", timeout=60)
         finally:
             for process in reversed(running):

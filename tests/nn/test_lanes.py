@@ -31,7 +31,7 @@ def test_results_keep_the_order(most: int | None) -> None:
 def test_each_core_has_a_frame_of_its_own() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=60)
 
     def run(group: list[int]) -> list[tuple[int, int, bool]]:
         both.wait()  # breaks where they come one after the other

@@ -418,6 +418,7 @@ def test_killed_composing_leaves_no_sample_and_no_worker(tmp_path: Path) -> None
     child.kill()
     child.wait()
     assert not out.exists()
+    deadline = time.monotonic() + 60
     while _alive(child.pid):
         assert time.monotonic() < deadline, "a worker lives on without its parent"
         time.sleep(0.05)

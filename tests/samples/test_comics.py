@@ -223,6 +223,7 @@ def test_killed_composing_leaves_no_sample_no_worker_and_no_obstacle(tmp_path: P
     child.kill()
     child.wait()
     assert not out.exists()
+    deadline = time.monotonic() + 60
     while _alive(child.pid):
         assert time.monotonic() < deadline, "a worker lives on without its parent"
         time.sleep(0.05)
