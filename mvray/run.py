@@ -13,7 +13,7 @@ from mvray import generate, measure, patience, spent, train
 from mvray.cluster import Cluster, needs
 from mvray.data.quarantine import as_table
 from mvray.data.tables import write_table
-from mvray.errors import SettingError
+from mvray.errors import DataError, SettingError
 from mvray.job import Generate, Measure, Train
 from mvray.manifest import MANIFEST, manifest_of
 from mvray.plan import Plan, Planned
@@ -165,7 +165,7 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, clust
     held: tuple[float, float] = (0.0, 0.0)
 
     def look() -> tuple[float, float]:
-        seen = json.loads(planned.folder.read_current("progress.json"))
+        seen = planned.folder.read_json("progress.json", dict, current=True)
         progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
         if bool(trouble := seen.get("trouble", "")) != bool(told[-1]):  # once, whichever checkpoint it is
             told.append(trouble)
@@ -178,7 +178,8 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, clust
         # Before the first word of its workers a step waits for room, and holds nothing.
         nonlocal held
         while not ended.wait(POLL_S):
-            with contextlib.suppress(OSError):  # not there yet, or a storage that fails now and then
+            # Not there yet, or a storage that fails now and then: the next one will do.
+            with contextlib.suppress(OSError, DataError):
                 held = look()
             meter.read(*held)
 
@@ -190,7 +191,7 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, clust
     finally:
         ended.set()
         watcher.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, DataError):
             held = look()
         meter.read(*held)
         meter.keep()

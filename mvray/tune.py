@@ -12,7 +12,6 @@ Nothing of Tune's is kept: a search that is gone on with is built again out of s
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 import threading
@@ -23,7 +22,7 @@ from typing import Any
 
 from mvray import train
 from mvray.cluster import HEADROOM_CPUS, Cluster, needs
-from mvray.errors import ClusterError, Interrupted, MvrayError, StepFailed
+from mvray.errors import ClusterError, DataError, Interrupted, MvrayError, StepFailed
 from mvray.job import Train
 from mvray.plan import Planned
 from mvray.progress import Progress, duration
@@ -263,8 +262,8 @@ class _TrialLog:
 
     def failed(self, run: str, error: BaseException, interrupted: bool) -> None:
         if self._planned is not None:
-            with contextlib.suppress(OSError):  # none was told before it failed
-                told = json.loads(self._planned.folder.read_current("progress.json"))
+            with contextlib.suppress(OSError, DataError):  # none was told before it failed
+                told = self._planned.folder.read_json("progress.json", dict, current=True)
                 self._log.epochs(run, self._planned, told["history"])
         if not isinstance(error, Interrupted) or self._cluster.aborted.is_set():
             self._log.failed(run, error, interrupted)
