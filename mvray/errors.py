@@ -8,7 +8,8 @@
     │   └── StorageRefused   S3 does not allow what was asked (also a PermissionError)
     ├── StorageFailed        the storage was away or full for too long (also an OSError)
     ├── StepFailed           a step of a job ended in an error; what was finished stays
-    │   └── Interrupted      a step was ended early, with a checkpoint
+    │   ├── Interrupted      a step was ended early, with a checkpoint
+    │   └── TakenOver        another command works on the same step or search
     └── NonFiniteLoss        a loss became NaN or infinite; names step, epoch and loss
 
 Messages say what was found, what was expected and what to do, in that order.
@@ -49,6 +50,10 @@ class StepFailed(MvrayError, RuntimeError):
 
 class Interrupted(StepFailed):
     """A step was ended before its time: by Ctrl-C, by a signal, or by a search."""
+
+
+class TakenOver(StepFailed):
+    """Another command has begun to work on the same step or search; the older one ends."""
 
 
 class NonFiniteLoss(MvrayError, ArithmeticError):

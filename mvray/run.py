@@ -44,8 +44,7 @@ def execute(plan: Plan, cluster: Cluster, log: RunLog, progress: Progress, only:
     if not waiting:
         return
     for planned in waiting.values():
-        if isinstance(planned.step, Generate):
-            planned.step.generator.check()
+        planned.check()
     patience.begin()
     cluster.start(plan.job)
     running: dict[Future[None], Planned] = {}
@@ -165,7 +164,11 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, clust
     held: tuple[float, float] = (0.0, 0.0)
 
     def look() -> tuple[float, float]:
-        seen = planned.folder.read_json("progress.json", dict, current=True)
+        try:
+            seen = planned.folder.read_json("progress.json", dict, current=True)
+        except FileNotFoundError:
+            progress.show(planned.id, None)
+            return 0.0, 0.0  # until the first word of its workers a step waits for room, and holds nothing
         progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
         if bool(trouble := seen.get("trouble", "")) != bool(told[-1]):  # once, whichever checkpoint it is
             told.append(trouble)
@@ -175,10 +178,9 @@ def _watching(planned: Planned, run: str, log: RunLog, progress: Progress, clust
         return seen.get("cpus", cpus), seen.get("gpus", gpus)
 
     def watch() -> None:
-        # Before the first word of its workers a step waits for room, and holds nothing.
         nonlocal held
         while not ended.wait(POLL_S):
-            # Not there yet, or a storage that fails now and then: the next one will do.
+            # A storage may fail now and then: the next one will do.
             with contextlib.suppress(OSError, DataError):
                 held = look()
             meter.read(*held)

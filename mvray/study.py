@@ -15,12 +15,13 @@ import hashlib
 import json
 import math
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from threading import RLock
 from typing import Any
 
-from mvray.errors import SettingError
+from mvray.errors import SettingError, TakenOver
 from mvray.job import LAST, Job, Train
 from mvray.plan import Planned
 from mvray.progress import now
@@ -134,7 +135,9 @@ class Study:
         self.name = f"study-{base.name}-{self.id}"
         self.folder: Storage = base.storage.child(self.name)
         self.trials: list[Trial] = []
-        self._saved_at = 0.0
+        self.reused: set[int] = set()
+        """Trials whose step was finished before they began: they cost nothing."""
+        self._saved_at, self._attempt = 0.0, ""
         self._lock = RLock()
         with contextlib.suppress(FileNotFoundError):
             known = self.folder.read_json("study.json", dict)
@@ -219,6 +222,7 @@ class Study:
         names = {f"{self.search.step}.{name}": value for name, value in trial.settings.items()}
         step = _step(replaced(self.job, names), self.search.step)
         step.method.check(self.base.facts)
+        step.check_shared(self.base.facts.samples, step.scale.workers)
         if self.search.scheduler != "pbt":
             return self.base.changed(step)
         generation = trial.number // self.search.trials
@@ -235,12 +239,15 @@ class Study:
         )
 
     def note(self, trial: Trial, epochs: int, value: float) -> None:
-        """A trial has ended an epoch."""
+        """A trial has ended an epoch. Raises TakenOver as `save`; where nothing can be stored now, it is later."""
         with self._lock:
             if epochs == len(trial.values) + 1:
                 trial.values.append(float(value))
                 if time.monotonic() - self._saved_at > SAVE_EVERY_S:
-                    self.save()
+                    self._saved_at = time.monotonic()
+                    with contextlib.suppress(OSError):
+                        self._check_attempt()
+                        self.folder.try_write("trials.json", self._rows())
 
     def end(self, trial: Trial, state: str, reason: str = "", final: bool = True) -> None:
         with self._lock:
@@ -254,13 +261,29 @@ class Study:
             finished = [t for t in usable if t.state == FINISHED]
             return min(finished or usable, key=lambda t: (self.search.order(t.value), t.number), default=None)
 
+    def claim(self) -> None:
+        """From now on this process works on the search; another one that does ends when it has something to save."""
+        with self._lock:
+            self._attempt = uuid.uuid4().hex
+            self.folder.insist("attempt", self._attempt.encode())
+            with contextlib.suppress(FileNotFoundError):
+                self.trials = self._stored()  # that one may have gone on meanwhile
+
+    def _check_attempt(self) -> None:
+        if self._attempt and self.folder.read_current("attempt").decode(errors="replace") != self._attempt:
+            raise TakenOver(f"Another mvray tune has taken over {self.folder.uri}; this one ends.")
+
     def save(self) -> None:
+        """Raises TakenOver where another command has claimed the search, StorageFailed where it cannot be stored."""
         with self._lock:
             self._saved_at = time.monotonic()
+            self._check_attempt()
             if not self.folder.exists("study.json"):
-                self.folder.write("study.json", json.dumps(self.about(), indent=1).encode())
-            rows = [asdict(trial) for trial in self.trials]
-            self.folder.write("trials.json", json.dumps(_without_nan(rows), indent=1).encode())
+                self.folder.insist("study.json", json.dumps(self.about(), indent=1).encode())
+            self.folder.insist("trials.json", self._rows())
+
+    def _rows(self) -> bytes:
+        return json.dumps(_without_nan([asdict(trial) for trial in self.trials]), indent=1).encode()
 
     def about(self) -> dict[str, Any]:
         search = self.search

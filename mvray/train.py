@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from mvray.cluster import Cluster
+    from mvray.crew import Crew
     from mvray.task import Task, Watched
 
 RETRIES = 5
@@ -216,7 +217,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _fit(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], bool]) -> None:
     """Train on a crew that waits, or on a new one."""
     scale = task.step.scale
-    while crew := cluster.crews.take(scale, cluster.gpus(), planned.name, stopping):
+
+    def taken() -> Crew | None:
+        planned.folder.delete("progress.json")  # what its last workers said is over
+        return cluster.crews.take(scale, cluster.gpus(), planned.name, stopping)
+
+    while crew := taken():
         if scale.min_workers not in (None, scale.workers):
             cluster.say(f"{planned.name}: {crew.size} of {scale.workers} workers")
         if crew.train(task, stopping):

@@ -20,9 +20,18 @@ import uuid
 from collections import defaultdict
 from typing import Any
 
-from mvray import train
+from mvray import patience, train
 from mvray.cluster import HEADROOM_CPUS, Cluster, needs
-from mvray.errors import ClusterError, DataError, Interrupted, MvrayError, StepFailed
+from mvray.errors import (
+    ClusterError,
+    DataError,
+    Interrupted,
+    MvrayError,
+    StepFailed,
+    StorageFailed,
+    StorageRefused,
+    TakenOver,
+)
 from mvray.job import Train
 from mvray.plan import Planned
 from mvray.progress import Progress, duration
@@ -107,7 +116,10 @@ class Trials:
 
     def noted(self, number: int, epochs: int, value: float) -> None:
         """Tune has taken note of an epoch."""
-        self._study.note(self._study.trials[number], epochs, value)
+        try:
+            self._study.note(self._study.trials[number], epochs, value)
+        except TakenOver as error:
+            self._end_with(error)
 
     def stop(self, number: int, epochs: int) -> None:
         """Tune is through with a trial that has told it of ``epochs``; one that reached its last ends by itself."""
@@ -119,7 +131,10 @@ class Trials:
 
     def lost(self, number: int) -> None:
         """Tune has given a trial up whose mediator was lost again and again."""
-        self.fatal = self.fatal or StepFailed(f"Ray Tune lost trial {number}; repeat the command to go on.")
+        self._end_with(StepFailed(f"Ray Tune lost trial {number}; repeat the command to go on."))
+
+    def _end_with(self, error: BaseException) -> None:
+        self.fatal = self.fatal or error
         self._cluster.aborted.set()
 
     # -- training ------------------------------------------------------------------------------------
@@ -140,24 +155,29 @@ class Trials:
         except Interrupted as error:
             state = STOPPED if stop.is_set() and not self.over else RUNNING
             reason = f"early, after epoch {len(trial.values)} of {self.epochs}" if state == STOPPED else str(error)
-        except ClusterError as error:
-            state, self.fatal = RUNNING, error
+        except (ClusterError, StorageFailed, StorageRefused, TakenOver) as error:  # whatever the trial's settings are
+            state = RUNNING
+            self._end_with(error)
         except MvrayError as error:
             reason, final = str(error).partition("\n")[0], not isinstance(error, StepFailed)
         except BaseException as error:
-            state, self.fatal = RUNNING, error
-        finally:
-            trial.seconds = round(trial.seconds + time.monotonic() - began, 3)
+            state = RUNNING
+            self._end_with(error)
+        trial.seconds = round(trial.seconds + time.monotonic() - began, 3)
+        try:
             self._study.end(trial, state, reason if state in (FAILED, STOPPED) else "", final)
+        except BaseException as error:  # the same command finds out from the trial's step how it ended
+            state = RUNNING
+            self._end_with(error)
+        try:
             ray.get(self._scores.end.remote(trial.number))
+        finally:  # whatever becomes of the cluster, nobody waits for this trial
             with self._lock:
                 del self._stops[trial.number]
                 self._ended_now += 1
-            if state != RUNNING:
-                self._say(trial)
-                self._check_failing()
-            if self.fatal is not None:
-                self._cluster.aborted.set()
+        if state != RUNNING:
+            self._say(trial)
+            self._check_failing()
 
     def _do(self, trial: Trial, planned: Planned, stop: threading.Event) -> None:
         import ray
@@ -165,9 +185,11 @@ class Trials:
         from mvray.task import Watched
 
         if planned.finished:
-            self._log.trial(planned, trial.number, reused=True)
+            self._study.reused.add(trial.number)
             rows = planned.history()
             ray.get(self._scores.told.remote(trial.number, rows))
+            reused: Any = _TrialLog(self._log, trial, self._study, self._cluster)
+            reused.finished(self._log.trial(planned, trial.number, reused=True), planned, planned.metrics(), {})
         else:
             watched = Watched(self._name, trial.number, self._waits())
             log: Any = _TrialLog(self._log, trial, self._study, self._cluster)
@@ -192,10 +214,8 @@ class Trials:
         ended = [trial for trial in self._study.trials if trial.state != RUNNING]
         failed = [trial for trial in ended if trial.state == FAILED]
         if len(failed) == len(ended) and len(ended) >= min(self.wanted, max(ENOUGH_FAILED, self._room)):
-            self.fatal = self.fatal or StepFailed(
-                f"All {len(failed)} trials that ended have failed; the first ({brief(failed[0].settings)}): "
-                f"{failed[0].reason}"
-            )
+            said = f"All {len(failed)} trials that ended have failed; the first ({brief(failed[0].settings)}): "
+            self._end_with(StepFailed(said + failed[0].reason))
 
     # -- what people see -----------------------------------------------------------------------------
 
@@ -310,13 +330,16 @@ def search(
 
     What the step reads must be finished. Where no trial is left to train, no cluster is started.
 
-    Raises StepFailed where all trials fail, ClusterError where none can be trained here. When this is interrupted, the
-    trials that run end with a checkpoint.
+    Raises StepFailed where all trials fail, ClusterError where none can be trained here, TakenOver where another
+    command goes on with the same search, StorageFailed where the storage is away for too long. When this is
+    interrupted, the trials that run end with a checkpoint.
     """
     if not study.again() and len(study.trials) >= study.wanted(wanted, _epochs(study)):
         return
+    patience.begin()
     cluster.start(study.job)
     cluster.ready()
+    study.claim()
     if threading.current_thread() is threading.main_thread():
         cluster.keep_signals()
     trials = Trials(study, cluster, log, progress, wanted, concurrent)
@@ -340,6 +363,7 @@ def search(
             if trials.over:
                 trials.release()
     except BaseException:
+        patience.give_up()
         cluster.aborted.set()
         while tuning.is_alive():
             trials.release()

@@ -181,6 +181,7 @@ def test_training_leaves_a_node_that_is_shut_down_and_waits_for_another(
     net.nodes[4].send_signal(signal.SIGTERM)
     _wait(lambda: _said(said, "a node is about to be taken away"))
     _wait(lambda: _said(said, "toy: waits for 1 more worker's room on the cluster"))
+    assert not running.planned.folder.exists("progress.json")  # by which it would be charged
     net.start(5)
     assert running.finish() == undisturbed
     assert not _said(said, "lost")

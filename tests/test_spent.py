@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
+from queue import Queue
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from toys import Linear, step_of
 
-from mvray import spent
+from mvray import plan, run, spent
 from mvray.errors import DataError
-from mvray.job import Scale
+from mvray.job import Job, Scale
 from mvray.spent import Meter, Spent
 from mvray.storage import Storage
 
@@ -45,6 +50,28 @@ def test_a_step_without_workers_costs_time_alone(tmp_path: Path, clock: list[flo
     meter.read(0.0, 0.0)
     meter.keep()
     assert spent.as_metrics(spent.total(Storage(str(tmp_path)))) == {"spent/seconds": pytest.approx(5)}
+
+
+def test_a_step_that_waits_for_room_again_holds_nothing(
+    drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (planned,) = plan.make(Job("toys", (step_of(drawings, Linear()),)), Storage(str(tmp_path))).steps
+    lines, held = Queue[str | None](), list[tuple[float, float]]()
+    progress: Any = SimpleNamespace(show=lambda key, text: lines.put(text), say=None)
+    log: Any = SimpleNamespace(epochs=lambda *_: None)
+    cluster: Any = SimpleNamespace(gpus=lambda: 1)
+    monkeypatch.setattr(run, "POLL_S", 0.01)
+    monkeypatch.setattr(Meter, "read", lambda meter, cpus, gpus: held.append((cpus, gpus)))
+    with run._watching(planned, "", log, progress, cluster):
+        assert lines.get() is None
+        planned.folder.write("progress.json", json.dumps({"text": "step 1", "cpus": 2, "gpus": 1}).encode())
+        while lines.get() is None:
+            pass
+        planned.folder.write("progress.json", b"half of")  # passed over
+        planned.folder.delete("progress.json")
+        while lines.get() is not None:
+            pass
+    assert [pair for pair, _ in itertools.groupby(held)] == [(0.0, 0.0), (2, 1), (0.0, 0.0)]
 
 
 def test_the_table_leaves_out_what_is_nothing() -> None:

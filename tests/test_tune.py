@@ -20,6 +20,7 @@ import pytest
 from mvray import plan, search_report
 from mvray.cli import load_job
 from mvray.cluster import Cluster
+from mvray.errors import StorageFailed
 from mvray.job import Job, Train
 from mvray.progress import Progress
 from mvray.results import collect
@@ -193,6 +194,47 @@ def test_more_trials_are_added_and_a_finished_search_trains_nothing(
     assert [trial.settings for trial in more.trials[:6]] == settings
     assert [line.partition(":")[0] for line in lines.said] == ["trial 6"]
     assert len(again.trials) == 6
+
+
+def test_the_same_settings_in_another_study_are_shown_and_cost_nothing(
+    whole: tuple[Study, Lines], drawings: Path, place: Path, cluster: Cluster
+) -> None:
+    """Another scheduler makes it another study; what is drawn at random is the same."""
+    from mlflow.tracking import MlflowClient
+
+    before = [trial.number for trial in whole[0].trials if trial.state == FINISHED]
+    study, _ = searched(job_of(drawings, scheduler="none"), place, cluster, before[0] + 1)
+    assert [trial.id for trial in study.trials] == [trial.id for trial in whole[0].trials[: before[0] + 1]]
+    assert study.id != whole[0].id
+    assert study.reused == {before[0]}
+    trial = study.trials[before[0]]
+    assert trial.values == whole[0].trials[before[0]].values
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("searched").experiment_id])
+    (parent,) = [run for run in runs if run.data.tags.get("mvray.study") == study.id]
+    nested = next(
+        run for run in runs if run.data.tags.get("mvray.reused") and run.data.tags.get("mvray.kind") == "Trial"
+    )
+    assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert nested.info.status == "FINISHED"
+    assert nested.data.metrics["result/validation/loss"] == trial.value
+    assert len(client.get_metric_history(nested.info.run_id, "validation/loss")) == 6
+
+
+def test_a_trial_whose_end_cannot_be_stored_ends_the_search(
+    whole: tuple[Study, Lines], drawings: Path, place: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StorageFailed("s3://b does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Study, "end", away)
+        with pytest.raises(StorageFailed, match="does not answer"):
+            searched(job_of(drawings, scheduler="none", seed=7), place, cluster, 1)
+    cluster.aborted.clear()
+    study, _ = searched(job_of(drawings, scheduler="none", seed=7), place, cluster, 1)
+    assert [trial.state for trial in study.trials] == [FINISHED]
+    assert study.reused == {0}
 
 
 def test_a_population_goes_on_from_its_best(drawings: Path, place: Path, cluster: Cluster) -> None:
