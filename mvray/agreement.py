@@ -21,7 +21,7 @@ MOST_STEPS = 100
 
 
 class Agreement:
-    """Asked by every rank after every step but the last one of an epoch."""
+    """Asked by every rank after every step but the last one of an epoch, and after every epoch (`stopping`)."""
 
     def __init__(self, scale: Scale, here: Environment) -> None:
         self._scale, self._here = scale, here
@@ -32,6 +32,10 @@ class Agreement:
     def saved(self) -> None:
         """A checkpoint was handed over to be written."""
         self._saved_at = time.monotonic()
+
+    def stopping(self) -> bool:
+        """Whether to stop now, where a checkpoint was just written. The ranks speak of it each time."""
+        return any(gathered(self._here.stopping(), self._here))
 
     def reached(self, position: int) -> tuple[bool, bool]:
         """Whether to stop now, with a checkpoint, and whether one is due after ``position`` batches of the epoch."""

@@ -40,6 +40,10 @@ class Board:
         self._folder, self._here, self._epochs = folder, here, epochs
         self._shown_at, self._warned = 0.0, False
         self.checkpoints: Checkpoints | None = None
+        self.before_s: float | None = None
+        """What the running epoch took before its first batch; None where that was in another process."""
+        self.after_s: float | None = None
+        """What the epoch before took after its last batch; None while there was none in this process."""
         self._every_s = SHOW_EVERY_S if folder.is_local else SHOW_EVERY_REMOTE_S
         self._where = where(gathered(socket.gethostname(), here))
         self._gpus = gpu_use() if here.device.type == "cuda" else None
@@ -51,12 +55,11 @@ class Board:
         if self._here.rank or not (now or time.monotonic() - self._shown_at > self._every_s):
             return
         self._shown_at = time.monotonic()
-        left_s = ((self._epochs - epoch) * batches - done) / rate if rate else 0.0
         if epoch >= self._epochs:
             text = f"epoch {epoch}/{self._epochs}, done, {rate:.1f} steps/s"
         else:
             text = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}"
-            text += f", {rate:.1f} steps/s, at most {duration(left_s)} left" if rate else ""
+            text += f", {rate:.1f} steps/s, {self._left(epoch, done, batches, rate)} left" if rate else ""
         text += f", {self._where}{self._gpus.said if self._gpus else ''}"
         kept = self.checkpoints
         trouble = f"{kept.damage} {kept.trouble}".strip() if kept else ""
@@ -66,6 +69,14 @@ class Board:
         if not self._folder.try_write("progress.json", json.dumps(said).encode()) and trouble and not self._warned:
             self._warned = True
             log.warning(trouble)  # the driver cannot be told
+
+    def _left(self, epoch: int, done: int, batches: int, rate: float) -> str:
+        """How long it takes from here: at most, since patience may end it before, once a whole epoch was seen."""
+        epochs = self._epochs - epoch
+        left_s = (epochs * batches - done) / rate + epochs * (self.after_s or 0.0)
+        left_s += (epochs - 1 if done else epochs) * (self.before_s or 0.0)
+        known = self.before_s is not None and self.after_s is not None
+        return f"{'at most' if known else 'about'} {duration(left_s)}"
 
 
 def where(nodes: list[str]) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from mvray.errors import StepFailed, StorageFailed
+from mvray.errors import StepFailed, StorageFailed, TakenOver
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -194,20 +194,21 @@ class Checkpoints:
             raise error
 
     def check_attempt(self) -> None:
-        """Raises StepFailed where another run has taken the step on."""
+        """Raises TakenOver where another run has taken the step on."""
         if self._attempt and self._folder.read("attempt").decode() != self._attempt:
-            raise StepFailed(f"Another mvray run has taken over {self._folder.uri}; this one ends.")
+            raise TakenOver(f"Another mvray run has taken over {self._folder.uri}; this one ends.")
 
     def _write(self, copy: _Copy, keep: str | None) -> None:
+        best = self._best if self._best is not None and self._best.name == keep else None
+        self._best = copy if copy.name == keep else best  # until it is stored, whatever fails first
         try:
             self.check_attempt()
-            best, self._best = self._best, None
-            if best is not None and best.name == keep and not self._stored(best):
-                self._best = best  # what is stored now would count on it
-            elif self._stored(copy):
-                self._remove_but(copy.name, keep)
-            elif copy.name == keep:
-                self._best = copy
+            for each in (best, copy) if best is not None else (copy,):
+                if not self._stored(each):
+                    return  # what would be stored after the best one counts on it
+                if each is self._best:
+                    self._best = None
+            self._remove_but(copy.name, keep)
         except StorageFailed as error:
             self.trouble = _trouble(error)
         except BaseException as error:

@@ -41,7 +41,7 @@ GROW_AFTER_S = 10.0
 """Room for more workers must have been there for so long: a larger crew costs a start."""
 CLOSE_S = 10.0
 GRACE_S = 60.0
-"""How long workers that were asked to stop have for their checkpoint."""
+"""How long workers have for their checkpoint when somebody waits for the end (Ctrl-C)."""
 
 
 class Desk:
@@ -173,27 +173,24 @@ class Crew:
         """Work on ``task`` to its end; False when the crew had just ended, so that nothing was done.
 
         When ``stopping`` says so, or a node is about to be taken away, or there is room for a larger crew (`ends`),
-        the workers write a checkpoint and end the task early. Raises StepFailed where they
-        do not within GRACE_S, and what ended the run: ray.train.TrainingFailedError where a worker was lost or raised,
-        RayActorError where Ray Train's controller was lost.
+        the workers write a checkpoint and end the task early. Raises StepFailed where they do not within GRACE_S
+        after ``stopping`` (`_End`), and what ended the run: ray.train.TrainingFailedError where a worker was lost or
+        raised, RayActorError where Ray Train's controller was lost.
         """
         import ray
         from ray import cloudpickle
 
         wishes = _Wishes(self, task.step.scale)
+        end = _End(stopping, lambda: self._shared and wishes.to_end())
         try:
             # Pickled, so that the desk need not import torch.
             number = ray.get(self._desk.give.remote(cloudpickle.dumps(task)))  # type: ignore[no-untyped-call]
             if number is None:
                 return False
             finished = self._desk.finished.remote(number)
-            asked_at = 0.0
             while not ray.wait([finished], timeout=POLL_S)[0]:
-                if not asked_at and (stopping() or (self._shared and wishes.to_end())):
-                    asked_at = time.monotonic()
+                if end.begins():
                     self._desk.stop.remote(number)
-                if asked_at and time.monotonic() > asked_at + GRACE_S:
-                    raise StepFailed(f"The workers wrote no checkpoint within {GRACE_S:.0f} s; an older one is there.")
                 if not self.alive:
                     self._fit.result()
                     return True  # it was asked to stop (SIGTERM) and has written a checkpoint
@@ -216,6 +213,31 @@ class Crew:
             ray.kill(self._desk)
             if self._trainer.controller is not None:
                 ray.kill(self._trainer.controller)
+
+
+class _End:
+    """When a task is ended early: where ``stopping`` says so, or by the crew's own ``wish``."""
+
+    def __init__(self, stopping: Callable[[], bool], wish: Callable[[], bool]) -> None:
+        self._stopping, self._wish = stopping, wish
+        self._stopped_at: float | None = None
+        self._begun = False
+
+    def begins(self) -> bool:
+        """Whether to ask the workers now; True once. Raises StepFailed where ``stopping`` was GRACE_S ago.
+
+        The crew's own wish waits as long as it takes, through a long validation too: a node that
+        goes meanwhile is a lost one as any other, after which training goes on.
+        """
+        now = time.monotonic()
+        if self._stopped_at is None and self._stopping():
+            self._stopped_at = now
+        if self._stopped_at is not None and now > self._stopped_at + GRACE_S:
+            raise StepFailed(f"The workers wrote no checkpoint within {GRACE_S:.0f} s; an older one is there.")
+        if self._begun or (self._stopped_at is None and not self._wish()):
+            return False
+        self._begun = True
+        return True
 
 
 class _Wishes:

@@ -287,6 +287,15 @@ class Train(Step):
     def inputs(self) -> tuple[Step, ...]:
         return (*self.data.columns, *((self.start_from,) if self.start_from else ()))
 
+    def check_shared(self, samples: int, workers: int) -> None:
+        """Raises SettingError where a batch out of ``samples`` has less than one for each worker and accumulation."""
+        batch, accumulate = min(self.optim.batch_size, samples), self.optim.accumulate
+        if batch < workers * accumulate:
+            raise SettingError(
+                f"Step {self.name!r}: a batch of {batch} samples cannot be shared by {workers} workers x {accumulate} "
+                "accumulations. Use fewer workers or a larger batch_size."
+            )
+
 
 @dataclass(frozen=True)
 class Generate(Step):

@@ -22,7 +22,7 @@ from mvray.agreement import Agreement
 from mvray.board import Board
 from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.environment import placed
-from mvray.errors import DataError, NonFiniteLoss, SettingError
+from mvray.errors import DataError, NonFiniteLoss
 from mvray.job import LAST
 from mvray.optim import lr_factor, optimiser, precision
 from mvray.state import EpochView, Parts, State, resume, save
@@ -39,12 +39,7 @@ def train(task: Task, here: Environment) -> dict[str, float]:
 
     Raises NonFiniteLoss, and SettingError where the batch cannot be shared out over the ranks.
     """
-    optim = task.step.optim
-    if min(optim.batch_size, task.facts.samples) < here.world * optim.accumulate:
-        raise SettingError(
-            f"Step {task.step.name!r}: a batch of {min(optim.batch_size, task.facts.samples)} samples cannot be shared "
-            f"by {here.world} workers x {optim.accumulate} accumulations. Use fewer workers or a larger batch_size."
-        )
+    task.step.check_shared(task.facts.samples, here.world)
     folder = Storage(task.folder)
     parts, state = _parts(task, here, folder), State()
     resume(parts, state, here)
@@ -52,6 +47,8 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     going = all(here.report(task, row) for row in state.history)
     while going and not state.finished:
         going = _epoch(task, parts, state, here) and _end_epoch(task, parts, state, here)
+        # A small epoch has no step after which it was asked, and validation may have taken long.
+        going = going and (state.finished or not parts.agreement.stopping())
     parts.checkpoints.wait()
     if state.finished and here.rank == 0:
         _write_result(task, parts, state, folder)
@@ -88,13 +85,14 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
 def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
     """Train from ``state.position`` to the epoch's end. False when it was asked to stop before."""
     optim, samples = task.step.optim, parts.samples
-    if state.position == 0:
+    began_at, first = time.monotonic(), state.position
+    if first == 0:
         state.sums, state.notes = {}, {}
         parts.values = parts.method.before_epoch(EpochView(parts, state, task.seed, here))
     sums: dict[str, Tensor] = {}
     bad_step = torch.full((), -1, device=here.device)
     started_at = time.monotonic()
-    first = state.position
+    parts.board.before_s = started_at - began_at if first == 0 else None
     parts.method.train()
     with contextlib.closing(samples.train_batches(state.epoch, state.position, parts.values)) as batches:
         for batch in batches:
@@ -157,6 +155,7 @@ def _step(parts: Parts, optim: Optim, batch: dict[str, Tensor], factor: float, h
 
 def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
     """Validate, note whether it is the best yet, write a checkpoint; returns whether a search lets it go on."""
+    began_at = time.monotonic()
     if here.world > 1:
         for buffer in parts.method.buffers():
             torch.distributed.broadcast(buffer, 0)  # BatchNorm's running sums differ between ranks
@@ -182,6 +181,7 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> boo
     save(parts, state, here)
     parts.agreement.saved()
     rate = metrics["samples_per_s"] / parts.samples.batch_size
+    parts.board.after_s = time.monotonic() - began_at
     parts.board.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
     return here.report(task, metrics)
 

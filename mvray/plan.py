@@ -88,6 +88,17 @@ class Planned:
         """What the method of a Train step is built for."""
         return facts_of(self.data, self.index)
 
+    def check(self) -> None:
+        """Raises UserError where the step cannot be executed as it is asked for: before a run starts anything.
+
+        Not in `make`: a report has no --workers, and what is finished may have been made by fewer than the job's.
+        """
+        if isinstance(self.step, Train):
+            # By the most workers that there may be: they could become so many hours after the start.
+            self.step.check_shared(self.facts.samples, self.step.scale.workers)
+        elif isinstance(self.step, Generate):
+            self.step.generator.check()
+
     def rows(self) -> pa.Table:
         """The index rows that this step works on."""
         return rows_of(self.index, splits_of(self.step))

@@ -19,13 +19,13 @@ from mvray.settings import decoded
 
 
 class Rank(Torchrun):
-    """Asked to stop at the ``stop_at``-th time that it looks."""
+    """Asked to stop at the ``stop_at``-th time that it looks: rank 1 alone, as where its node is to go."""
 
     stop_at = 0
 
     def stopping(self) -> bool:
         self.stop_at -= 1
-        return self.stop_at == 0
+        return self.stop_at == 0 and self.rank == 1
 
 
 agreement.AGREE_EVERY_S = 0.0  # after every step, so that it does not depend on the clock where they stop

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
-from mvray.errors import StepFailed
+from mvray.errors import StepFailed, StorageFailed
 from mvray.storage import Storage
 
 
@@ -154,6 +154,60 @@ def test_only_the_newest_driver_writes(folder: Storage) -> None:
     assert second.names() == ["000000005"]
     save(second, 8)
     assert second.names() == ["000000008"]
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Operations of `Storage` that fail, for longer than was waited, while their names are in this set."""
+    failing: set[str] = set()
+
+    def patch(name: str) -> None:
+        real = getattr(Storage, name)
+
+        def operation(self: Storage, *given: Any) -> Any:
+            if name in failing:
+                raise StorageFailed("s3://b does not answer")
+            return real(self, *given)
+
+        monkeypatch.setattr(Storage, name, operation)
+
+    for name in ("read", "write", "delete"):
+        patch(name)
+    return failing
+
+
+@pytest.mark.parametrize("failing", [{"read", "write", "delete"}, {"read"}, {"write"}])
+def test_the_best_one_is_not_lost_while_the_storage_is_away(folder: Storage, away: set[str], failing: set[str]) -> None:
+    """With ``read`` the check for another driver fails already, before anything is written."""
+    folder.write("attempt", b"one")
+    checkpoints = Checkpoints(folder, "one")
+    save(checkpoints, 10, keep="000000010")
+    away |= failing
+    best = save(checkpoints, 20, keep="000000020")
+    assert "No checkpoint could be stored" in checkpoints.trouble
+    assert torch.equal(checkpoints.weights(best)["layer.weight"], weights(20)["layer.weight"])
+    save(checkpoints, 25, keep=best)  # still away
+    away.clear()
+    assert checkpoints.names() == ["000000010"]
+    save(checkpoints, 30, keep=best)
+    assert checkpoints.names() == [best, "000000030"]
+    assert checkpoints.trouble == ""
+    again = Checkpoints(folder, "one")
+    assert torch.equal(again.weights(best)["layer.weight"], weights(20)["layer.weight"])
+    assert again.load(best)[1]["state"] == state(20)["state"]
+
+
+def test_of_two_best_ones_the_newer_is_kept_while_the_storage_is_away(
+    folder: Storage, checkpoints: Checkpoints, away: set[str]
+) -> None:
+    save(checkpoints, 10, keep="000000010")
+    away |= {"write"}
+    save(checkpoints, 20, keep="000000020")
+    save(checkpoints, 30, keep="000000030")
+    assert torch.equal(checkpoints.weights("000000030")["layer.weight"], weights(30)["layer.weight"])
+    away.clear()
+    save(checkpoints, 40, keep="000000030")
+    assert checkpoints.names() == ["000000030", "000000040"]
 
 
 def test_weights_as_bytes() -> None:

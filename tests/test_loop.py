@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from toys import BUILT, Here, Kept, Linear, Relabelled, Shared, TwoPhases, initial, step_of, task, weights
+from toys import BUILT, Here, Kept, Linear, LinearMethod, Relabelled, Shared, TwoPhases, initial, step_of, task, weights
 
 from mvray.data import sampler
 from mvray.data.tables import read_table, write_table
@@ -259,6 +259,51 @@ def test_progress_says_how_far_training_is(drawings: Path, tmp_path: Path) -> No
     assert str(progress(given)["text"]).startswith("epoch 3/3, done")
     assert progress(given)["history"] == history(given) == here.reported
     assert [row["epoch"] for row in here.reported] == [0, 1, 2]
+
+
+def test_what_is_left_counts_what_is_before_and_after_the_batches(
+    drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """Each of 3 epochs: 30 s before it, 5 batches of 2 s, 60 s of validation."""
+
+    def lasting(name: str, seconds: float) -> None:
+        real = getattr(LinearMethod, name)
+
+        def longer(self: LinearMethod, *given: object) -> object:
+            clock[0] += seconds
+            return real(self, *given)
+
+        monkeypatch.setattr(LinearMethod, name, longer)
+
+    for name, seconds in (("before_epoch", 30), ("forward", 2), ("score", 60)):
+        lasting(name, seconds)
+    shown: list[str] = []
+    try_write = Storage.try_write
+
+    def kept(self: Storage, path: str, data: bytes) -> bool:
+        shown.append(json.loads(data)["text"].rpartition(", ")[0])
+        return try_write(self, path, data)
+
+    monkeypatch.setattr(Storage, "try_write", kept)
+    given = task(step_of(drawings, Linear(), epochs=3, select="last"), tmp_path)
+    train(given, Here(stop_after=13))
+    assert shown[:3] == [
+        "epoch 1/3, step 0/5",
+        "epoch 1/3, step 1/5, 0.5 steps/s, about 88 s left",  # validation is not known yet
+        "epoch 1/3, step 2/5, 0.5 steps/s, about 86 s left",
+    ]
+    assert shown[5:7] == [
+        "epoch 2/3, step 0/5, 0.5 steps/s, at most 3 min 20 s left",
+        "epoch 2/3, step 1/5, 0.5 steps/s, at most 2 min 48 s left",
+    ]
+    assert shown[-1] == "epoch 3/3, step 3/5, 0.5 steps/s, at most 64 s left"
+    shown.clear()
+    train(given, Here())
+    assert shown == [
+        "epoch 3/3, step 3/5",
+        "epoch 3/3, step 4/5, 0.5 steps/s, about 2 s left",
+        "epoch 3/3, done, 0.5 steps/s",
+    ]
 
 
 def test_finished_training_is_left_as_it_is(drawings: Path, tmp_path: Path) -> None:

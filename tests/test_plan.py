@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toys import Linear
+from toys import Linear, step_of
 
 from mvray import plan
 from mvray.data.folder import Folder
-from mvray.errors import DataError
+from mvray.errors import DataError, SettingError
 from mvray.generators import gradcam, instance_masks
 from mvray.job import Data, Generate, Job, Measure, Train
 from mvray.segmenters import mask_rcnn
@@ -111,6 +111,30 @@ def test_splits_that_training_needs(drawings: Path, tmp_path: Path) -> None:
         plan.make(job(drawings, validation=0), Storage(str(tmp_path)))
     with pytest.raises(DataError, match="there are no train samples for step 'first'"):
         plan.make(job(drawings, train=0), Storage(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "most", "said"),
+    [
+        (4, 1, 4, ""),
+        (4, 1, 5, "a batch of 4 samples cannot be shared by 5 workers x 1 acc"),
+        (9, 3, 3, ""),
+        (8, 3, 3, "a batch of 8 samples cannot be shared by 3 workers x 3 acc"),
+        (1000, 1, 42, ""),
+        (1000, 1, 43, "a batch of 42 samples cannot be shared by 43 workers"),
+    ],
+)
+def test_a_batch_must_do_for_the_most_workers(
+    drawings: Path, tmp_path: Path, batch_size: int, accumulate: int, most: int, said: str
+) -> None:
+    """Before a run starts anything, not hours later when there is room for one more; reports do not care."""
+    step = step_of(drawings, Linear(), batch_size=batch_size, accumulate=accumulate, workers=most, min_workers=1)
+    (planned,) = plan.make(Job("job", (step,)), Storage(str(tmp_path))).steps
+    if said:
+        with pytest.raises(SettingError, match=f"Step 'toy': {said}"):
+            planned.check()
+    else:
+        planned.check()
 
 
 def test_too_much_bad_data_is_refused_before_anything_starts(copied: Path, tmp_path: Path) -> None:

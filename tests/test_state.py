@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from toys import BUILT, TINY, Here, Kept, Killed, Linear, Relabelled, TwoPhases, step_of, task
 
+from mvray.checkpoint import Checkpoints
+from mvray.environment import Local
 from mvray.errors import StepFailed
 from mvray.job import MethodConfig, Pictures, Train
 from mvray.loop import train
@@ -57,18 +59,39 @@ def writers_end() -> None:
             thread.join()
 
 
-@pytest.mark.parametrize("steps", [1, 6, 13])
+@pytest.mark.parametrize("steps", [1, 5, 6, 13])
 def test_asked_to_stop_it_goes_on_where_it_was(drawings: Path, tmp_path: Path, steps: int) -> None:
     """Dropout, batch normalisation, crops, hidden rectangles and momentum all go on as if nothing had been."""
     whole, broken = (task(step(drawings, Kept(NETWORK)), tmp_path / name) for name in ("whole", "broken"))
     train(whole, Here())
-    asked = steps - steps // EPOCH  # it looks after every step but an epoch's last one
-    train(broken, Here(stop_after=asked))
+    train(broken, Here(stop_after=steps))  # it looks after every step; after an epoch's last one, once it was validated
     assert BUILT[-1].forwards == steps
     assert not Storage(broken.folder).exists("metrics.json")
     train(broken, Here())
     assert BUILT[-1].forwards == STEPS - steps
     assert result(broken) == result(whole)
+
+
+def test_an_epoch_of_one_batch_is_stopped_after_it(drawings: Path, tmp_path: Path) -> None:
+    settings = {"batch_size": 1000, "epochs": 4, "select": "last"}
+    method = Kept(Linear(dropout=0.3))
+    whole, broken = (task(step(drawings, method, **settings), tmp_path / name) for name in ("whole", "broken"))
+    train(whole, Here())
+    train(broken, Local(lambda: BUILT[-1].forwards == 2))
+    assert BUILT[-1].forwards == 2
+    assert not Storage(broken.folder).exists("metrics.json")
+    checkpoints = Checkpoints(Storage(broken.folder))
+    assert checkpoints.names() == ["000000002"]
+    assert checkpoints.load("000000002")[1]["state"]["epoch"] == 2
+    train(broken, Here())
+    assert BUILT[-1].forwards == 2
+    assert result(broken) == result(whole)
+
+
+def test_asked_to_stop_after_the_last_epoch_it_is_finished(drawings: Path, tmp_path: Path) -> None:
+    given = task(step(drawings, Kept(Linear()), batch_size=1000, epochs=2), tmp_path)
+    train(given, Local(lambda: BUILT[-1].forwards == 2))
+    assert result(given)[2]["epochs"] == 2
 
 
 @pytest.mark.slow
@@ -194,7 +217,7 @@ def test_values_of_before_epoch_are_kept(drawings: Path, tmp_path: Path) -> None
     assert BUILT[-1].asked == [0, 1]
     train(broken, Here())
     assert BUILT[-1].asked == [2]
-    assert BUILT[-1].seen == seen[7:]
+    assert BUILT[-1].seen == seen[6:]
     assert result(broken) == result(whole)
 
 
@@ -218,6 +241,18 @@ def test_two_ranks_go_on_where_they_were(drawings, tmp_path, two_ranks: Callable
     assert two_ranks(whole) == ["done", "done"]
     assert two_ranks(broken, stop_at=7) == ["done", "done"]
     assert not Storage(broken.folder).exists("metrics.json")
+    assert two_ranks(broken) == ["done", "done"]
+    assert result(broken) == result(whole)
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together_after_an_epoch_of_one_batch(drawings, tmp_path, two_ranks) -> None:
+    given = step(drawings, Linear(dropout=0.3), batch_size=1000, epochs=4, select="last")
+    whole, broken = task(given, tmp_path / "whole"), task(given, tmp_path / "broken")
+    assert two_ranks(whole) == ["done", "done"]
+    assert two_ranks(broken, stop_at=2) == ["done", "done"]
+    assert not Storage(broken.folder).exists("metrics.json")
+    assert Checkpoints(Storage(broken.folder)).names() == ["000000002"]
     assert two_ranks(broken) == ["done", "done"]
     assert result(broken) == result(whole)
 
