@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -250,9 +251,4 @@ def as_text(value: Any) -> str:
 def set_line(step: str, settings: Mapping[str, Any]) -> str:
     """Settings of a step, ready to be added to `mvray run JOB`."""
     words = (f"{step}.{name}={as_text(value)}" for name, value in settings.items())
-    return " ".join(f"--set '{word}'" if _unsafe(word) else f"--set {word}" for word in words)
-
-
-def _unsafe(word: str) -> bool:
-    """Whether a shell would not take ``word`` as it is."""
-    return any(not (letter.isalnum() or letter in "._-+=,:/@%") for letter in word)
+    return " ".join(f"--set {shlex.quote(word)}" for word in words)

@@ -125,19 +125,24 @@ def importances(search: Search, found: Mapping[str, Any]) -> tuple[dict[str, flo
     """How much of the spread of results each setting explains (fANOVA, Hutter et al. 2014), and over how many trials.
 
     Only results after equally many epochs can be compared: those that the most trials have, of as many epochs as
-    possible. {} with fewer than FEW trials, or where all results are equal.
+    possible. In population-based training they are of one generation, since the next one's have been trained longer:
+    of the latest that has enough. {} with fewer than FEW trials, or where all results are equal.
     """
     import optuna
 
-    reached = sorted({len(trial["values"]) for trial in _measured(found)})
-    counts = {epochs: sum(len(t["values"]) >= epochs for t in found["trials"]) for epochs in reached}
-    enough = [epochs for epochs, count in counts.items() if count >= max(FEW, len(found["trials"]) / 2)]
-    if not enough:
-        return {}, max(counts.values(), default=0)
+    most = 0
+    for trials, whole in _generations(search, found["trials"]):
+        reached = sorted({len(trial["values"]) for trial in trials if trial["value"] is not None})
+        counts = {epochs: sum(len(trial["values"]) >= epochs for trial in trials) for epochs in reached}
+        most = max([most, *counts.values()])
+        if enough := [epochs for epochs, count in counts.items() if count >= max(FEW, whole / 2)]:
+            break
+    else:
+        return {}, most
     epochs = max(enough)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize" if search.maximise else "minimize")
-    for trial in found["trials"]:
+    for trial in trials:
         if len(trial["values"]) >= epochs and trial["values"][epochs - 1] is not None:
             known = Known(trial["number"], trial["settings"], "finished", trial["values"][epochs - 1], epochs)
             if (frozen := as_optuna(search, known)) is not None:
@@ -149,6 +154,16 @@ def importances(search: Search, found: Mapping[str, Any]) -> tuple[dict[str, flo
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=search.seed)
         made = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: float(share) for name, share in made.items()}, len(study.trials)
+
+
+def _generations(search: Search, trials: list[Mapping[str, Any]]) -> list[tuple[list[Mapping[str, Any]], int]]:
+    """Trials that began alike, the latest first, and how many they are in the end; all in one but for a population."""
+    if search.scheduler != "pbt":
+        return [(trials, len(trials))]
+    members: dict[int, list[Mapping[str, Any]]] = {}
+    for trial in trials:
+        members.setdefault(trial["number"] // search.trials, []).append(trial)
+    return [(members[generation], search.trials) for generation in sorted(members, reverse=True)]
 
 
 def importance_figure(explained: tuple[dict[str, float], int], found: Mapping[str, Any]) -> bytes:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,8 @@ from mvray.manifest import NOTE, git_commit
 LOCK = "requirements.lock"
 LIMIT_MIB = 50
 BIGGEST = 5
+SUBMODULE = "160000 "
+"""What git says of a submodule, where it says of a file whether it can be executed."""
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
 """The time of every file in the zip: the same code is the same bytes, which Ray does not send twice."""
 
@@ -57,7 +60,7 @@ def pack(job_file: Path, limit_mib: float = LIMIT_MIB) -> Shipment:
     """What has to go to a cluster to run ``job_file``.
 
     Raises SettingError where the file is missing, not in git or not tracked, where a tracked link leads out of the
-    repository, and where it all is larger than ``limit_mib``.
+    repository or nowhere, where a submodule is not checked out, and where it all is larger than ``limit_mib``.
     """
     if not job_file.is_file():
         raise SettingError(f"There is no job file {job_file}. Expected a file as jobs/gradcam_masking.py.")
@@ -70,14 +73,14 @@ def pack(job_file: Path, limit_mib: float = LIMIT_MIB) -> Shipment:
             f"{job_file} is not in a git repository ({said}); expected one, because what git tracks is what is sent. "
             "Put it into one: git init && git add, or move the job file."
         ) from None
-    tracked = [name for name in _git(root, "ls-files", "-z", "--recurse-submodules").split("\0") if name]
+    tracked = set(_tracked(root))
     job = (folder / job_file.name).relative_to(root).as_posix()
     if job not in tracked:
         raise SettingError(
-            f"{job_file} is not tracked by git; only what git tracks is sent. `git add {job}` is enough for that "
-            "(a commit is not needed)."
+            f"{job_file} is not tracked by git; only what git tracks is sent. `git add {shlex.quote(job)}` is enough "
+            "for that (a commit is not needed)."
         )
-    files = tuple(sorted(name for name in set(tracked) if (root / name).is_file()))
+    files = tuple(sorted(_files(root, tracked)))
     _check_links(root, files)
     sizes = {name: (root / name).stat().st_size for name in files}
     _check_size(sizes, limit_mib)
@@ -119,6 +122,61 @@ def _plain(name: str) -> str:
 def _git(folder: Path, *words: str) -> str:
     done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout
+
+
+def _tracked(root: Path, under: str = "") -> Iterator[str]:
+    """What git tracks in ``root`` and in its submodules, without one whose folder was deleted.
+
+    `git ls-files --recurse-submodules` says nothing of a submodule that is known and not checked out.
+    """
+    for line in filter(None, _git(root, "ls-files", "-z", "--stage").split("\0")):
+        about, _, name = line.partition("\t")
+        if not about.startswith(SUBMODULE):
+            yield under + name
+        elif (root / name).is_dir():
+            try:
+                if not (root / name / ".git").exists():
+                    raise FileNotFoundError("it has no .git")
+                yield from _tracked(root / name, f"{under}{name}/")
+            except (OSError, subprocess.SubprocessError) as error:
+                said = (getattr(error, "stderr", None) or str(error)).strip()
+                raise SettingError(
+                    f"The submodule {under}{name} is not checked out ({said}); expected its files, because what git "
+                    "tracks is sent. Get them: git submodule update --init --recursive, or remove it from git."
+                ) from None
+
+
+def _files(root: Path, tracked: Iterable[str]) -> set[str]:
+    """The files to send, without those that are deleted here. A link to a folder is what is tracked below its target.
+
+    Raises SettingError for a link with another such link below its target: that may be a link to its own parent.
+    """
+    folders = {name: _target(root, name) for name in tracked if (root / name).is_symlink()}
+    folders = {name: target for name, target in folders.items() if target.is_dir()}
+    files = {name for name in tracked if (root / name).is_file()}
+    found = set(files)
+    for link, target in folders.items():
+        below = target.relative_to(root.resolve()).as_posix() + "/"
+        below = "" if below == "./" else below
+        if inner := sorted(name for name in folders if name.startswith(below)):
+            raise SettingError(
+                f"{link} is a link to the folder {target}, below which {inner[0]} is such a link too; expected none "
+                "there, because a link is sent as what it leads to. Remove one of them from git."
+            )
+        found |= {f"{link}/{name[len(below) :]}" for name in files if name.startswith(below)}
+    return found
+
+
+def _target(root: Path, link: str) -> Path:
+    """Where a tracked link leads. Raises SettingError where that is out of ``root``, or nothing."""
+    if not (root / link).exists():  # nor for one that leads to itself
+        raise SettingError(
+            f"{link} is a link to {(root / link).readlink()}, which is not there; expected a file or folder, because a "
+            "link is sent as what it leads to. Make it (of a submodule: git submodule update --init), or remove the "
+            "link from git."
+        )
+    _check_links(root, (link,))
+    return (root / link).resolve()
 
 
 def _entry(name: str, mode: int) -> zipfile.ZipInfo:

@@ -163,7 +163,7 @@ class Jobs:
                 "uv_pip_install_options": ["--require-hashes"],
             }
             environment["config"] = {"setup_timeout_seconds": 3600}
-        about = {"job": name, "user": getpass.getuser(), "commit": shipment.commit, "options": shlex.join(words[2:])}
+        about = {"job": name, "user": _user(), "commit": shipment.commit, "options": shlex.join(words[2:])}
         with tempfile.TemporaryDirectory() as folder, self._words():
             file = Path(folder) / "code.zip"
             shipment.write(file)
@@ -329,6 +329,14 @@ def _awaited(texts: Any) -> Iterator[str]:
     with asyncio.Runner() as runner:  # which ends in order on Ctrl-C, too
         while (text := runner.run(following())) is not None:
             yield text
+
+
+def _user() -> str:
+    """Who submits: a name, or the number of a user whom this machine does not know, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # before Python 3.13, and from then on
+        return str(os.getuid())
 
 
 def _submitted(details: Any) -> Submitted:

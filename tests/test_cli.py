@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
+import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +20,9 @@ import pytest
 from PIL import Image
 
 from mvray.cli import main
+from mvray.cli.jobs import where_runs_are
+from mvray.cli.options import same_job
+from mvray.errors import StorageFailed
 
 FILE = Path(__file__).parent.parent / "jobs" / "gradcam_masking.py"
 HALF = f"""
@@ -328,6 +334,77 @@ def test_a_step_that_fails_ends_with_its_reason(toys: Path, drawings: Path, tmp_
     assert "2 steps, 1 finished before, 1 to do" in mended.err
 
 
+# -- the end of a run ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An MLflow store of its own."""
+    store = Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return store
+
+
+def ended(store: Path) -> dict[str, str]:
+    """MLflow's runs by name, and how they ended."""
+    with contextlib.closing(sqlite3.connect(store)) as opened:
+        return dict(opened.execute("select name, status from runs"))
+
+
+def away(*_: object) -> None:
+    raise StorageFailed("The storage is away.")
+
+
+@pytest.mark.slow
+def test_a_storage_that_is_away_does_not_hide_what_ended_a_run(
+    store: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvray.spent.as_text", away)
+    (tmp_path / "toys_job.py").write_text(TOYS)
+    options = (tmp_path / "toys_job.py", "--data", drawings, "--storage", tmp_path / "runs", "--workers", 0)
+    said = mvray("run", *options, "--set", "two.method.nan_at=2")
+    assert said.code == 1
+    assert "What this run has cost or found is not shown in full: The storage is away." in said.err
+    assert said.err.splitlines()[-1].startswith("mvray: The loss became NaN or infinite at step 2")
+    assert ended(store)["toys"] == "FAILED"
+
+
+@pytest.mark.slow
+def test_a_storage_that_is_away_does_not_hide_what_ended_a_search(
+    store: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise StorageFailed("This ended the search.")
+
+    monkeypatch.setattr("mvray.run.execute", fails)
+    monkeypatch.setattr("mvray.cli.searching.say_costs", away)
+    monkeypatch.setattr("mvray.cli.searching._log_result", away)
+    job = Path(__file__).parent / "searched.py"
+    said = mvray("tune", job, "--data", drawings, "--storage", tmp_path / "runs")
+    assert said.code == 1
+    assert said.err.count("The storage is away.") == 2
+    assert said.err.splitlines()[-1] == "mvray: This ended the search."
+    assert ended(store) == {"searched: search of second": "FAILED"}
+
+
+def test_commands_to_go_on_with_can_be_pasted() -> None:
+    given = argparse.Namespace(
+        job=Path("my jobs/it's.py"), tiny=True, data="My Manga", storage="/s/my runs", set=["a.b=x y", "a.c=1"]
+    )
+    line = same_job("run", given)
+    words = ["mvray", "run", "my jobs/it's.py", "--tiny", "--data", "My Manga", "--storage", "/s/my runs"]
+    assert shlex.split(line) == [*words, "--set", "a.b=x y", "--set", "a.c=1"]
+    given.job = Path("jobs/a.py")
+    options = "--tiny --data 'My Manga' --storage '/s/my runs' --set 'a.b=x y' --set a.c=1"
+    assert same_job("report", given) == f"mvray report jobs/a.py {options}"
+
+
+def test_the_command_that_shows_runs_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert where_runs_are("my runs") == "mvray ui --storage 'my runs'"
+
+
 # -- mistakes ------------------------------------------------------------------------------------
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -380,6 +457,30 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["report", "JOB", "--tiny", "--data", "COMICS", "--storage", "ftp://x"],
         "expected a local folder or s3://",
     ),
+    "no such searched step": (
+        ["run", "JOB", "--tiny", "--data", "COMICS", "--set", "search.step=nosuch"],
+        "search.step is 'nosuch'; expected a Train step of 'gradcam_masking': ",
+    ),
+    "no such searched step in a report": (
+        ["report", "JOB", "--tiny", "--data", "COMICS", "--set", "search.step=nosuch"],
+        "search.step is 'nosuch'; expected a Train step of 'gradcam_masking': ",
+    ),
+    "a searched step that trains nothing": (
+        ["report", "JOB", "--tiny", "--data", "COMICS", "--set", "search.step=cams"],
+        "search.step is 'cams'; expected a Train step",
+    ),
+    "no folder for a page": (
+        ["report", "JOB", "--tiny", "--data", "COMICS", "--html", "out/report.html"],
+        "--html out/report.html: there is no folder out; expected one. Make it first.",
+    ),
+    "a folder as a page": (
+        ["report", "JOB", "--tiny", "--data", "COMICS", "--html", "."],
+        "--html . is a folder; expected a file in it, as report.html.",
+    ),
+    "a page's name": (
+        ["report", "JOB", "--tiny", "--data", "COMICS", "--html", "x" * 300],
+        "cannot be written (File name too long); expected a file that can. Name another one.",
+    ),
     "not a step": (["look", "DRAWINGS", "DRAWINGS", "--out", "out"], "is not the folder of a finished step"),
     "odd pages": (["sample", "comics", "out", "--pages", "3"], "pages is 3; expected an even number from 2 to 2000"),
 }
@@ -421,6 +522,15 @@ def test_a_mistake_is_one_message_and_exit_code_2(name: str, place: dict[str, st
     assert said.err.count("mvray: ") == 1
     assert said.out == ""
     assert not Path("runs").exists()  # nothing was started
+
+
+def test_a_page_that_cannot_be_written_is_one_message(drawings: Path, tmp_path: Path) -> None:
+    (tmp_path / "toys_job.py").write_text(TOYS)
+    options = (tmp_path / "toys_job.py", "--data", drawings, "--storage", tmp_path / "runs")
+    said = mvray("report", *options, "--html", "/dev/full")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("mvray: --html /dev/full cannot be written (No space left on device); expected")
+    assert said.err.count("\n") == 1
 
 
 def test_mistakes_of_the_program_itself(place: dict[str, str]) -> None:

@@ -253,6 +253,8 @@ def test_the_best_settings_can_be_typed() -> None:
         "--set masked.method.fill=mean --set masked.method.area=0.1,0.4 --set masked.method.dropout=none "
         "--set 'masked.method.x=a b'"
     )
+    odd = "it's $HOME"
+    assert shlex.split(set_line("masked", {"method.x": odd})) == ["--set", f"masked.method.x={odd}"]
     settings = {
         "method.probability": 0.3333,
         "method.threshold": 1e-05,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,22 @@ def test_only_results_of_equally_many_epochs_are_compared() -> None:
     assert max(shares, key=lambda name: shares[name]) == "b"
     assert importances(SEARCH, found([[0.1], [0.2]])) == ({}, 2)  # too few
     assert importances(SEARCH, found([[0.5]] * 20)) == ({}, 20)  # all alike
+
+
+def test_only_members_of_one_generation_are_compared() -> None:
+    """Generations of a population are trained longer and longer: in this one b decides, and a over all of them."""
+    population = replace(SEARCH, scheduler="pbt", trials=20)
+    made = found([[0.0]] * 63)  # the last generation has but three
+    for trial in made["trials"]:
+        generation = trial["number"] // 20
+        trial["settings"]["a"] = (generation + trial["settings"]["a"]) / 4
+        trial["values"] = [100.0 * generation + float(np.log(trial["settings"]["b"]))]
+        trial["value"] = trial["values"][0]
+    shares, count = importances(population, made)
+    assert count == 20
+    assert max(shares, key=lambda name: shares[name]) == "b"
+    assert importances(SEARCH, made)[1] == 63
+    assert importances(replace(population, trials=4), made) == ({}, 4)  # too few members to tell
 
 
 def test_the_page_shows_trials_best_first_and_their_pictures() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
+import os
 import shlex
 import subprocess
 import zipfile
@@ -14,13 +16,13 @@ from packaging import markers
 from test_cli import mvray
 
 from mvray.alike import _check_python, differences, versions_here
-from mvray.cli.submitting import as_table, words_of
+from mvray.cli.submitting import as_table, sending, words_of
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.manifest import NOTE, git_commit
 from mvray.runlog import spool_folder, tracking_uri, where_tracked
 from mvray.shipment import pack, reference
 from mvray.storage import Storage
-from mvray.submit import Jobs, Submitted, beside, entrypoint, environment, new_id
+from mvray.submit import Jobs, Submitted, _user, beside, entrypoint, environment, new_id
 
 JOB = "from mvray.job import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
 
@@ -125,6 +127,98 @@ def test_what_git_does_not_know_is_refused(repository: Path, tmp_path: Path) -> 
     git(repository, "add", "link")
     with pytest.raises(SettingError, match=r"link is a link to /etc/hostname, outside of"):
         pack(repository / "jobs/toys.py")
+
+
+def test_a_link_to_a_folder_is_sent_as_the_files_in_it(repository: Path, tmp_path: Path) -> None:
+    (repository / "lib" / "deep").mkdir(parents=True)
+    for name in ("a.py", "deep/b.py", "gone.py", "untracked.py"):
+        (repository / "lib" / name).write_text(f"# {name}\n")
+    (repository / "lib" / "also.py").symlink_to("a.py")
+    (repository / "library.py").write_text("")  # begins as the folder's name does
+    (repository / "jobs" / "lib").symlink_to("../lib")
+    (repository / "again").symlink_to("jobs/lib")
+    git(repository, "add", ".")
+    git(repository, "rm", "--quiet", "--cached", "lib/untracked.py")
+    (repository / "lib" / "gone.py").unlink()
+    sent = content(repository, tmp_path / "code.zip")
+    files = ("a.py", "deep/b.py", "also.py")
+    expected = {f"{folder}/{name}" for folder in ("lib", "jobs/lib", "again") for name in files}
+    assert set(sent) == {".gitignore", "jobs/toys.py", "old.py", "library.py", NOTE, *expected}
+    assert sent["jobs/lib/deep/b.py"] == sent["lib/deep/b.py"] == b"# deep/b.py\n"
+    assert sent["jobs/lib/also.py"] == b"# a.py\n"
+    assert pack(repository / "jobs/toys.py").bytes == sum(len(sent[name]) for name in set(sent) - {NOTE})
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("..", r"jobs/link is a link to the folder .*, below which jobs/link is such a link too; expected none there"),
+        (".", r"jobs/link is a link to the folder .*/jobs, below which jobs/link is such a link too"),
+        ("../other", r"jobs/link is a link to the folder .*/other, below which other/inner is such a link too"),
+        ("/usr", r"jobs/link is a link to /usr, outside of"),
+        ("nowhere", r"jobs/link is a link to nowhere, which is not there; .*git submodule update --init"),
+        ("link", r"jobs/link is a link to link, which is not there"),
+    ],
+)
+def test_links_that_cannot_be_sent_are_refused(repository: Path, target: str, said: str) -> None:
+    (repository / "other").mkdir()
+    (repository / "plain").mkdir()
+    (repository / "plain" / "a.py").write_text("")
+    (repository / "other" / "inner").symlink_to("../plain")
+    (repository / "jobs" / "link").symlink_to(target)
+    git(repository, "add", ".")
+    with pytest.raises(SettingError, match=said):
+        pack(repository / "jobs/toys.py")
+    (repository / "jobs" / "link").unlink()  # a link that was deleted stays here, as a file does
+    files = (".gitignore", "jobs/toys.py", "old.py", "other/inner/a.py", "plain/a.py")
+    assert pack(repository / "jobs/toys.py").files == files
+
+
+def test_a_submodule_is_sent_where_it_is_checked_out(repository: Path, tmp_path: Path) -> None:
+    inner, theirs = tmp_path / "inner", tmp_path / "theirs"
+    for root, name in ((inner, "deep.py"), (theirs, "theirs.py")):
+        root.mkdir()
+        (root / name).write_text("")
+        git(root, "init", "--quiet")
+        git(root, "add", ".")
+        git(root, "commit", "--quiet", "-m", "first")
+    allowed = ("-c", "protocol.file.allow=always")
+    git(theirs, *allowed, "submodule", "--quiet", "add", str(inner), "inner")
+    git(theirs, "commit", "--quiet", "-m", "second")
+    git(repository, *allowed, "submodule", "--quiet", "add", str(theirs), "theirs")
+    git(repository, "commit", "--quiet", "-m", "second")
+    refused = r"The submodule {} is not checked out \(it has no \.git\); .*: git submodule update --init --recursive"
+    with pytest.raises(SettingError, match=refused.format("theirs/inner")):
+        pack(repository / "jobs/toys.py")
+    git(repository, *allowed, "submodule", "--quiet", "update", "--init", "--recursive")
+    own = {".gitignore", ".gitmodules", "jobs/toys.py", "old.py"}
+    whole = {*own, "theirs/.gitmodules", "theirs/theirs.py", "theirs/inner/deep.py"}
+    assert set(pack(repository / "jobs/toys.py").files) == whole
+    git(tmp_path, "clone", "--quiet", str(repository), "cloned")
+    for words in (("status",), ("submodule", "--quiet", "init")):  # git does not list it in the second case
+        git(tmp_path / "cloned", *words)
+        with pytest.raises(SettingError, match=refused.format("theirs")):
+            pack(tmp_path / "cloned/jobs/toys.py")
+    (tmp_path / "cloned" / "theirs").rmdir()  # deleted, as a file may be
+    assert set(pack(tmp_path / "cloned/jobs/toys.py").files) == own
+
+
+def test_changed_code_is_not_said_to_be_the_commit(repository: Path) -> None:
+    head = git(repository, "rev-parse", "HEAD")[:12]
+    assert sending(pack(repository / "jobs/toys.py")) == f"Sending 3 files, 0.0 MiB, of commit {head} ..."
+    (repository / "old.py").write_text("# changed\n")
+    assert sending(pack(repository / "jobs/toys.py")) == f"Sending 3 files, 0.0 MiB, of commit {head} with changes ..."
+
+
+def test_who_has_no_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_123_456_789)
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    assert _user() == "4123456789"
+    monkeypatch.setenv("USER", "ada")
+    assert _user() == "ada"
 
 
 def test_the_lock_file_says_which_versions_are_expected(tmp_path: Path) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvray.cli.options import INTERRUPTED, job_options, same_options, workers_of, workers_option
+from mvray.cli.options import INTERRUPTED, job_options, same_job, workers_of, workers_option
 from mvray.cli.supervisor import supervised
-from mvray.errors import DataError, SettingError, UserError
+from mvray.errors import DataError, MvrayError, SettingError, UserError
 
 if TYPE_CHECKING:
     from mvray.job import Job
@@ -88,7 +91,8 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
 
 
 def asked_for(given: argparse.Namespace) -> Job:
-    """The job that the options name, with its workers. Raises SettingError for what none of it is, --only among it."""
+    """The job that the options name, with its workers. Raises SettingError for what none of it is, --only and
+    the search among it."""
     from mvray.settings import replaced
 
     job = load_job(given.job, given.tiny, given.data, given.set)
@@ -101,6 +105,10 @@ def asked_for(given: argparse.Namespace) -> Job:
     only, names = getattr(given, "only", None), sorted({step.name for step in job.walk()})
     if only is not None and only not in names:
         raise SettingError(f"--only {only}: the job {job.name!r} has no such step; it has {', '.join(names)}.")
+    if job.search is not None:
+        from mvray import study
+
+        study.check(job)  # run and report show what was searched, after hours of training
     return job
 
 
@@ -166,13 +174,15 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
         cluster.end_if_lost()
         raise
     finally:
-        cluster.stop()
-        say_costs([(f"{p.name} (seed {p.seed})", p.folder) for p in todo if p.finished], log, progress)
-        close(log, status, progress, given.storage)
+        try:
+            cluster.stop()
+            with readable(progress):
+                say_costs([(f"{p.name} (seed {p.seed})", p.folder) for p in todo if p.finished], log, progress)
+        finally:
+            close(log, status, progress, given.storage)
     print(report.as_text(collect(plan), plan.job.table))
-    again = "".join(f" {part}" for part in same_options(given))
     print(f"\nResults:  {storage.uri}")
-    print(f"Pictures: mvray report {given.job}{again} --html report.html")
+    print(f"Pictures: {same_job('report', given)} --html report.html")
     print(f"MLflow:   {where_runs_are(given.storage)}")
     return 0
 
@@ -185,7 +195,21 @@ def where_runs_are(storage: str) -> str:
     from mvray.ui import page
 
     uri = tracking_uri(Storage(storage))
-    return page(without_password(uri)) if uri.startswith(("http://", "https://")) else f"mvray ui --storage {storage}"
+    if uri.startswith(("http://", "https://")):
+        return page(without_password(uri))
+    return shlex.join(["mvray", "ui", "--storage", storage])
+
+
+@contextmanager
+def readable(progress: Progress) -> Iterator[None]:
+    """For what is read from the storage to be shown at a run's end: where that fails it is said, not raised.
+
+    The error that ended the run, often of the same storage, must be the one that the user sees.
+    """
+    try:
+        yield
+    except (OSError, MvrayError) as error:
+        progress.say(f"What this run has cost or found is not shown in full: {error}")
 
 
 def say_costs(done: list[tuple[str, Storage]], log: RunLog, progress: Progress) -> None:
@@ -200,7 +224,8 @@ def say_costs(done: list[tuple[str, Storage]], log: RunLog, progress: Progress) 
 def close(log: RunLog, status: str, progress: Progress, storage: str) -> None:
     """End the job's run, and say what MLflow could not be told."""
     if undelivered := log.close(status):
-        progress.say(f"{undelivered} Send them with: mvray deliver --storage {storage} (so does the next run).")
+        command = shlex.join(["mvray", "deliver", "--storage", storage])
+        progress.say(f"{undelivered} Send them with: {command} (so does the next run).")
 
 
 def heed_signals() -> None:
@@ -226,15 +251,38 @@ def _say_bad(plan: Plan, progress: Any) -> None:
             progress.say(f"left out: {record.location}: {record.reason}")
 
 
+def _check_page(file: Path) -> None:
+    """Raises SettingError, before minutes of drawing, for a file that cannot be made."""
+    try:
+        if not file.parent.is_dir():
+            raise SettingError(f"--html {file}: there is no folder {file.parent}; expected one. Make it first.")
+        if file.is_dir():
+            raise SettingError(f"--html {file} is a folder; expected a file in it, as {file / 'report.html'}.")
+    except OSError as error:  # a name that is too long, a folder that is closed
+        raise _no_page(file, error) from None
+
+
+def _no_page(file: Path, error: OSError) -> SettingError:
+    return SettingError(
+        f"--html {file} cannot be written ({error.strerror or error}); expected a file that can. Name another one."
+    )
+
+
 def _report(given: argparse.Namespace) -> int:
     from mvray import report
     from mvray.results import collect, comparison, pictures
 
+    if given.html:
+        _check_page(given.html)
     plan, storage = planned(given)
     storage.check(write=False)
     found = collect(plan)
     if given.html:
-        given.html.write_text(report.as_html(found, plan.job.table, {**comparison(plan), **pictures(plan)}))
+        page = report.as_html(found, plan.job.table, {**comparison(plan), **pictures(plan)})
+        try:
+            given.html.write_text(page)
+        except OSError as error:
+            raise _no_page(given.html, error) from None
         print(f"Wrote {given.html}.", file=sys.stderr)
     if given.json:
         print(report.as_json(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 
 from mvray.errors import SettingError
@@ -47,3 +48,8 @@ def same_options(given: argparse.Namespace) -> list[str]:
     for setting in given.set:
         options += ["--set", setting]
     return options
+
+
+def same_job(command: str, given: argparse.Namespace) -> str:
+    """Another command for the same job with the same options, ready for a shell."""
+    return shlex.join(["mvray", command, str(given.job), *same_options(given)])

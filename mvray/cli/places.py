@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _deliver(given: argparse.Namespace) -> int:
         print(left, file=sys.stderr)
     for other in sorted({*Spool.addresses(spool), *(waiting_for(away) if away else [])}):
         if other != address:
-            again = f"mvray deliver --storage {given.storage} --was {other}"
+            again = shlex.join(["mvray", "deliver", "--storage", given.storage, "--was", other])
             print(f"More waits for {other}: set MLFLOW_TRACKING_URI to that, or send it here: {again}", file=sys.stderr)
         elif not left:
             print("More waits of a run that goes on, or whose node vanished within 15 minutes.", file=sys.stderr)

@@ -6,8 +6,8 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from mvray.cli.jobs import close, heed_signals, load_job, planned, say_costs, where_runs_are
-from mvray.cli.options import job_options, same_options, workers_of, workers_option
+from mvray.cli.jobs import close, heed_signals, load_job, planned, readable, say_costs, where_runs_are
+from mvray.cli.options import job_options, same_job, workers_of, workers_option
 from mvray.cli.supervisor import supervised
 from mvray.errors import SettingError
 
@@ -80,12 +80,17 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
         cluster.end_if_lost()
         raise
     finally:
-        cluster.stop()
-        todo = [(f"{other.name} (seed {other.seed})", other.folder) for other in new if other.finished]
-        todo += [(f"trial {t.number}", storage.child(t.path)) for t in found.trials if t.path and t.number not in ended]
-        say_costs(todo, log, progress)
-        _log_result(log, found)
-        close(log, status, progress, given.storage)
+        try:
+            cluster.stop()
+            with readable(progress):
+                todo = [(f"{other.name} (seed {other.seed})", other.folder) for other in new if other.finished]
+                tried = [trial for trial in found.trials if trial.path and trial.number not in ended]
+                todo += [(f"trial {trial.number}", storage.child(trial.path)) for trial in tried]
+                say_costs(todo, log, progress)
+            with readable(progress):
+                _log_result(log, found)
+        finally:
+            close(log, status, progress, given.storage)
     print(search_report.as_text(found.collected()))
     _say_next(given, found)
     return 0
@@ -114,10 +119,9 @@ def _log_result(log: RunLog, found: Study) -> None:
 
 
 def _say_next(given: argparse.Namespace, found: Study) -> None:
-    again = "".join(f" {part}" for part in same_options(given))
     best = found.collected()["set"]
     print(f"\nResults:  {found.folder.uri}")
     if best is not None and found.search.scheduler != "pbt":
-        print(f"Use it:   mvray run {given.job}{again} {best}")
-    print(f"Pictures: mvray report {given.job}{again} --html report.html")
+        print(f"Use it:   {same_job('run', given)} {best}")
+    print(f"Pictures: {same_job('report', given)} --html report.html")
     print(f"MLflow:   {where_runs_are(given.storage)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +17,7 @@ from mvray.cli.searching import check_options
 from mvray.errors import DataError, SettingError
 
 if TYPE_CHECKING:
+    from mvray.shipment import Shipment
     from mvray.submit import Jobs, Submitted
 
 
@@ -120,8 +122,7 @@ def _submit(given: argparse.Namespace) -> int:
     variables, notes = environment(given.env, os.environ)
     shipment = replace(shipment, note={**shipment.note, **beside(os.environ)})
     cluster = Jobs(given.address)
-    said = f"Sending {len(shipment.files)} files, {shipment.bytes / 2**20:.1f} MiB"
-    _say(f"{said}{f', of commit {shipment.commit[:12]}' if shipment.commit else ''} ...")
+    _say(sending(shipment))
     if shipment.left:
         more = f" and {len(shipment.left) - 3} more" if len(shipment.left) > 3 else ""
         _say(f"Not sent, because git does not track them: {', '.join(shipment.left[:3])}{more}.")
@@ -135,8 +136,16 @@ def _submit(given: argparse.Namespace) -> int:
     return 0
 
 
+def sending(shipment: Shipment) -> str:
+    """What is sent, for people."""
+    said = f"Sending {len(shipment.files)} files, {shipment.bytes / 2**20:.1f} MiB"
+    if commit := shipment.commit:
+        said += f", of commit {commit.rstrip('+')[:12]}{' with changes' if commit.endswith('+') else ''}"
+    return f"{said} ..."
+
+
 def _how_to_go_on(id_: str, address: str | None) -> str:
-    at = f" --address {address}" if address else ""
+    at = f" --address {shlex.quote(address)}" if address else ""
     return f"Follow it:  mvray logs {id_} --follow{at}\nStop it:    mvray stop {id_}{at}"
 
 
