@@ -7,7 +7,13 @@ import secrets
 import sys
 from pathlib import Path
 
-NAMES = ("DATABASE_PASSWORD", "AWS_SECRET_ACCESS_KEY", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_SECRET_KEY")
+NAMES = (
+    "DATABASE_PASSWORD",
+    "AWS_SECRET_ACCESS_KEY",
+    "SEAWEEDFS_SIGNING_KEY",
+    "MLFLOW_ADMIN_PASSWORD",
+    "MLFLOW_SECRET_KEY",
+)
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 
+from mvray.redact import DATABASES
 from mvray.spool import Away, Event, Refused, content_of
 
 STEP_ID, REUSED, HANDLE = "mvray.step_id", "mvray.reused", "mvray.handle"
@@ -268,6 +269,10 @@ def _artifacts_of(uri: str, experiment: str) -> str | None:
 
 
 def without_password(uri: str) -> str:
+    """``uri`` without user and password, and without secrets in the query of a database's address."""
+    if re.match(DATABASES, uri, re.IGNORECASE):
+        uri = re.sub(r"(?<=://)[^:/]*:(?:(?:(?!\?\w+=).)*|[^@]*)@", "", uri)
+        uri = re.sub(r"(?i)(?<=[?&])(\w*(?:pass|pwd|secret|token|odbc_connect)\w*)=[^&]*", r"\1=***", uri)
     return re.sub(r"(?<=://)[^/]*@", "", uri)
 
 

@@ -10,6 +10,9 @@ from typing import Any
 SECRET_NAMES = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE)
 LEAST_CHARACTERS = 8
 """Shorter values of such variables are words ("true"), which would be found everywhere."""
+DATABASES = r"(?:postgres(?:ql)?|cockroachdb|mysql|mariadb|mssql|oracle)(?:\+\w+)?://"
+"""How SQLAlchemy's addresses begin. A password there may have slashes, as base64 does: it ends with the last @ before
+the query."""
 
 
 def redacted(text: str) -> str:
@@ -23,6 +26,7 @@ def redacted(text: str) -> str:
 
 def plain_addresses(text: str) -> str:
     """``text`` without users, passwords and queries in addresses."""
+    text = re.sub(rf"(?i)\b({DATABASES})[^\s:/]*:(?:(?:(?!://|\?\w+=)\S)*|[^\s@]*)@", r"\1", text)
     text = re.sub(r"(?<=://)[^/\s]*@", "", text)
     return re.sub(r"(\w://[^\s?#'\"]*)\?[^\s#'\"]+", r"\1?...", text)
 

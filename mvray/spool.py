@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import re
 import shutil
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mvray.errors import ClusterError
 from mvray.redact import redacted
 
 Event = dict[str, Any]
@@ -94,7 +96,9 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lines = (folder / "events.jsonl").open("ab")
+        # Without a buffer: one would still hold what the disk had no room for, and fail again when it is closed.
+        self._lines = (folder / "events.jsonl").open("ab", buffering=0)
+        self._half_from: int | None = None
         self._mutex = threading.Lock()
         self.owned = True
         try:
@@ -104,12 +108,23 @@ class Spool:
 
     @classmethod
     def create(cls, parent: Path, address: str) -> Spool:
-        """A new spool in a sub-folder of ``parent`` with a name of its own."""
+        """A new spool in a sub-folder of ``parent`` with a name of its own.
+
+        Raises ClusterError where nothing can be written there.
+        """
         folder = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
-        (folder / "files").mkdir(parents=True)
-        spool = cls(folder)
-        # Last: nobody looks at a spool without an address, so nobody takes the lock before us.
-        (folder / "address").write_text(address)
+        try:
+            (folder / "files").mkdir(parents=True)
+            (folder / "address.new").write_text(address)
+            spool = cls(folder)
+            # Last: nobody looks at a spool without an address, so nobody takes the lock before us.
+            (folder / "address.new").rename(folder / "address")
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise ClusterError(
+                f"{parent} cannot be written ({error.strerror}); expected a folder where events can wait for MLflow. "
+                "Start the command in a folder of your own, and free some space if its disk is full."
+            ) from error
         return spool
 
     @classmethod
@@ -137,15 +152,31 @@ class Spool:
         return sorted({file.read_text(errors="replace") for file in parent.glob("*/address")})
 
     def append(self, event: Event) -> None:
+        """Raises OSError where the disk does not take it; then it is not there at all, and may be appended again."""
         line = json.dumps(event).encode() + b"\n"
         with self._mutex:
-            self._lines.write(line)
-            self._lines.flush()
+            if self._half_from is not None:  # readers pass a half line over, but the next would be glued to it
+                self._lines.truncate(self._half_from)
+                self._half_from = None
+            end = os.fstat(self._lines.fileno()).st_size
+            try:
+                while line:
+                    line = line[self._lines.write(line) :]
+            except OSError:
+                self._half_from = end
+                raise
 
     def keep(self, content: bytes) -> str:
-        """Keep the content of a file until its event has been taken; returns the name to give the event."""
+        """Keep the content of a file until its event has been taken; returns the name to give the event.
+
+        Raises OSError where the disk does not take it; then nothing is kept.
+        """
         name = uuid.uuid4().hex
-        (self.folder / "files" / name).write_bytes(content)
+        try:
+            (self.folder / "files" / name).write_bytes(content)
+        except OSError:
+            (self.folder / "files" / name).unlink(missing_ok=True)
+            raise
         return name
 
     def waiting(self, limit: int = EVENTS_PER_READ) -> list[tuple[int, Event]]:

@@ -6,10 +6,12 @@ the MLflow store (mlflow_store.py). Passwords and keys are taken out before.
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +21,73 @@ import psutil
 from mvray.machine import load
 from mvray.mlflow_store import HANDLE, HOST, PID, PROCESS_STARTED, MlflowStore, without_password
 from mvray.redact import redacted_all
-from mvray.spool import Courier, Spool
+from mvray.spool import Courier, Event, Spool
 from mvray.spool_copy import SpoolCopy, fetch, forget
 
 if TYPE_CHECKING:
     from mvray.storage import Storage
+
+HELD_EVENTS, HELD_BYTES = 10_000, 64 << 20
+"""What may be in memory while the disk takes nothing: events, and the contents of files."""
+
+log = logging.getLogger(__name__)
+
+
+class _Desk:
+    """Puts events into a spool in the order in which they come; while the disk takes none, they wait in memory."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._mutex = threading.Lock()
+        self._held: list[tuple[Event, bytes | None]] = []
+        self._lost: Counter[str] = Counter()
+        self._error = ""
+
+    def put(self, event: Event, content: bytes | None = None) -> None:
+        """``content`` is that of the file that the event names, where it names one."""
+        with self._mutex:
+            self._held.append((event, content))
+            self._write()
+            while self._held and (oldest := self._one_too_many()) is not None:
+                self._lost[self._held.pop(oldest)[0]["kind"]] += 1
+
+    def close(self) -> None:
+        """Try a last time, and say what is lost."""
+        with self._mutex:
+            self._write()
+            self._lost.update(event["kind"] for event, _ in self._held)
+            self._held.clear()
+            if self._lost:
+                counted = ", ".join(f"{number} {kind}" for kind, number in sorted(self._lost.items()))
+                self._warn("Lost for MLflow, as %s could not be written: %s.", counted)
+
+    def _write(self) -> None:
+        try:
+            while self._held:
+                event, content = self._held[0]
+                if content is not None:
+                    self._held[0] = ({**event, "content": self._spool.keep(content)}, None)
+                self._spool.append(self._held[0][0])
+                del self._held[0]
+        except OSError as error:
+            said = error.strerror or str(error)
+            if said != self._error:
+                self._warn("%s cannot be written (%s): what is for MLflow waits in memory until it can be.", said)
+            self._error = said
+        else:
+            self._error = ""  # the next time is said again
+
+    def _one_too_many(self) -> int | None:
+        """Which to give up, as there are too many: the oldest metrics or file, without which a run still is one."""
+        big = sum(len(content) for _, content in self._held if content is not None) > HELD_BYTES
+        if not big and len(self._held) <= HELD_EVENTS:
+            return None
+        kinds = () if big else ("metrics",)
+        return next((i for i, (event, content) in enumerate(self._held) if content or event["kind"] in kinds), 0)
+
+    def _warn(self, text: str, *more: str) -> None:
+        log.disabled = False  # MLflow's database migrations switch off every logger there is
+        log.warning(text, self._spool.folder, *more)
 
 
 class Tracker:
@@ -45,6 +109,7 @@ class Tracker:
         self._watchers: list[threading.Thread] = []
         self._courier = Courier(MlflowStore(uri).take)
         self._spool = Spool.create(spool, without_password(uri))
+        self._desk = _Desk(self._spool)
         self._copy = SpoolCopy(self._spool, refuge) if refuge else None
         self._put("stale", "")
         delivery = (spool, without_password(uri), delay_s, refuge)
@@ -95,7 +160,7 @@ class Tracker:
 
     def figure(self, handle: str, content: bytes, path: str) -> None:
         """Log bytes, such as a PNG, as the artifact ``path`` ("heatmaps/plain.png")."""
-        self._put("file", handle, content=self._spool.keep(content), path=path)
+        self._put("file", handle, content, path=path)
 
     def end_run(self, handle: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
@@ -116,10 +181,14 @@ class Tracker:
         self._watchers[-1].start()
 
     def close(self, timeout_s: float = 60.0) -> str:
-        """Deliver what is left, at most 15 s where nobody answers. Returns "" or a sentence that says what waits."""
+        """Deliver what is left, at most 15 s where nobody answers. Returns "" or a sentence that says what waits.
+
+        What the disk never took is lost; a warning says how much that is.
+        """
         self._ended.set()
         for watcher in self._watchers:
             watcher.join()
+        self._desk.close()
         self._courier.hurry(timeout_s)
         self._thread.join(timeout_s + 1)
         left = self._spool.report()
@@ -130,9 +199,9 @@ class Tracker:
             self._spool.close()
         return " ".join(part for part in (left, copied, self._courier.error) if part) if left else ""
 
-    def _put(self, kind: str, handle: str, **content: Any) -> None:
-        event = {"kind": kind, "run": handle, "experiment": self._experiment, "time_s": time.time(), **content}
-        self._spool.append(redacted_all(event) if kind in ("start", "tags", "data") else event)
+    def _put(self, kind: str, handle: str, file: bytes | None = None, /, **more: Any) -> None:
+        event = {"kind": kind, "run": handle, "experiment": self._experiment, "time_s": time.time(), **more}
+        self._desk.put(redacted_all(event) if kind in ("start", "tags", "data") else event, file)
         self._courier.wake()
 
     def _deliver(self, spool: Path, address: str, delay_s: float, refuge: Storage | None) -> None:

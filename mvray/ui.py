@@ -22,6 +22,7 @@ from urllib.request import urlopen
 
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.mlflow_store import SQLITE, TRAINING_PAGES, folder_of, not_let_in, without_password
+from mvray.redact import redacted
 
 LOOPBACK = ("127.0.0.1", "localhost")
 PORTS_TRIED = 50
@@ -45,7 +46,7 @@ def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
     print("MLflow is starting ...", flush=True)
     try:
         with served(uri, host, port) as (server, address):
-            print(f"The runs of {uri} are shown at {page(address)} (Ctrl-C ends it)", flush=True)
+            print(f"The runs of {without_password(uri)} are shown at {page(address)} (Ctrl-C ends it)", flush=True)
             return server.wait()
     except KeyboardInterrupt:
         return 0
@@ -65,8 +66,7 @@ def served(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[tupl
     with tempfile.TemporaryFile() as said:
         server = subprocess.Popen(
             _command(uri, host, port),
-            # Its job runners are for language models, keep a core each busy and outlive the server.
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, **_environ(uri)},
             stdout=said,
             stderr=said,
             start_new_session=True,
@@ -76,7 +76,7 @@ def served(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[tupl
             _wait_for(server, address)
             if server.poll() is not None:
                 said.seek(0)
-                raise ClusterError(f"MLflow ended while it started:\n{said.read().decode()[-2000:]}")
+                raise ClusterError(f"MLflow ended while it started:\n{redacted(said.read().decode()[-2000:])}")
             yield server, address
         finally:
             if server.poll() is None:
@@ -85,10 +85,19 @@ def served(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[tupl
 
 
 def _command(uri: str, host: str, port: int) -> list[str]:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     if uri.startswith(SQLITE):
         command += ["--artifacts-destination", str(folder_of(uri) / "mlartifacts")]
     return [*command, "--host", host, "--port", str(port)]
+
+
+def _environ(uri: str) -> dict[str, str]:
+    return {
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: those are seen by all on the machine
+        # Its job runners are for language models, keep a core each busy and outlive the server.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
 
 
 def _wait_for(server: subprocess.Popen[bytes], address: str) -> None:

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from mvray import plan
 from mvray.data.folder import Folder
 from mvray.job import Data, Job, Train
 from mvray.manifest import manifest_of
 from mvray.methods import classifier
+from mvray.mlflow_store import without_password
 from mvray.redact import redacted
 from mvray.settings import decoded
 from mvray.spent import Spent
@@ -20,6 +23,36 @@ def test_addresses_lose_users_passwords_and_queries():
     assert redacted("s3://b/k?X-Amz-Signature=abc&y=1, next") == "s3://b/k?... next"
     assert redacted("http://a:5000/#/experiments/1 and me@lab.org") == "http://a:5000/#/experiments/1 and me@lab.org"
     assert redacted("/data/what?/me@home") == "/data/what?/me@home"
+    assert redacted("https://host/path mail@x") == "https://host/path mail@x"
+    assert redacted("s3://bucket/a@b, sqlite:////home/me:x/a@b.db") == "s3://bucket/a@b, sqlite:////home/me:x/a@b.db"
+    assert redacted("pip: git+https://host:8080/x.git@main") == "pip: git+https://host:8080/x.git@main"
+
+
+DATABASES = {
+    "postgresql+psycopg2://mlflow:ab/cd+e=@db/mlflow": "postgresql+psycopg2://db/mlflow",
+    "postgresql://u:a/b@c/d@db:5432/mlflow": "postgresql://db:5432/mlflow",
+    "mysql+pymysql://u@lab:a#?/b@db/mlflow": "mysql+pymysql://db/mlflow",
+    "mssql://u:a?b=c@db/mlflow": "mssql://db/mlflow",
+    "postgresql://u@db/mlflow": "postgresql://db/mlflow",
+    "postgresql://db/mlflow": "postgresql://db/mlflow",
+}
+"""A password that SQLAlchemy takes, or that somebody types: without the user's part."""
+
+
+@pytest.mark.parametrize("uri", DATABASES)
+def test_passwords_of_databases_may_have_slashes(uri):
+    plain = DATABASES[uri]
+    assert without_password(uri) == plain
+    assert redacted(f"one {uri}: no, https://host/path and me@lab") == f"one {plain}: no, https://host/path and me@lab"
+    assert redacted(f'["{uri}","{uri}"]').count("db") == 2, "each ends where the next begins"
+
+
+def test_queries_of_databases():
+    uri = "postgresql://u:a/b@db/mlflow?sslrootcert=/home/me@lab/ca.pem"
+    assert without_password(uri) == "postgresql://db/mlflow?sslrootcert=/home/me@lab/ca.pem"
+    assert redacted(f"{uri} failed") == "postgresql://db/mlflow?... failed"
+    assert without_password("postgresql://db/m?user=u&password=a/b&x=1") == "postgresql://db/m?user=u&password=***&x=1"
+    assert without_password("postgresql://u:a /b@db/m") == "postgresql://db/m"
 
 
 def test_values_of_secret_variables_are_hidden(monkeypatch):

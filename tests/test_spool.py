@@ -10,7 +10,9 @@ import threading
 import time
 
 import pytest
+from full_disk import files_end_at
 
+from mvray.errors import ClusterError
 from mvray.spool import Courier, Refused, Spool, content_of
 
 
@@ -162,6 +164,48 @@ def test_files_are_kept_until_they_are_taken(spool):
     Courier(lambda events, files: seen.append((files / events[0]["content"]).read_bytes())).deliver(spool)
     assert seen == [b"picture"]
     assert list((spool.folder / "files").iterdir()) == []
+
+
+def test_a_line_that_the_disk_took_half_of_is_not_there(spool):
+    put(spool, 1)
+    events = spool.folder / "events.jsonl"
+    whole = events.stat().st_size
+    for _ in range(2):
+        with files_end_at(whole + 10), pytest.raises(OSError, match="too large"):
+            put(spool, 2)
+        assert events.stat().st_size == whole + 10
+        assert [event["n"] for _, event in spool.waiting()] == [1]
+    spool.mark(whole, [])
+    put(spool, 3, 4)
+    assert [event["n"] for _, event in spool.waiting()] == [3, 4]
+    assert [json.loads(line)["n"] for line in events.read_text().splitlines()] == [1, 3, 4]
+
+
+def test_a_spool_whose_last_line_is_half_is_closed_in_peace(spool):
+    with files_end_at(10), pytest.raises(OSError, match="too large"):
+        put(spool, 1)
+    with files_end_at(10):
+        spool.close()
+
+
+def test_a_file_that_the_disk_took_half_of_is_not_kept(spool):
+    with files_end_at(100), pytest.raises(OSError, match="too large"):
+        spool.keep(bytes(1000))
+    assert list((spool.folder / "files").iterdir()) == []
+
+
+def test_a_place_that_takes_no_spool_is_named(tmp_path):
+    (tmp_path / "file").touch()  # root may write to any folder
+    with pytest.raises(
+        ClusterError, match=r"file/.spool cannot be written \(Not a directory\); expected a folder where"
+    ):
+        Spool.create(tmp_path / "file" / ".spool", "there")
+    with (
+        files_end_at(2),
+        pytest.raises(ClusterError, match=r"File too large.*Start the command in a folder of your own"),
+    ):
+        Spool.create(tmp_path / "full", "there")
+    assert list((tmp_path / "full").iterdir()) == []
 
 
 WRITER = """

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from full_disk import files_end_at
 from servers import has_asked
 
+from mvray import tracking
 from mvray.mlflow_store import HANDLE, HOST, MlflowStore, folder_of, without_password
 from mvray.spool import Refused
 from mvray.tracking import Tracker, deliver
@@ -252,6 +254,63 @@ def test_passwords_stay_out_of_the_spool(tmp_path):
     (folder,) = tmp_path.iterdir()
     assert (folder / "address").read_text() == "http://127.0.0.1:1"
     assert without_password("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
+
+
+def written(tmp_path):
+    (events,) = tmp_path.glob("*/events.jsonl")
+    return [json.loads(line) for line in events.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def test_a_full_disk_loses_nothing_once_there_is_room(store, client, tmp_path, caplog):
+    """The disk takes half a line, then nothing; pictures, metrics and ends wait in memory."""
+    tracker = Tracker(store, "full", tmp_path, delay_s=60)
+    run = tracker.start_run("full")
+    tracker.metrics(run, {"loss": 0.0}, 0)
+    (events,) = tmp_path.glob("*/events.jsonl")
+    with files_end_at(events.stat().st_size + 20):
+        for step in range(1, 20):
+            tracker.metrics(run, {"loss": float(step)}, step)
+        tracker.figure(run, bytes(100_000), "pictures/black.png")
+        tracker.tags(run, {"after": "picture"})
+    assert [event["kind"] for event in written(tmp_path)] == ["stale", "start", "metrics"]
+    tracker.end_run(run)
+    kinds = ["stale", "start", *20 * ["metrics"], "file", "tags", "end"]
+    assert [event["kind"] for event in written(tmp_path)] == kinds
+    assert tracker.close() == ""
+    found = runs_of(client, "full")["full"]
+    assert [m.value for m in client.get_metric_history(found.info.run_id, "loss")] == list(range(20))
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["after"] == "picture"
+    assert (Path(found.info.artifact_uri) / "pictures/black.png").read_bytes() == bytes(100_000)
+    (said,) = [line for line in caplog.messages if "waits in memory" in line]
+    assert "cannot be written (File too large)" in said
+    assert "Lost" not in caplog.text
+
+
+def test_what_a_full_disk_never_took_is_told_at_the_end(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(tracking, "HELD_EVENTS", 10)
+    monkeypatch.setattr(tracking, "HELD_BYTES", 1000)
+    tracker = Tracker("http://127.0.0.1:1", "full", tmp_path, delay_s=60)
+    (events,) = tmp_path.glob("*/events.jsonl")
+    full = events.stat().st_size + 20
+    with files_end_at(full):
+        run = tracker.start_run("full")
+        for step in range(20):
+            tracker.metrics(run, {"loss": float(step)}, step)
+        for picture in range(3):
+            tracker.figure(run, bytes(400), f"{picture}.png")
+    tracker.tags(run, {"there is": "room"})
+    kept = written(tmp_path)
+    assert [event["kind"] for event in kept] == ["stale", "start", *7 * ["metrics"], "file", "file", "tags"]
+    assert [event["step"] for event in kept if event["kind"] == "metrics"] == list(range(13, 20))
+    assert [event["path"] for event in kept if event["kind"] == "file"] == ["1.png", "2.png"]
+    with files_end_at(events.stat().st_size + 20):
+        tracker.end_run(run)
+        left = tracker.close(timeout_s=0)
+    assert "Not delivered yet: 2 file, 7 metrics, 1 stale, 1 start, 1 tags." in left
+    (said,) = [line for line in caplog.messages if "Lost" in line]
+    assert said.endswith("could not be written: 1 end, 1 file, 13 metrics.")
+    assert sum("waits in memory" in line for line in caplog.messages) == 2, "once each time"
 
 
 @pytest.mark.drill

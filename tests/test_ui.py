@@ -6,11 +6,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from urllib.request import urlopen
 
+import psutil
 import pytest
 
 from mvray.cli import main
@@ -86,6 +87,34 @@ def test_check_of_a_server_that_is_not_mlflow_or_not_there():
         check("http://127.0.0.1:1")
 
 
+def test_the_password_of_a_database_is_neither_shown_nor_on_the_command_line(monkeypatch, capsys):
+    from mvray import ui as module
+
+    uri = "postgresql+psycopg2://mlflow:pa/ss+w=@db/mlflow"
+    command, environ = module._command(uri, "127.0.0.1", 5000), module._environ(uri)
+    assert "pa/ss" not in " ".join(command)
+    assert environ["MLFLOW_BACKEND_STORE_URI"] == uri
+
+    class Ended:
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(module, "served", lambda *_: nullcontext((Ended(), "http://127.0.0.1:5000")))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert ui(uri) == 0
+    assert "The runs of postgresql+psycopg2://db/mlflow are shown at" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_database_that_does_not_answer_says_why_without_its_password():
+    with (
+        pytest.raises(ClusterError, match="MLflow ended while it started") as raised,
+        served("postgresql://mlflow:pa/ss+w=@127.0.0.1:1/x/mlflow", port=5690),
+    ):
+        pass
+    assert "pa/ss" not in str(raised.value)
+
+
 @pytest.mark.slow
 def test_the_pages_are_served_and_end(tmp_path):
     store = f"sqlite:///{tmp_path}/mlflow.db"
@@ -97,6 +126,9 @@ def test_the_pages_are_served_and_end(tmp_path):
     assert check(address).startswith("MLflow 3")
     with urlopen(address, timeout=60) as answer:  # noqa: S310  our own server
         assert b"<title>MLflow</title>" in answer.read()
+    started = psutil.Process(page.pid).children(recursive=True)
+    assert started
+    assert not [process for process in started if store in " ".join(process.cmdline())], "the store may hold a password"
     page.send_signal(signal.SIGTERM)
     assert page.wait(120) == 0
     page.stdout.close()

@@ -46,7 +46,7 @@ class Objects:
         settings |= {"-s3.config": config, "-s3.autoCreateBucket": "false", "-s3.port.iceberg": 0, "-s3.port.lance": 0}
         settings |= {"-master.telemetry": "false", "-master.volumeSizeLimitMB": 1024, "-volume.max": 0}
         settings |= {"-volume.preStopSeconds": 0}
-        # Who is on this machine still needs a key: its other ports take none of their own accord.
+        # Its other ports take no key of their own accord; its gRPC takes none at all (SECURITY.md).
         kinds = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ")
         environ = {f"WEED_{kind}_KEY": self._keys["signing_key"] for kind in kinds}
         command: list[str | Path] = [weed, "server", "-s3", *(f"{name}={value}" for name, value in settings.items())]

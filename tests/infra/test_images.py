@@ -5,18 +5,25 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import os
 import re
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
+import grpc
 import jsonschema
+import psutil
 import pytest
 import yaml
 from account import ROOT
+from nodes import free_ports
 
 DOCKERFILE = (ROOT / "infra/Dockerfile").read_text()
 SCHEMA = json.loads(gzip.decompress((Path(__file__).parent / "schemas/compose-2021.json.gz").read_bytes()))
@@ -127,7 +134,7 @@ def test_compose_is_closed_and_waits_for_what_it_needs() -> None:
     assert services["postgres"]["networks"] == ["inside"]
     for name, service in services.items():
         for key, value in service.get("environment", {}).items():
-            if "PASSWORD" in key or "SECRET" in key or key == "AWS_ACCESS_KEY_ID":
+            if re.search("PASSWORD|SECRET|JWT|^AWS_ACCESS_KEY_ID$", key):
                 assert re.fullmatch(r"\$\{[A-Z_]+:\?run python infra/secrets_env.py infra/.env first\}", value), (
                     name,
                     key,
@@ -138,6 +145,57 @@ def test_compose_is_closed_and_waits_for_what_it_needs() -> None:
     assert "HEALTHCHECK" in stages()["mlflow"]
     volumes = {volume.split(":")[0] for service in services.values() for volume in service.get("volumes", [])}
     assert volumes == set(given["volumes"])
+
+
+@pytest.mark.slow
+def test_the_s3_server_of_compose_shows_others_its_keys_port_alone(tmp_path: Path) -> None:
+    """The command and the variables of compose.yaml, on other ports: the master gives tokens to whoever reaches it."""
+    service = compose()["services"]["s3"]
+    parts = ("master", "volume", "filer", "s3")
+    names = [f"-{part}.port{kind}" for part in parts for kind in ("", ".grpc")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    moved = [line for line in service["command"] if not line.startswith(("-s3.port=", "-dir="))]
+    command = [
+        *moved,
+        f"-dir={tmp_path}",
+        "-master.telemetry=false",
+        *(f"{name}={port}" for name, port in ports.items()),
+    ]
+    environ = {name: f"of-{name}" for name in service["environment"]}
+    with (tmp_path / "log").open("wb") as log:
+        weed = subprocess.Popen(
+            [Path(sys.executable).parent / "weed", *command], env={**os.environ, **environ}, stdout=log, stderr=log
+        )
+    try:
+        until = time.monotonic() + 90
+        while status(f"http://127.0.0.1:{ports['-s3.port']}/healthz") != 200:
+            assert weed.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        listening = [c.laddr for c in psutil.Process(weed.pid).net_connections() if c.status == psutil.CONN_LISTEN]
+        assert {laddr.port for laddr in listening} <= set(ports.values())
+        elsewhere = {laddr.port for laddr in listening if laddr.ip != "127.0.0.1"}
+        assert elsewhere == {ports["-s3.port"], ports["-s3.port.grpc"]}
+        assert status(f"http://127.0.0.1:{ports['-s3.port']}/") == 403
+        assert status(f"http://127.0.0.1:{ports['-filer.port']}/") == 401
+        with grpc.insecure_channel(f"127.0.0.1:{ports['-s3.port.grpc']}") as channel:
+            ask = channel.unary_unary("/messaging_pb.SeaweedS3IamCache/ListPolicies")
+            with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                ask(b"", timeout=20)
+    finally:
+        weed.kill()  # its data goes too; ending in order takes it half a minute
+        weed.wait()
+
+
+def status(address: str) -> int:
+    """What is answered there; 0 where nothing is."""
+    try:
+        with urlopen(address, timeout=20) as answer:  # noqa: S310  our own server
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
 
 
 def test_secrets_are_drawn_once(tmp_path: Path) -> None:
