@@ -84,7 +84,7 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
             cluster.stop()
             with readable(progress):
                 todo = [(f"{other.name} (seed {other.seed})", other.folder) for other in new if other.finished]
-                tried = [trial for trial in found.trials if trial.path and trial.number not in ended]
+                tried = [t for t in found.trials if t.path and t.number not in ended | found.reused]
                 todo += [(f"trial {trial.number}", storage.child(trial.path)) for trial in tried]
                 say_costs(todo, log, progress)
             with readable(progress):
