@@ -27,6 +27,7 @@ def redacted(text: str) -> str:
 def plain_addresses(text: str) -> str:
     """``text`` without users, passwords and queries in addresses."""
     text = re.sub(rf"(?i)\b({DATABASES})[^\s:/]*:(?:(?:(?!://|\?\w+=)\S)*|[^\s@]*)@", r"\1", text)
+    text = re.sub(r"(?i)(?<=s3://)[^\s/:@]+:[^\s@]*@", "", text)  # half of AWS's secrets have a "/"
     text = re.sub(r"(?<=://)[^/\s]*@", "", text)
     return re.sub(r"(\w://[^\s?#'\"]*)\?[^\s#'\"]+", r"\1?...", text)
 

@@ -2,30 +2,40 @@
 
 Credentials, region, endpoint and certificates are what botocore finds: the environment, profiles in
 ``~/.aws`` (also with role_arn, SSO or credential_process), a pod's or an instance's role. Credentials that
-expire are fetched again in time. Requests themselves are Arrow's, which does not hold Python's lock.
+expire are fetched again in time. What reads much is Arrow's, which does not hold Python's lock. What writes is
+botocore's: a stream of Arrow's that is closed after an error leaves half an object under its name.
 """
 
 from __future__ import annotations
 
 import email.utils
 import http.client
+import io
 import os
+import re
 import threading
 import time
 import urllib.parse
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mvray.errors import StorageRefused
+from mvray.errors import StorageFailed, StorageRefused
 from mvray.patience import reason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import pyarrow.fs
 
 CONNECT_S, SILENCE_S = 3.0, 20.0
 """A connection must stand after the first; a request in which nothing arrives for the second has failed."""
 ATTEMPTS = 3
 """How often one request is sent before it counts as failed; patience.py begins there."""
+PART_BYTES = 16 << 20
+"""What is larger is written in parts of so much: what a failed request sends again, and what is copied in memory."""
+_AT_ONCE_BYTES = 64 << 10
+_CONNECTIONS = 32  # kept open; there are 16 threads of steps
 AMAZON = "Amazon's own"
 CLOCK_OFF_S = 15 * 60
 """S3 refuses requests whose time is farther off."""
@@ -48,20 +58,95 @@ def get(bucket: str, key: str) -> bytes:
     Raises FileNotFoundError, ConnectionError, StorageRefused without credentials, or OSError with S3's name for the
     error and the HTTP status, as Arrow's have them.
     """
-    from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
+    try:
+        with _as_arrow_says(f"s3://{bucket}/{key}"):
+            return bytes(_login().client(ATTEMPTS).get_object(Bucket=bucket, Key=key)["Body"].read())
+    except OSError as error:
+        name, status = reason(error)
+        if status == 404:
+            raise FileNotFoundError(f"s3://{bucket}/{key} is not there: {name}.") from error
+        raise
+
+
+def put(bucket: str, key: str, data: bytes, each: Callable[[Callable[[], Any]], Any], attempts: int = ATTEMPTS) -> None:
+    """Store an object, which appears whole or not at all.
+
+    ``each`` is given every request, to call it once or as often as it likes: one that fails does not cost the parts
+    before it. Raises as `get`, but plain OSError where the bucket is missing, and StorageFailed where uploads get lost.
+    """
+
+    def ask(name: str, **given: Any) -> Any:
+        if "Body" in given:
+            given["Body"] = _body(given["Body"])
+        with _as_arrow_says(f"s3://{bucket}/{key}"):
+            return getattr(_login().client(attempts), name)(Bucket=bucket, Key=key, **given)
+
+    if len(data) <= PART_BYTES:
+        each(lambda: ask("put_object", Body=data))
+        return
+    for _ in range(ATTEMPTS):
+        # Also what S3 says of an upload that it has completed, when its answer to that was lost.
+        with suppress(_NoSuchUpload):
+            _put_in_parts(data, lambda name, **given: each(lambda: ask(name, **given)), ask)
+            return
+    raise StorageFailed(
+        f"S3 has lost the upload of s3://{bucket}/{key} {ATTEMPTS} times; expected it to last until it is complete. "
+        "Find out what ends uploads there, as a rule of the bucket; the same command goes on with what is stored."
+    )
+
+
+def _put_in_parts(data: bytes, insist: Callable[..., Any], ask: Callable[..., Any]) -> None:
+    upload = insist("create_multipart_upload")["UploadId"]
+    try:
+        parts = []
+        for number, start in enumerate(range(0, len(data), PART_BYTES), start=1):
+            done = insist("upload_part", UploadId=upload, PartNumber=number, Body=data[start : start + PART_BYTES])
+            parts.append({"PartNumber": number, "ETag": done["ETag"]})
+        insist("complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts})
+    except BaseException:
+        with suppress(Exception):  # what went wrong before is what is told
+            ask("abort_multipart_upload", UploadId=upload)
+        raise
+
+
+def _body(data: bytes) -> bytes | io.BytesIO:
+    """Much is sent piece by piece: a timeout is for what a socket is given at once, and may be short."""
+    return data if len(data) <= _AT_ONCE_BYTES else io.BytesIO(data)
+
+
+class _NoSuchUpload(Exception):
+    """S3 does not know the upload. No OSError, which would be waited for with the same upload."""
+
+
+@contextmanager
+def _as_arrow_says(uri: str) -> Iterator[None]:
+    """botocore's errors as OSErrors with the names that Arrow's have: patience.py goes by these."""
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        CredentialRetrievalError,
+        HTTPClientError,
+        IncompleteReadError,
+        NoCredentialsError,
+    )
+    from botocore.exceptions import ConnectionError as NotConnected
+    from botocore.parsers import ResponseParserError
 
     try:
-        answer = _login().client.get_object(Bucket=bucket, Key=key)
-        return bytes(answer["Body"].read())
+        yield
     except ClientError as error:
         code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-        if status == 404:
-            raise FileNotFoundError(f"s3://{bucket}/{key} is not there: {code}.") from error
-        raise OSError(f"s3://{bucket}/{key}: AWS Error {code} (HTTP status {status}): {error}") from error
+        if code == "NoSuchUpload":
+            raise _NoSuchUpload(uri) from error
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()
+        raise OSError(f"{uri}: AWS Error {name} (HTTP status {status}): {error}") from error
     except (NoCredentialsError, CredentialRetrievalError) as error:
         raise _no_credentials(error) from error
-    except BotoCoreError as error:  # nobody answers, or the connection broke
-        raise ConnectionError(f"s3://{bucket}/{key}: {error}") from error
+    except (HTTPClientError, NotConnected, IncompleteReadError, ResponseParserError) as error:
+        # Nobody answers, or it broke off.
+        raise ConnectionError(f"{uri}: {error}") from error
+    except BotoCoreError as error:  # it was not even sent, as for a name that no bucket can have
+        raise OSError(f"{uri}: {error}") from error
 
 
 def endpoint() -> str:
@@ -84,6 +169,7 @@ class _Login:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: dict[tuple[str, int], tuple[Any, pyarrow.fs.FileSystem]] = {}
+        self._clients: dict[int, Any] = {}
 
     @cached_property
     def _session(self) -> Any:
@@ -110,15 +196,29 @@ class _Login:
         return self._session.get_credentials()
 
     @cached_property
-    def client(self) -> Any:
+    def _region(self) -> str | None:
+        # botocore itself reads AWS_DEFAULT_REGION only.
+        return os.environ.get("AWS_REGION") or self._session.get_config_variable("region")
+
+    def client(self, attempts: int) -> Any:
+        with self._lock:
+            if attempts not in self._clients:
+                self._clients[attempts] = self._new_client(attempts)
+            return self._clients[attempts]
+
+    def _new_client(self, attempts: int) -> Any:
         from botocore.config import Config
 
-        retries = {"total_max_attempts": ATTEMPTS, "mode": "standard"}
-        config = Config(connect_timeout=CONNECT_S, read_timeout=SILENCE_S, retries=retries)
-        if self.endpoint:
-            config = config.merge(Config(s3={"addressing_style": "path"}))  # as Arrow
-        with self._lock:
-            return self._session.create_client("s3", endpoint_url=self.endpoint or None, config=config)
+        config = Config(
+            connect_timeout=CONNECT_S,
+            read_timeout=SILENCE_S,
+            retries={"total_max_attempts": attempts, "mode": "standard"},
+            request_checksum_calculation="when_required",  # other servers do not know sums that follow the data
+            s3={"addressing_style": "path"} if self.endpoint else None,  # as Arrow
+            max_pool_connections=_CONNECTIONS,
+        )
+        where = {"endpoint_url": self.endpoint or None, "region_name": self._region}
+        return self._session.create_client("s3", config=config, **where)
 
     def filesystem(self, bucket: str, attempts: int) -> pyarrow.fs.FileSystem:
         keys = self._keys()
@@ -147,7 +247,7 @@ class _Login:
     def _connected(self, bucket: str, attempts: int, keys: tuple[str, ...]) -> pyarrow.fs.FileSystem:
         import pyarrow.fs
 
-        region = os.environ.get("AWS_REGION") or self._session.get_config_variable("region")
+        region = self._region
         if not (self.endpoint or region):
             region = pyarrow.fs.resolve_s3_region(bucket)
         more: dict[str, Any] = {}
@@ -161,8 +261,6 @@ class _Login:
             connect_timeout=CONNECT_S,
             request_timeout=SILENCE_S,
             retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-            allow_delayed_open=True,  # small objects in one request
-            background_writes=False,  # else all parts of a large object are copied and wait in memory
             **more,
         )
 

@@ -46,6 +46,8 @@ CATALOGUE = {
 """Where `--set source=folder` looks for the class: the module of that name in this package."""
 REPLACEABLE = ("source", "method", "generator", "segmenter")
 """The settings whose value is such a class."""
+_KEYS_INSIDE = re.compile(r"(\w+)://(?:[^/\s?#]*@|(?<=s3://)[^/\s?#'\"]*:\S)", re.IGNORECASE)
+"""An address with "@" before its path or, as half of all secret keys for S3 have "/", with ":" in the bucket."""
 
 
 def name_of(thing: Any) -> str:
@@ -227,11 +229,11 @@ def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
 def _check_addresses(settings: Mapping[str, Any]) -> None:
     """Raises SettingError for a user or password in an address: step.json and MLflow show settings to others."""
     for name, value in settings.items():
-        if found := re.search(r"(\w+)://[^/\s?#]*@", str(value)):
+        if found := _KEYS_INSIDE.search(str(value)):
             raise SettingError(
-                f"{name}: found a user or password before '@' in an address ({found[1]}://...); expected one without, "
-                "because settings are written to step.json, MLflow and the list of jobs. Copy the file to this machine "
-                "or to s3://, where access is by a role or by AWS's own variables."
+                f"{name}: found a user or password before '@' in an address ({found[1]}://...); expected one without "
+                "(and no ':' in a bucket's name), because settings are written to step.json, MLflow and the list of "
+                "jobs. Copy the file to this machine or to s3://, where access is by a role or by AWS's own variables."
             )
 
 

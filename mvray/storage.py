@@ -5,8 +5,10 @@ S3 is used with AWS's own conventions (s3.py). What fails there for a while is t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from contextlib import contextmanager, suppress
@@ -57,10 +59,11 @@ class Storage:
             local = Path(unquote(urlsplit(uri).path) if found else uri).expanduser().absolute()
             self.is_local, self._root = True, Path(os.path.normpath(local)).as_posix()
             self.uri = self._root
-        elif "@" in rest.partition("/")[0]:
+        elif re.match("[^/]*[@:]", rest):  # ":" alone: half of all secret keys have a "/" before the "@"
             raise ClusterError(
-                f"Found a name or key before '@' in an address ({scheme}://...); expected s3://BUCKET/PREFIX, because "
-                "addresses are logged. Give keys as AWS does: AWS_ACCESS_KEY_ID ..., ~/.aws, or a role."
+                f"Found a name or key before '@' in an address, or ':' in a bucket's name ({scheme}://...); expected "
+                "s3://BUCKET/PREFIX, because addresses are logged. Give keys as AWS does: AWS_ACCESS_KEY_ID ..., "
+                "~/.aws, or a role."
             )
         elif scheme == "s3" and rest.partition("/")[0]:
             self.is_local, self._root = False, str(PurePosixPath(rest.strip("/")))
@@ -85,6 +88,9 @@ class Storage:
     @property
     def _bucket(self) -> str:
         return self._root.partition("/")[0]
+
+    def _key(self, path: str) -> str:
+        return self._at(path).partition("/")[2]
 
     @cached_property
     def _local_files(self) -> pyarrow.fs.FileSystem:
@@ -123,8 +129,7 @@ class Storage:
         """All of a file that others replace meanwhile, as one of them wrote it."""
         if self.is_local:
             return self.read(path)
-        bucket, _, key = self._at(path).partition("/")
-        return self._waited(lambda _: s3.get(bucket, key))
+        return self._waited(lambda _: s3.get(self._bucket, self._key(path)))
 
     def read_json(self, path: str, kind: type[T], current: bool = False) -> T:
         """The JSON that mvray has written to ``path``, a ``kind``; ``current`` as in `read_current`.
@@ -158,24 +163,30 @@ class Storage:
 
     def write(self, path: str, data: bytes) -> None:
         """Replace the file ``path`` by ``data``."""
-        self._waited(lambda files: self._write(files, path, data))
+        self._write(path, data, PATIENCE)
 
     def insist(self, path: str, data: bytes) -> None:
         """As `write`, for what must be stored in the end: a full disk is waited for, too, for 10 minutes."""
-        self._waited(lambda files: self._write(files, path, data), FOR_ROOM)
+        self._write(path, data, FOR_ROOM)
 
     def try_write(self, path: str, data: bytes) -> bool:
         """As `write`, for what need not be stored: tried once. Whether it went well."""
         try:
-            self._write(self._connected(attempts=1), path, data)
+            self._write_once(path, data)
         except OSError:
             return False
         return True
 
-    def _write(self, files: pyarrow.fs.FileSystem, path: str, data: bytes) -> None:
+    def _write(self, path: str, data: bytes, patience: Patience) -> None:
+        if self.is_local:
+            self._waited(lambda _: self._write_once(path, data), patience)
+        else:
+            s3.put(self._bucket, self._key(path), data, lambda request: self._waited(lambda _: request(), patience))
+
+    def _write_once(self, path: str, data: bytes) -> None:
         if not self.is_local:
-            with files.open_output_stream(self._at(path), compression=None) as file:
-                file.write(data)
+            self._connected(attempts=1)  # has words for missing credentials
+            s3.put(self._bucket, self._key(path), data, lambda request: request(), attempts=1)
             return
         try:
             with _whole(Path(self._at(path))) as partial:
@@ -258,7 +269,7 @@ class Storage:
         try:
             files = self._connected(attempts=1)
             if write:
-                self._write(files, probe, b"mvray")
+                self._write_once(probe, b"mvray")
                 files.delete_file(self._at(probe))
             elif not self.is_local:
                 import pyarrow.fs
@@ -266,7 +277,7 @@ class Storage:
                 files.get_file_info(pyarrow.fs.FileSelector(self._at(""), allow_not_found=True))
             else:
                 self.list()
-        except StorageFailed as error:
+        except (StorageFailed, DataError) as error:
             raise ClusterError(str(error)) from error
         except OSError as error:
             raise ClusterError(_out_of_reach(self, "written" if write else "read", error)) from error
@@ -296,20 +307,44 @@ def _is_path(key: str) -> bool:
     return all(part not in ("", ".", "..") for part in key.split("/"))
 
 
-def _local_entries(folder: Path, start: int, recursive: bool) -> Iterator[Entry]:
-    """As Storage.list; pyarrow's own listing leaves out links that point nowhere."""
-    if not folder.is_dir():
-        return
-    with os.scandir(folder) as found:
-        for item in found:
-            if item.is_dir():
-                if recursive:
-                    yield from _local_entries(Path(item.path), start, recursive)
-                else:
-                    yield Entry(item.path[start:], 0, True)
-            elif not item.name.endswith(_PARTIAL):
-                broken = item.is_symlink() and not Path(item.path).exists()
-                yield Entry(item.path[start:], 0 if broken else item.stat().st_size, False)
+def _local_entries(
+    folder: Path, start: int, recursive: bool, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Entry]:
+    """As Storage.list; pyarrow's own listing leaves out links that point nowhere.
+
+    ``above`` has device and inode of the folders on the way here: a link to one of them is not followed.
+    """
+    try:
+        if not folder.is_dir():
+            return
+        status = folder.stat()
+        within = above | {(status.st_dev, status.st_ino)}
+        if within == above:
+            return
+        with os.scandir(folder) as found:
+            for item in found:
+                if _is_folder(item):
+                    if recursive:
+                        yield from _local_entries(Path(item.path), start, recursive, within)
+                    else:
+                        yield Entry(item.path[start:], 0, True)
+                elif not item.name.endswith(_PARTIAL):
+                    broken = item.is_symlink() and not Path(item.path).exists()
+                    yield Entry(item.path[start:], 0 if broken else item.stat().st_size, False)
+    except PermissionError as error:
+        raise DataError(
+            f"Found the folder {folder}, which cannot be read ({error.strerror}); expected one whose files you may "
+            "list. Change its permissions (chmod u+rx), or move it elsewhere."
+        ) from error
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import http.client
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Answer = tuple[int, str]
@@ -83,15 +84,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, [("Content-Type", "application/xml"), *dated], text)
             return
         proxy.served += 1
-        upstream = http.client.HTTPConnection(proxy.target, timeout=60)
-        upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():
-            if name.lower() != "expect":  # answered already
-                upstream.putheader(name, value)
-        upstream.endheaders(body or None)
-        answer = upstream.getresponse()
-        self._send(answer.status, answer.getheaders(), answer.read())
-        upstream.close()
+        with closing(http.client.HTTPConnection(proxy.target, timeout=60)) as upstream:
+            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() != "expect":  # answered already
+                    upstream.putheader(name, value)
+            upstream.endheaders(body or None)
+            answer = upstream.getresponse()
+            self._send(answer.status, answer.getheaders(), answer.read())
 
     def _body(self) -> bytes:
         """As it was sent, with the lengths of its pieces where it comes in pieces."""

@@ -24,6 +24,7 @@ def test_addresses_lose_users_passwords_and_queries():
     assert redacted("http://a:5000/#/experiments/1 and me@lab.org") == "http://a:5000/#/experiments/1 and me@lab.org"
     assert redacted("/data/what?/me@home") == "/data/what?/me@home"
     assert redacted("https://host/path mail@x") == "https://host/path mail@x"
+    assert redacted("s3://AKIA:wJal/K7+x=@lab/runs, of me@home") == "s3://lab/runs, of me@home"
     assert redacted("s3://bucket/a@b, sqlite:////home/me:x/a@b.db") == "s3://bucket/a@b, sqlite:////home/me:x/a@b.db"
     assert redacted("pip: git+https://host:8080/x.git@main") == "pip: git+https://host:8080/x.git@main"
 

@@ -35,7 +35,17 @@ def test_a_password_in_the_server_s_address_is_not_said(
         assert PLANTED not in text
 
 
-@pytest.mark.parametrize("uri", [f"s3://KEY:{PLANTED}@bucket/runs", f"s3://{PLANTED}@bucket"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://KEY:{PLANTED}@bucket/runs",
+        f"s3://{PLANTED}@bucket",
+        f"s3://KEY:wJalrX/{PLANTED}@bucket/runs",
+        f"s3://KEY:/{PLANTED}@bucket",
+        f"S3://KEY:wJalrX/{PLANTED}@bucket",
+        f"https://KEY:wJalrX/{PLANTED}@bucket",
+    ],
+)
 def test_keys_in_an_address_are_refused_without_repeating_them(uri: str) -> None:
     with pytest.raises(ClusterError, match=r"Found a name or key before '@'.*expected s3://BUCKET/PREFIX") as raised:
         Storage(uri)

@@ -136,7 +136,14 @@ PLANTED = "planted-secret-9f3a"
 
 
 @pytest.mark.parametrize(
-    "address", [f"https://me:{PLANTED}@host/x.pth", f"s3://{PLANTED}@b/x", f"x HTTPS://{PLANTED}@h"]
+    "address",
+    [
+        f"https://me:{PLANTED}@host/x.pth",
+        f"s3://{PLANTED}@b/x",
+        f"x HTTPS://{PLANTED}@h",
+        f"s3://KEY:wJalrX/{PLANTED}@b/x",
+        f"S3://KEY:/{PLANTED}@b",
+    ],
 )
 @pytest.mark.parametrize("name", ["phase1.method.weights", "phase1.optim.lr", "nothing.there"])
 def test_a_password_in_an_address_is_refused_without_repeating_it(name: str, address: str) -> None:
@@ -149,7 +156,14 @@ def test_a_password_in_an_address_is_refused_without_repeating_it(name: str, add
 
 def test_a_password_in_a_job_file_is_refused(tmp_path: Path) -> None:
     phase1 = step_of(JOB, "phase1")
-    for address, fits in ((f"https://{PLANTED}@host/x.pth", False), ("https://host/@scope/x.pth?at=a@b", True)):
+    for address, fits in (
+        (f"https://{PLANTED}@host/x.pth", False),
+        (f"s3://KEY:wJalrX/{PLANTED}@bucket/x.pth", False),
+        ("https://host/@scope/x.pth?at=a@b", True),
+        ("https://host:8080/x.pth", True),
+        ("s3://bucket/a:b@c/x.pth", True),
+        ("two s3://buckets: s3://a, s3://b", True),
+    ):
         job = replace(JOB, steps=(replace(phase1, method=replace(phase1.method, weights=address)),))
         if fits:
             replaced(job, {})

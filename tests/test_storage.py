@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from s3_proxy import SLOW_DOWN, S3Proxy
@@ -25,6 +26,7 @@ from mvray.storage import Entry, Storage, _is_path
 if TYPE_CHECKING:
     from conftest import S3Server
 
+PART = 5 << 20  # S3 itself takes no smaller ones
 PLACES = ["local", pytest.param("s3", marks=pytest.mark.slow)]
 
 
@@ -242,6 +244,35 @@ def test_keys_that_no_path_names_are_left_out(key: str) -> None:
     assert not _is_path(key)
 
 
+def test_links_to_folders_above_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x").write_text("x")
+    (tmp_path / "a" / "b" / "up").symlink_to("..")
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "beside").symlink_to("a")
+    (tmp_path / "itself").symlink_to("itself")
+    found = Storage(str(tmp_path)).list(recursive=True)
+    assert found == [Entry("a/b/x", 1, False), Entry("beside/b/x", 1, False), Entry("itself", 0, False)]
+    assert [entry.path for entry in Storage(str(tmp_path)).list() if entry.is_dir] == ["a", "beside", "loop"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "shut").mkdir()
+    scandir = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if folder.name == "shut":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    with pytest.raises(DataError, match=rf"folder {tmp_path}/shut, which .*\(Permission denied\); expected .*chmod"):
+        Storage(str(tmp_path)).list(recursive=True)
+    with pytest.raises(ClusterError, match="cannot be read"):
+        Storage(str(tmp_path / "shut")).check(write=False)
+
+
 def test_ordinary_keys_are_paths() -> None:
     assert all(map(_is_path, ("x", "a/x", "a/..x", "a/x..y", "a\\..\\x", "a b/ü")))
 
@@ -385,6 +416,142 @@ def test_a_large_object_goes_in_parts_and_appears_whole(s3: str, proxy: S3Proxy)
     assert storage.read("x") == b"old"
     storage.write("x", content)
     assert storage.read("x") == content
+
+
+def sizes(storage: Storage, path: str, until: threading.Thread) -> set[int]:
+    """What others see of ``path`` while ``until`` runs; -1 where it is missing."""
+    seen = set()
+    while until.is_alive():
+        seen.add(storage.size(path) if storage.exists(path) else -1)
+        time.sleep(0.02)
+    return seen
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "PART_BYTES", PART)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "refusal"),
+    [
+        ("uploads", SLOW_DOWN),
+        ("partNumber=1", SLOW_DOWN),
+        ("partNumber=2", (500, "InternalError")),
+        ("partNumber=2", (400, "RequestTimeout")),
+        ("uploadId", SLOW_DOWN),
+    ],
+)
+def test_a_part_that_fails_for_a_while(
+    s3: str, proxy: S3Proxy, small_parts: None, part: str, refusal: tuple[int, str]
+) -> None:
+    content, sent = os.urandom(PART * 5 // 2), []
+
+    def answer(method: str, path: str) -> tuple[int, str] | None:
+        query = path.partition("?")[2]
+        meant = query.startswith(part) if part == "uploadId" else part in query
+        sent.append(query)
+        return refusal if meant and method in ("PUT", "POST") and proxy.refused < 5 else None
+
+    proxy.answer = answer
+    writing = threading.Thread(target=Storage(s3).write, args=("x", content))
+    writing.start()
+    seen = sizes(Storage(s3), "x", writing)
+    writing.join()
+    assert proxy.refused == 5  # more often than the SDK repeats it
+    assert seen <= {-1, len(content)}
+    assert Storage(s3).read("x") == content
+    once = [query for query in sent if "partNumber=3" in query]
+    assert len(once) == 1, "what is stored is not sent again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("refusal", "error"), [(SLOW_DOWN, StorageFailed), ((403, "AccessDenied"), StorageRefused)])
+@pytest.mark.parametrize("size", [1000, PART * 2])
+def test_a_write_that_fails_for_good_leaves_nothing(
+    s3: str,
+    proxy: S3Proxy,
+    small_parts: None,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: tuple[int, str],
+    error: type[Exception],
+    size: int,
+) -> None:
+    monkeypatch.setattr(storage_module, "PATIENCE", Patience(limit_s=1, first_s=0.2, longest_s=0.2))
+    storage, ended = Storage(s3), []
+
+    def answer(method: str, path: str) -> tuple[int, str] | None:
+        ended.extend([path] * (method == "DELETE"))
+        wanted = "partNumber=2" if size > PART else "/x"
+        return refusal if method == "PUT" and wanted in path else None
+
+    proxy.answer = answer
+    with pytest.raises(error):
+        storage.write("x", bytes(size))
+    assert not storage.try_write("x", bytes(size))
+    assert len(ended) == (2 if size > PART else 0), "each upload is ended"
+    assert storage.list() == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_upload(s3: str, proxy: S3Proxy, small_parts: None) -> None:
+    asked: list[str] = []
+
+    def answer(method: str, path: str) -> None:
+        asked.append(f"{method} {path}")
+        if "partNumber=2" in path:
+            signal.raise_signal(signal.SIGINT)  # Python hands it to the main thread
+            time.sleep(0.5)
+
+    proxy.answer = answer
+    with pytest.raises(KeyboardInterrupt):
+        Storage(s3).write("x", bytes(PART * 3))
+    assert "partNumber=3" not in " ".join(asked)
+    assert asked[-1].startswith("DELETE")
+    assert Storage(s3).list() == []
+
+
+@pytest.mark.slow
+def test_an_upload_that_s3_has_lost_begins_again(s3: str, proxy: S3Proxy, small_parts: None) -> None:
+    """As after an answer that was lost: what is complete is no upload any more."""
+    content = os.urandom(PART * 2)
+    lost = ["uploadId", "partNumber=2"]
+
+    def answer(method: str, path: str) -> tuple[int, str] | None:
+        if method in ("PUT", "POST") and lost and lost[-1] in path:
+            lost.pop()
+            return 404, "NoSuchUpload"
+        return None
+
+    proxy.answer = answer
+    Storage(s3).write("x", content)
+    assert not lost
+    assert Storage(s3).read("x") == content
+    proxy.answer = lambda method, path: (404, "NoSuchUpload") if "partNumber=2" in path else None
+    with pytest.raises(StorageFailed, match=r"has lost the upload of s3://.*/y 3 times"):
+        Storage(s3).write("y", content)
+    assert not Storage(s3).exists("y")
+
+
+@pytest.mark.slow
+def test_an_upload_whose_answers_break_off_or_whose_server_goes(s3: str, proxy: S3Proxy, small_parts: None) -> None:
+    content = os.urandom(PART * 3)
+    proxy.cut_after = 20
+    threading.Timer(1.0, setattr, (proxy, "cut_after", None)).start()
+    Storage(s3).write("x", content)
+    assert Storage(s3).read("x") == content
+
+    def go(method: str, path: str) -> None:
+        if "partNumber=2" in path:
+            proxy.answer = lambda method, path: None
+            threading.Thread(target=proxy.gone).start()
+            threading.Timer(1.0, proxy.back).start()
+            time.sleep(0.5)
+
+    proxy.answer = go
+    Storage(s3).write("y", content)
+    assert Storage(s3).read("y") == content
 
 
 KEYS = """

@@ -80,7 +80,7 @@ def parsed(xml: bytes, kinds: Sequence[str] = KINDS) -> Book:
         parser.Parse(xml, True)
     except expat.ExpatError as error:
         raise Unreadable(f"not valid XML ({error})") from error
-    except (KeyError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, ValueError, ZeroDivisionError) as error:  # a wrong encoding is a LookupError, too
         raise Unreadable(f"not Manga109's annotations ({type(error).__name__}: {error})") from error
     if not book.pages:
         raise Unreadable("not Manga109's annotations (it has no pages)")

@@ -206,22 +206,24 @@ def test_shifted_pages_have_the_labels_of_their_titles(comics: Comics) -> None:
 
 
 def test_missing_and_broken_annotations_leave_the_pages(comics: Comics) -> None:
-    root = comics({"Bomb": 1, "Broken": 1, "Good": 1, "Missing": 1, "Other": 1})
+    root = comics({"Bomb": 1, "Broken": 1, "Foreign": 1, "Good": 1, "Missing": 1, "Other": 1})
     (root / "annotations/Missing.xml").unlink()
     (root / "annotations/Broken.xml").write_bytes(b"<book><pages><page")
     (root / "annotations/Other.xml").write_text('<book><pages><page index="0"><face/></page></pages></book>')
+    (root / "annotations/Foreign.xml").write_text('<?xml version="1.0" encoding="foo"?><book/>')
     (root / "annotations/Bomb.xml").write_text('<!DOCTYPE b [<!ENTITY a "aaaa">]><book>&a;</book>')
     index = Manga109(root=str(root)).index()
-    assert len(index.rows) == 10
+    assert len(index.rows) == 12
     by_title = dict(zip(index.rows["group"].to_pylist(), index.rows["regions"].to_pylist(), strict=True))
     assert {title: len(regions) for title, regions in by_title.items()} == {
-        "Bomb": 0, "Broken": 0, "Good": 2, "Missing": 0, "Other": 0
+        "Bomb": 0, "Broken": 0, "Foreign": 0, "Good": 2, "Missing": 0, "Other": 0
     }  # fmt: skip
     reasons = {record.location: record.reason for record in index.bad}
     assert all(isinstance(record, Note) for record in index.bad)
     assert "document type" in reasons["annotations/Bomb.xml"]
     assert "not valid XML" in reasons["annotations/Broken.xml"]
     assert reasons["annotations/Missing.xml"] == "missing; its pages are kept, without regions"
+    assert "unknown encoding: foo" in reasons["annotations/Foreign.xml"]
     assert "width" in reasons["annotations/Other.xml"]
     check(index, max_bad_fraction=0.0)  # no sample is left out for them
 
