@@ -342,11 +342,12 @@ def _end(taking: threading.Thread) -> None:
                     thread.shutdown(force=True)
             taking.join(POLL_S)
 
-    # In a thread, as it may wait for a cluster that is gone.
-    ending = threading.Thread(target=end, name="generate-end", daemon=True)
     if "ray.data" in sys.modules:
+        # In a thread, as it may wait for a cluster that is gone.
+        ending = threading.Thread(target=end, name="generate-end", daemon=True)
         ending.start()
-    taking.join(LEAVE_S)
+        ending.join(LEAVE_S)
+    taking.join(max(0.0, until - time.monotonic()))
 
 
 def _made(work: Work, missing: list[int], cluster: Cluster, name: str) -> Iterator[tuple[int, str, float]]:

@@ -193,14 +193,14 @@ def test_an_actor_that_waits_for_room_is_not_charged(
             threading.Timer(6.0, cluster.aborted.set).start()
 
     monkeypatch.setattr(cluster, "say", told)
-    cluster._most_gpus = 1  # a GPU that the autoscaler promised, and that never comes
+    monkeypatch.setattr(cluster, "aborted", threading.Event())
+    cluster._most_gpus = 0  # not what the autoscalers of the tests before have promised
+    monkeypatch.setattr(cluster, "_most_gpus", 1)  # a GPU that the autoscaler promised, and that never comes
     step = Generate("means", Means(str(tmp_path)), step_of(drawings, Logged()).data, Scale(loader_workers=0))
     with pytest.raises(Interrupted):
         _done(step, tmp_path / "runs", cluster)
     # A thread that still asks Ray for something when it is left ends the process, or speaks up long after.
     assert [t.name for t in threading.enumerate() if t.name.startswith(("generate", "StreamingExecutor"))] == []
-    cluster.aborted.clear()
-    cluster._most_gpus = 0
     cost = spent.total(plan.make(Job("room", (step,)), Storage(str(tmp_path / "runs"))).steps[0].folder)
     assert cost.seconds > 5
     assert cost.cpu_hours == cost.gpu_hours == 0
@@ -288,7 +288,10 @@ def test_what_a_task_raises_is_said_as_in_this_process(cluster: Cluster, drawing
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("node")
-def test_ctrl_c_ends_the_task(net: Net, cluster: Cluster, drawings: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_task(
+    cluster: Cluster, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "aborted", threading.Event())
     (tmp_path / "slow").touch()
 
     def stop() -> None:
@@ -299,7 +302,6 @@ def test_ctrl_c_ends_the_task(net: Net, cluster: Cluster, drawings: Path, tmp_pa
     threading.Thread(target=stop).start()
     with pytest.raises(Interrupted):
         _done(_measure(drawings, tmp_path), tmp_path / "runs", cluster)
-    cluster.aborted.clear()
     (began,) = tmp_path.glob("began-*")
     until = time.monotonic() + 30
     while psutil.pid_exists(int(began.name.partition("-")[2])) and time.monotonic() < until:
