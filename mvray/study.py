@@ -135,8 +135,8 @@ class Study:
         self.name = f"study-{base.name}-{self.id}"
         self.folder: Storage = base.storage.child(self.name)
         self.trials: list[Trial] = []
-        self.reused: set[int] = set()
-        """Trials whose step was finished before they began: they cost nothing."""
+        self.trained: set[int] = set()
+        """Trials that this process has trained: others were finished before, or by another command."""
         self._saved_at, self._attempt = 0.0, ""
         self._lock = RLock()
         with contextlib.suppress(FileNotFoundError):

@@ -185,12 +185,12 @@ class Trials:
         from mvray.task import Watched
 
         if planned.finished:
-            self._study.reused.add(trial.number)
             rows = planned.history()
             ray.get(self._scores.told.remote(trial.number, rows))
             reused: Any = _TrialLog(self._log, trial, self._study, self._cluster)
             reused.finished(self._log.trial(planned, trial.number, reused=True), planned, planned.metrics(), {})
         else:
+            self._study.trained.add(trial.number)
             watched = Watched(self._name, trial.number, self._waits())
             log: Any = _TrialLog(self._log, trial, self._study, self._cluster)
             line: Any = _TrialLine(self._progress, trial.number, self._lines)

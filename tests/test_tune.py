@@ -206,7 +206,7 @@ def test_the_same_settings_in_another_study_are_shown_and_cost_nothing(
     study, _ = searched(job_of(drawings, scheduler="none"), place, cluster, before[0] + 1)
     assert [trial.id for trial in study.trials] == [trial.id for trial in whole[0].trials[: before[0] + 1]]
     assert study.id != whole[0].id
-    assert study.reused == {before[0]}
+    assert before[0] not in study.trained
     trial = study.trials[before[0]]
     assert trial.values == whole[0].trials[before[0]].values
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
@@ -234,7 +234,7 @@ def test_a_trial_whose_end_cannot_be_stored_ends_the_search(
     cluster.aborted.clear()
     study, _ = searched(job_of(drawings, scheduler="none", seed=7), place, cluster, 1)
     assert [trial.state for trial in study.trials] == [FINISHED]
-    assert study.reused == {0}
+    assert study.trained == set()  # it was trained, and could not be noted
 
 
 def test_a_population_goes_on_from_its_best(drawings: Path, place: Path, cluster: Cluster) -> None:

@@ -54,7 +54,6 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     storage.check()
     before = Plan(plan.job, storage, tuple(other for other in chosen(plan, base.name) if other is not base))
     new = [other for other in before.steps if not other.finished]
-    ended = {trial.number for trial in found.trials if trial.state != study.RUNNING}
     progress = Progress()
     progress.say(
         f"{plan.job.name}: search of {base.name}, {found.summary(wanted)}. "
@@ -84,7 +83,7 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
             cluster.stop()
             with readable(progress):
                 todo = [(f"{other.name} (seed {other.seed})", other.folder) for other in new if other.finished]
-                tried = [t for t in found.trials if t.path and t.number not in ended | found.reused]
+                tried = [found.trials[number] for number in sorted(found.trained)]
                 todo += [(f"trial {trial.number}", storage.child(trial.path)) for trial in tried]
                 say_costs(todo, log, progress)
             with readable(progress):
