@@ -25,28 +25,16 @@ the paper does not list its own.
 
 from dataclasses import replace
 
-from mvray.clustering import Clusters, Hdbscan, Umap
-from mvray.data.manga109_faces import Manga109Faces
-from mvray.exhibits import Groups
+from mvray.data.readers.manga109_faces import Manga109Faces
+from mvray.experiment.exhibits import Column, Groups, Row, Table
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.search_space import Choice, Integers, Search
+from mvray.experiment.steps import LAST, Data, Generate, Measure, Optim, Scale, Train
 from mvray.generators import features
-from mvray.job import (
-    LAST,
-    Choice,
-    Column,
-    Data,
-    Generate,
-    Integers,
-    Job,
-    Measure,
-    Optim,
-    Pictures,
-    Row,
-    Scale,
-    Search,
-    Table,
-    Train,
-)
 from mvray.methods import deepcluster
+from mvray.metrics.clustering import Clusters, Hdbscan
+from mvray.metrics.reduction import Umap
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2")
 PAPER = {

@@ -19,29 +19,17 @@ reports on the test list, and so does this); batch size 32. The tiny job trains 
 weights on clips of 8 x 64 x 64.
 """
 
-from mvray import metrics
-from mvray.data.ucf101 import UCF101
+from mvray.data.readers.ucf101 import UCF101
+from mvray.experiment.contracts import SegmenterConfig
+from mvray.experiment.exhibits import Column, Row, Sheet, Table
+from mvray.experiment.inputs import Clips, Masks
+from mvray.experiment.job import Job
+from mvray.experiment.search_space import LogUniform, Search
+from mvray.experiment.steps import Data, Generate, Measure, Optim, Scale, Train
 from mvray.generators import instance_masks, predictions
-from mvray.job import (
-    Clips,
-    Column,
-    Data,
-    Generate,
-    Job,
-    LogUniform,
-    Masks,
-    Measure,
-    Optim,
-    Row,
-    Scale,
-    Search,
-    SegmenterConfig,
-    Sheet,
-    Table,
-    Train,
-)
+from mvray.generators.segmenters import detectron2, files
 from mvray.methods import object_abn
-from mvray.segmenters import detectron2, files
+from mvray.metrics import classification
 
 PAPER = {
     "abn": (("test/accuracy", 0.9396), ("test/top5", 0.9915), ("test/attention_entropy_bits", 3.064)),
@@ -97,7 +85,7 @@ def experiment(
         scores[which] = Measure(
             f"score-{which}",
             clips.test.with_columns(looks[which]),
-            (metrics.accuracy, metrics.top5, metrics.attention_on_masks),
+            (classification.accuracy, classification.top5, classification.attention_on_masks),
         )
 
     table = Table(

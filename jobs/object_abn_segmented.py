@@ -10,8 +10,8 @@ Score: none of a paper; IoU and pointing are against the exact masks.
 from object_abn import experiment
 from segmenter import LEAST_SCORE, steps
 
-from mvray.job import Job
-from mvray.segmenters import mask_rcnn
+from mvray.experiment.job import Job
+from mvray.generators.segmenters import mask_rcnn
 
 
 def job(tiny: bool = False) -> Job:

@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from mvray import plan
-from mvray.checkpoint import weights_to_bytes
-from mvray.data.folder import Folder
+from mvray.data.readers.folder import Folder
+from mvray.data.synthetic.drawings import artists, drawing
 from mvray.data.tables import write_table
-from mvray.job import LAST, Clips, Data, Job, MethodConfig, Pictures, Train
-from mvray.manifest import manifest_of
-from mvray.method import Batch, Facts, Method
+from mvray.experiment.contracts import Batch, Facts, MethodConfig
+from mvray.experiment.inputs import Clips, Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import LAST, Data, Train
 from mvray.methods import classifier
 from mvray.nn import networks
-from mvray.samples.drawings import artists, drawing
-from mvray.spent import Spent
-from mvray.storage import Storage
+from mvray.nn.method import Method
+from mvray.pipeline import plan
+from mvray.pipeline.cost import Spent
+from mvray.pipeline.manifest import manifest_of
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import weights_to_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

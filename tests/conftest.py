@@ -21,7 +21,7 @@ from nodes import free_ports
 from PIL import Image
 from servers import MlflowServer
 
-from mvray.settings import encoded
+from mvray.experiment.serialisation import encoded
 
 BUCKET = "mvray-tests"
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not imported yet: as many processes as cores, so a thread each
@@ -146,7 +146,7 @@ def mlflow_user(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="session")
 def sample_comics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of three small sample comics, 24 pages, with shifted pages, in Manga109's layout."""
-    from mvray.samples.comics import compose
+    from mvray.data.synthetic.comics import compose
 
     return once(tmp_path_factory, "comics", lambda root: compose(root, titles=3, pages=8, processes=1))
 
@@ -187,7 +187,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file of MLflow's without a run, to be copied: MLflow takes seconds to make one."""
-    from mvray.tracking import Tracker
+    from mvray.tracking.tracker import Tracker
 
     def make(root: Path) -> None:
         assert Tracker(f"sqlite:///{root}/mlflow.db", "Default", root / "spool").close() == ""

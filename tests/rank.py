@@ -11,11 +11,11 @@ import sys
 import torch._dynamo  # noqa: F401  which optimisers import, here once for both
 import toys  # noqa: F401 - its classes may be named in a task: nothing is imported because of that
 
-from mvray import agreement
-from mvray.environment import Torchrun
 from mvray.errors import MvrayError
-from mvray.loop import train
-from mvray.settings import decoded
+from mvray.experiment.serialisation import decoded
+from mvray.training import coordination
+from mvray.training.environment import Torchrun
+from mvray.training.loop import train
 
 
 class Rank(Torchrun):
@@ -28,7 +28,7 @@ class Rank(Torchrun):
         return self.stop_at == 0 and self.rank == 1
 
 
-agreement.AGREE_EVERY_S = 0.0  # after every step, so that it does not depend on the clock where they stop
+coordination.AGREE_EVERY_S = 0.0  # after every step, so that it does not depend on the clock where they stop
 rank = int(os.fork() == 0)
 os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
 here = Rank()

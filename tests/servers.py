@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from mvray.tracking import Tracker
+from mvray.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,9 +13,9 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
-from mvray import album
-from mvray.album import Part, Shot
-from mvray.model import Thumbnail
+from mvray.inference import contact_sheet
+from mvray.inference.contact_sheet import Part, Shot
+from mvray.inference.model import Thumbnail
 
 
 class Read(HTMLParser):
@@ -62,7 +62,7 @@ def test_the_page_holds_all_and_leads_to_the_files(tmp_path: Path) -> None:
         Part("Alone", [shot(faces, names[0], width=90, caption="0.12")], faint=True),
     ]
     out = tmp_path / "out"
-    read = Read(album.page("Groups in <x> & y", ["5 pictures", "how"], parts, out, overview=True))
+    read = Read(contact_sheet.page("Groups in <x> & y", ["5 pictures", "how"], parts, out, overview=True))
     assert read.text == [
         "Groups in <x> & y",
         "Groups in <x> & y",
@@ -91,23 +91,23 @@ def test_the_page_holds_all_and_leads_to_the_files(tmp_path: Path) -> None:
 
 
 def test_nothing_is_fetched_from_elsewhere(tmp_path: Path) -> None:
-    page = album.page("title", [], [Part("one", [shot(tmp_path, "a.png")])], tmp_path)
+    page = contact_sheet.page("title", [], [Part("one", [shot(tmp_path, "a.png")])], tmp_path)
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
 
 
 @pytest.mark.parametrize(("count", "folded"), [(60, 0), (61, 13), (500, 452)])
 def test_a_long_part_is_folded(tmp_path: Path, count: int, folded: int) -> None:
     shots = [shot(tmp_path, f"{at}.png") for at in range(count)]
-    read = Read(album.page("title", [], [Part("long", shots)], tmp_path))
+    read = Read(contact_sheet.page("title", [], [Part("long", shots)], tmp_path))
     assert len(read.all("img")) == count
     assert read.text[2:] == ["long", *([f"{folded} more"] if folded else [])]
-    whole = Read(album.page("title", [], [Part("long", shots, folded=False)], tmp_path))
+    whole = Read(contact_sheet.page("title", [], [Part("long", shots, folded=False)], tmp_path))
     assert not whole.all("details")
 
 
 def test_a_name_of_any_bytes(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
-    read = Read(album.page("title", [], [Part("one", [shot(tmp_path, name)])], tmp_path).encode().decode())
+    read = Read(contact_sheet.page("title", [], [Part("one", [shot(tmp_path, name)])], tmp_path).encode().decode())
     (link,) = read.all("a")
     assert link["href"] == "caf%E9.png"
     assert link["title"] == "caf\ufffd.png"
@@ -117,6 +117,8 @@ def test_a_name_of_any_bytes(tmp_path: Path) -> None:
 def test_five_thousand_pictures_stay_small(tmp_path: Path) -> None:
     """But for the pictures themselves, a few hundred bytes each."""
     shots = [shot(tmp_path, f"folder/{at:05d}.png") for at in range(5000)]
-    page = album.page("title", [], [Part(f"Group {at}", shots[at : at + 50]) for at in range(0, 5000, 50)], tmp_path)
+    page = contact_sheet.page(
+        "title", [], [Part(f"Group {at}", shots[at : at + 50]) for at in range(0, 5000, 50)], tmp_path
+    )
     pictures = sum(4 * -(-len(each.thumbnail.data) // 3) for each in shots)
     assert (len(page) - pictures) / 5000 < 250

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from mvray.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.errors import StepFailed, StorageFailed
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:

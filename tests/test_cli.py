@@ -360,7 +360,7 @@ def away(*_: object) -> None:
 def test_a_storage_that_is_away_does_not_hide_what_ended_a_run(
     store: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mvray.spent.as_text", away)
+    monkeypatch.setattr("mvray.pipeline.cost.as_text", away)
     (tmp_path / "toys_job.py").write_text(TOYS)
     options = (tmp_path / "toys_job.py", "--data", drawings, "--storage", tmp_path / "runs", "--workers", 0)
     said = mvray("run", *options, "--set", "two.method.nan_at=2")
@@ -377,7 +377,7 @@ def test_a_storage_that_is_away_does_not_hide_what_ended_a_search(
     def fails(*_: object) -> None:
         raise StorageFailed("This ended the search.")
 
-    monkeypatch.setattr("mvray.run.execute", fails)
+    monkeypatch.setattr("mvray.pipeline.run.execute", fails)
     monkeypatch.setattr("mvray.cli.searching.say_costs", away)
     monkeypatch.setattr("mvray.cli.searching._log_result", away)
     job = Path(__file__).parent / "searched.py"

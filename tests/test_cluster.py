@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from mvray.cluster import needs
-from mvray.data.folder import Folder
+from mvray.cluster.session import needs
+from mvray.data.readers.folder import Folder
 from mvray.errors import SettingError
+from mvray.experiment.steps import Data, Generate, Measure, Scale, Train
 from mvray.generators import gradcam, instance_masks
-from mvray.job import Data, Generate, Measure, Scale, Train
+from mvray.generators.segmenters import detectron2, files
 from mvray.methods import classifier
-from mvray.segmenters import detectron2, files
 
 SCALE = Scale(workers=4, cpus_per_worker=2, gpus_per_actor=0.25)
 TRAIN = Train("train", classifier.Config(), Data(Folder()), scale=SCALE)

@@ -20,13 +20,15 @@ import pytest
 from nodes import environ_of_nodes, net_of_nodes
 from toys import Logged, Means, rows_of_epochs, step_of
 
-from mvray import crew, generate, train
-from mvray.checkpoint import Checkpoints, weights_from_bytes
-from mvray.cluster import Cluster
-from mvray.job import Generate, Job, Scale
-from mvray.plan import make
-from mvray.run import _write_inputs
-from mvray.storage import Storage
+from mvray.cluster import worker_group
+from mvray.cluster.session import Cluster
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Generate, Scale
+from mvray.pipeline import generate, train
+from mvray.pipeline.plan import make
+from mvray.pipeline.run import _write_inputs
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import Checkpoints, weights_from_bytes
 
 pytestmark = [
     pytest.mark.drill,
@@ -191,7 +193,7 @@ def test_training_leaves_a_node_that_is_shut_down_and_waits_for_another(
 def test_fewer_workers_go_on_when_a_node_is_lost_and_more_when_one_comes(
     net, cluster, said, undisturbed, drawings, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(crew, "GROW_AFTER_S", 2.0)
+    monkeypatch.setattr(worker_group, "GROW_AFTER_S", 2.0)
     said.clear()
     # Slowly: a node takes its time to start, and there must be something left to do by then.
     running = Running(_planned(drawings, tmp_path, min_workers=1, pause_s=2.0), cluster)
@@ -214,7 +216,7 @@ def test_a_crew_without_work_yields_to_others_and_a_step_waits_for_them(
     import ray.util
 
     said.clear()
-    assert cluster.crews._idle
+    assert cluster.groups._idle
     others = ray.util.placement_group([{"CPU": 1}])
     assert others.wait(120)
     running = Running(_planned(drawings, tmp_path), cluster)
@@ -296,7 +298,7 @@ def test_a_command_survives_interruption_killing_and_a_new_head(net, cluster, un
     job.write_text(
         "from pathlib import Path\n"
         "from toys import Logged, step_of\n"
-        "from mvray.job import Job\n"
+        "from mvray.experiment.job import Job\n"
         "def job(tiny=False):\n"
         f"    method = Logged(folder={str(tmp_path / 'logs')!r})\n"
         f"    step = step_of(Path({str(drawings)!r}), method, epochs={EPOCHS}, workers=2, checkpoint_steps=2)\n"

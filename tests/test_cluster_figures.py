@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvray import cluster_figures as figures
-from mvray.figures import LINES
+from mvray.reports import cluster_figures as figures
+from mvray.reports.figures import LINES
 
 pytestmark = pytest.mark.slow  # pictures, half a second each
 

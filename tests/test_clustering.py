@@ -11,7 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mvray.clustering import (
+from mvray.errors import DataError, SettingError
+from mvray.experiment.identity import described
+from mvray.experiment.serialisation import decoded, encoded
+from mvray.metrics.clustering import (
     LEFT_OUT,
     NOISE,
     Agglomerative,
@@ -19,14 +22,11 @@ from mvray.clustering import (
     Dbscan,
     Hdbscan,
     KMeans,
-    Pca,
-    Umap,
     agreement,
     grouped,
     work_keys,
 )
-from mvray.errors import DataError, SettingError
-from mvray.settings import decoded, described, encoded
+from mvray.metrics.reduction import Pca, Umap
 
 SMALL = Umap(dimensions=4, neighbours=8)
 

@@ -17,20 +17,22 @@ import pytest
 import torch
 from toys import Here, Shared, task, weights
 
-from mvray.checkpoint import weights_from_bytes, weights_to_bytes
-from mvray.cli import load_job
+from mvray.cli.jobs import load_job
 from mvray.data.columns import map_field
-from mvray.data.folder import Folder
 from mvray.data.masks import MOST_INSTANCES
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.videos import Videos
 from mvray.data.tables import read_table, write_table
-from mvray.data.videos import Videos
+from mvray.experiment.contracts import Batch, Facts, Frame, Instances, Segmenter
+from mvray.experiment.inputs import Clips, Pictures
+from mvray.experiment.serialisation import encoded
+from mvray.experiment.steps import LAST, Data, Optim, Scale, Train
 from mvray.generators import instance_masks
-from mvray.job import LAST, Clips, Data, Optim, Pictures, Scale, Train
-from mvray.loop import train
-from mvray.method import Batch, Facts, Frame, Instances, Method, Segmenter
-from mvray.segmenters import files
-from mvray.settings import encoded
-from mvray.storage import Storage
+from mvray.generators.segmenters import files
+from mvray.nn.method import Method
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import weights_from_bytes, weights_to_bytes
+from mvray.training.loop import train
 
 SAMPLES, CLASSES = 8, ("ada", "ben", "cleo")
 SIZES = ((48, 32), (96, 64), (224, 224))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mvray.crew import GRACE_S, _End
+from mvray.cluster.worker_group import GRACE_S, _End
 from mvray.errors import StepFailed
 
 

@@ -6,8 +6,9 @@ import textwrap
 
 import pytest
 
-from mvray import doctor
-from mvray.doctor import Finding, cluster, hardware, places, software
+from mvray.cli import doctor
+from mvray.cli.doctor import cluster, hardware, places, software
+from mvray.cli.doctor.finding import Finding
 
 
 def only(findings):

@@ -13,10 +13,10 @@ from toys import BUILT, Here, Kept, Linear, Ordered, initial, step_of, task, wei
 
 from mvray.data.tables import read_table
 from mvray.errors import SettingError
-from mvray.job import LAST, Optim, Train
-from mvray.loop import train
-from mvray.storage import Storage
-from mvray.task import Task
+from mvray.experiment.steps import LAST, Optim, Train
+from mvray.storage.storage import Storage
+from mvray.training.loop import train
+from mvray.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

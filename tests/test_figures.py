@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import mvray
-from mvray import figures
+from mvray.reports import figures
 
 
 @pytest.fixture(scope="module")

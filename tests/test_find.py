@@ -11,7 +11,7 @@ import pytest
 from books import CAST, Embedded, book, faces, finished
 from test_group import Said, content, mvray
 
-from mvray.model import Model
+from mvray.inference.model import Model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT = 12

@@ -14,21 +14,24 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mvray import generate, plan
-from mvray.checkpoint import weights_to_bytes
-from mvray.cluster import Cluster
-from mvray.data.folder import Folder
+from mvray.cluster.session import Cluster
 from mvray.data.pictures import PictureDataset
+from mvray.data.readers.folder import Folder
 from mvray.data.tables import read_table, write_table
 from mvray.errors import DataError
+from mvray.experiment.contracts import Batch, Generator, GeneratorConfig
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Generate, Scale, Train
 from mvray.generators import gradcam
-from mvray.job import Data, Generate, GeneratorConfig, Job, Pictures, Scale, Train
-from mvray.measure import columns_of
-from mvray.method import Batch, Generator, Method
 from mvray.methods import classifier
 from mvray.nn import cam
-from mvray.plan import Planned
-from mvray.storage import Storage
+from mvray.nn.method import Method
+from mvray.pipeline import generate, plan
+from mvray.pipeline.outputs import columns_of
+from mvray.pipeline.plan import Planned
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import weights_to_bytes
 
 SIZE = Pictures(48, 32, 1)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,18 +14,21 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from mvray import generate, plan
-from mvray.cluster import Cluster
+from mvray.cluster.session import Cluster
+from mvray.data.readers.videos import Videos
 from mvray.data.tables import read_table, write_table
-from mvray.data.videos import Videos
 from mvray.errors import DataError
+from mvray.experiment.contracts import Frame, FrameGenerator, GeneratorConfig
+from mvray.experiment.inputs import Clips
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Generate, Scale
 from mvray.generators import instance_masks
-from mvray.job import Clips, Data, Generate, GeneratorConfig, Job, Scale
-from mvray.measure import columns_of
-from mvray.method import Frame, FrameGenerator, Method
-from mvray.plan import Planned
-from mvray.segmenters import files
-from mvray.storage import Storage
+from mvray.generators.segmenters import files
+from mvray.nn.method import Method
+from mvray.pipeline import generate, plan
+from mvray.pipeline.outputs import columns_of
+from mvray.pipeline.plan import Planned
+from mvray.storage.storage import Storage
 
 FRAMES = 8
 """Of each video (conftest.py)."""

@@ -17,10 +17,10 @@ from books import CAST, Embedded, book, faces, finished
 from PIL import Image
 
 from mvray.cli import main
-from mvray.group import grouped, least_size
-from mvray.job import Clips
+from mvray.experiment.inputs import Clips
+from mvray.inference.group import grouped, least_size
+from mvray.inference.model import Model
 from mvray.methods import deepcluster
-from mvray.model import Model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]  # UMAP is compiled
 CHARACTERS, COUNT = 4, 15

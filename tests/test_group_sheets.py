@@ -13,17 +13,19 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from mvray import group_sheets, measure, plan, results
-from mvray.cluster import Cluster
-from mvray.clustering import Clusters, Hdbscan, KMeans
-from mvray.data.folder import Folder
+from mvray.cluster.session import Cluster
+from mvray.data.readers.folder import Folder
 from mvray.errors import SettingError
-from mvray.exhibits import Groups
-from mvray.job import Data, Job, Measure, Pictures
-from mvray.manifest import MANIFEST
-from mvray.plan import Plan
-from mvray.source import Index
-from mvray.storage import Storage
+from mvray.experiment.exhibits import Groups
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.source import Index
+from mvray.experiment.steps import Data, Measure
+from mvray.metrics.clustering import Clusters, Hdbscan, KMeans
+from mvray.pipeline import measure, plan
+from mvray.pipeline.plan import MANIFEST, Plan
+from mvray.reports import group_sheet, results
+from mvray.storage.storage import Storage
 
 pytestmark = pytest.mark.slow  # pictures, half a second each
 
@@ -79,9 +81,9 @@ CLUSTERS = Clusters("vector", "hdbscan", None, Hdbscan(4), map=True)
 
 def test_bars_map_and_sheet_of_the_middle_work(drawings: Path, tmp_path: Path) -> None:
     made, sheet = finished(drawings, tmp_path, CLUSTERS)
-    assert group_sheets.draw(made, sheet, 0) == {}  # not finished yet
+    assert group_sheet.draw(made, sheet, 0) == {}  # not finished yet
     end(made)
-    found = group_sheets.draw(made, sheet, 0)
+    found = group_sheet.draw(made, sheet, 0)
     assert sorted(found) == [
         "groups/characters-train-dc-map-seed0.png",
         "groups/characters-train-dc-sheet-seed0.png",
@@ -98,15 +100,15 @@ def test_pictures_that_cannot_be_read_any_more_are_left_out(drawings: Path, tmp_
     shutil.copytree(drawings, tmp_path / "copy")
     made, sheet = finished(tmp_path / "copy", tmp_path / "out", CLUSTERS)
     end(made)
-    whole = group_sheets.draw(made, sheet, 0)
+    whole = group_sheet.draw(made, sheet, 0)
     for file in (tmp_path / "copy/ada").iterdir():
         file.write_bytes(b"no picture")
-    some = group_sheets.draw(made, sheet, 0)
+    some = group_sheet.draw(made, sheet, 0)
     assert some.keys() == whole.keys()
     assert some["groups/characters-train-dc-sheet-seed0.png"] != whole["groups/characters-train-dc-sheet-seed0.png"]
     for file in (tmp_path / "copy").rglob("*.png"):
         file.write_bytes(b"no picture")
-    none = group_sheets.draw(made, sheet, 0)
+    none = group_sheet.draw(made, sheet, 0)
     assert sorted(none) == ["groups/characters-train-dc-map-seed0.png", "groups/characters-train-works-seed0.png"]
 
 
@@ -114,10 +116,10 @@ def test_a_metric_that_is_not_there_is_named(drawings: Path, tmp_path: Path) -> 
     made, sheet = finished(drawings, tmp_path, CLUSTERS)
     end(made)
     with pytest.raises(SettingError, match=r"metric 'dbscan'.*'score dc' does not have.*its metrics: hdbscan"):
-        group_sheets.draw(made, replace(sheet, metric="dbscan"), 0)
+        group_sheet.draw(made, replace(sheet, metric="dbscan"), 0)
 
 
 def test_without_a_work_that_counts_nothing_is_drawn(drawings: Path, tmp_path: Path) -> None:
     made, sheet = finished(drawings, tmp_path, replace(CLUSTERS, least_samples=1000))
     end(made)
-    assert group_sheets.draw(made, sheet, 0) == {}
+    assert group_sheet.draw(made, sheet, 0) == {}

@@ -54,7 +54,7 @@ def test_deepcluster_from_pages_to_groups(sample_comics: Path, tmp_path: Path) -
 def test_arcface_from_faces_to_matches_and_to_anyones_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mvray.samples.faces import compose
+    from mvray.data.synthetic.faces import compose
 
     compose(tmp_path / "faces", characters=10, pictures=10, processes=1)
     settings = ["pictures.height=32", "pictures.width=32", "arcface.optim.epochs=2", "arcface.method.per_class=4"]

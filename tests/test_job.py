@@ -7,10 +7,12 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from mvray.data.folder import Folder
+from mvray.data.readers.folder import Folder
 from mvray.errors import SettingError
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Generate, Measure, Optim, Scale, Step, Train
 from mvray.generators import gradcam
-from mvray.job import Data, Generate, Job, Measure, Optim, Pictures, Scale, Step, Train
 from mvray.methods import classifier
 
 PAGES = Data(Folder(root="pages"))

@@ -17,11 +17,12 @@ from toys import BUILT, Here, Kept, Linear, LinearMethod, Relabelled, Shared, Tw
 from mvray.data import sampler
 from mvray.data.tables import read_table, write_table
 from mvray.errors import NonFiniteLoss, SettingError
-from mvray.job import Pictures
-from mvray.loop import train
+from mvray.experiment.inputs import Pictures
 from mvray.methods import classifier
-from mvray.storage import Storage
-from mvray.task import Samples, Task
+from mvray.storage.storage import Storage
+from mvray.training.loop import train
+from mvray.training.samples import Samples
+from mvray.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Ranks = Callable[..., list[str]]
@@ -90,7 +91,7 @@ def test_training_is_what_the_formulas_say(drawings: Path, tmp_path: Path) -> No
 
 def read_last(task: Task) -> dict[str, torch.Tensor]:
     """The weights after the last epoch."""
-    from mvray.checkpoint import Checkpoints
+    from mvray.training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(Storage(task.folder))
     return checkpoints.weights(checkpoints.names()[-1])

@@ -9,16 +9,19 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from mvray import match_sheets, plan, retrieval
-from mvray.data.folder import Folder
+from mvray.data.readers.folder import Folder
 from mvray.data.tables import write_table
-from mvray.exhibits import Matches
+from mvray.experiment.exhibits import Matches
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Generate, Optim, Train
 from mvray.generators import predictions
-from mvray.job import Data, Generate, Job, Optim, Pictures, Train
-from mvray.manifest import MANIFEST
 from mvray.methods import arcface
-from mvray.plan import Plan
-from mvray.storage import Storage
+from mvray.metrics import retrieval
+from mvray.pipeline import plan
+from mvray.pipeline.plan import MANIFEST, Plan
+from mvray.reports import match_sheet
+from mvray.storage.storage import Storage
 
 pytestmark = pytest.mark.slow  # pictures, half a second each
 
@@ -75,32 +78,32 @@ def share(pixels: np.ndarray, colour: str) -> int:
 @pytest.mark.slow
 def test_examples_with_their_nearest_and_curves(faces: Path, tmp_path: Path) -> None:
     made, sheet = planned(faces, tmp_path)
-    assert match_sheets.draw(made, sheet, 0) == {}, "nothing is finished yet"
+    assert match_sheet.draw(made, sheet, 0) == {}, "nothing is finished yet"
     finish(made.of(sheet.embeddings, 0))
-    drawn = match_sheets.draw(made, sheet, 0)
+    drawn = match_sheet.draw(made, sheet, 0)
     assert drawn.keys() == {"matches/test-faces-seed0.png", "matches/test-faces-curves-seed0.png"}
     pixels = opened(drawn["matches/test-faces-seed0.png"])
-    assert pixels.shape[1] == match_sheets.WIDTH_PX
-    assert share(pixels, match_sheets.SAME) > 1000
-    assert share(pixels, match_sheets.OTHER) > 1000
+    assert pixels.shape[1] == match_sheet.WIDTH_PX
+    assert share(pixels, match_sheet.SAME) > 1000
+    assert share(pixels, match_sheet.OTHER) > 1000
     for colour in ((0, 0, 200), (200, 200, 0), (120, 0, 120)):  # the pictures themselves
         assert (np.abs(pixels.astype(int) - colour).max(2) < 40).sum() > 5000
     curves = opened(drawn["matches/test-faces-curves-seed0.png"])
-    for colour in match_sheets.LINES[: len(SPLITS)]:
+    for colour in match_sheet.LINES[: len(SPLITS)]:
         assert share(curves, colour) > 200
-    assert match_sheets.draw(made, sheet, 0) == drawn
+    assert match_sheet.draw(made, sheet, 0) == drawn
 
 
 def test_the_nearest_come_first_and_are_others_of_the_sheet(faces: Path, tmp_path: Path) -> None:
     made, sheet = planned(faces, tmp_path)
     finish(made.of(sheet.embeddings, 0))
-    table = match_sheets._with_vectors(made.of(sheet.embeddings, 0), ("test",), "embedding")
+    table = match_sheet._with_vectors(made.of(sheet.embeddings, 0), ("test",), "embedding")
     assert set(table["split"].to_pylist()) == {"test"}
-    lines = match_sheets._lines(sheet, table, made.of(sheet.embeddings, 0).index.names)
+    lines = match_sheet._lines(sheet, table, made.of(sheet.embeddings, 0).index.names)
     assert len({line.caption for line in lines}) == 3, "each character once, and none that is alone"
     for line in lines:
         distances = [match.distance for match in line.matches]
-        assert len(distances) == min(match_sheets.NEAREST, len(table) - 1)
+        assert len(distances) == min(match_sheet.NEAREST, len(table) - 1)
         assert distances == sorted(distances)
         name, split, count = line.caption.splitlines()
         others = int(count.split()[0])
@@ -113,10 +116,10 @@ def test_the_nearest_come_first_and_are_others_of_the_sheet(faces: Path, tmp_pat
 def test_the_threshold_is_validations(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, sheet = planned(faces, tmp_path)
     finish(made.of(sheet.embeddings, 0))
-    vectors = match_sheets._with_vectors(made.of(sheet.embeddings, 0), ("validation",), "embedding")
+    vectors = match_sheet._with_vectors(made.of(sheet.embeddings, 0), ("validation",), "embedding")
     seen: list[float] = []
-    monkeypatch.setattr(match_sheets, "_sheet", lambda lines, threshold, title: seen.append(threshold) or b"")
-    match_sheets.draw(made, sheet, 0)
+    monkeypatch.setattr(match_sheet, "_sheet", lambda lines, threshold, title: seen.append(threshold) or b"")
+    match_sheet.draw(made, sheet, 0)
     assert seen == [retrieval.Retrieval().fit({"validation": vectors}, ()).threshold]
 
 
@@ -128,7 +131,7 @@ def test_pictures_without_vectors_or_gone_are_left_out(faces: Path, tmp_path: Pa
     content = (faces / missing).read_bytes()
     (faces / missing).write_bytes(b"")
     try:
-        assert "matches/test-faces-seed0.png" in match_sheets.draw(made, sheet, 0)
+        assert "matches/test-faces-seed0.png" in match_sheet.draw(made, sheet, 0)
     finally:
         (faces / missing).write_bytes(content)
 
@@ -141,6 +144,6 @@ def test_nothing_to_compare_draws_nothing(faces: Path, tmp_path: Path) -> None:
     alone = step.rows()
     firsts = [alone["label"].to_pylist().index(label) for label in set(alone["label"].to_pylist())]
     keys = alone.take(firsts)["key"]
-    table = match_sheets.columns_of(columns)
+    table = match_sheet.columns_of(columns)
     write_table(columns, "columns/00000.parquet", table.filter(pc.is_in(table["key"], keys.combine_chunks())))
-    assert match_sheets.draw(made, sheet, 0) == {}
+    assert match_sheet.draw(made, sheet, 0) == {}

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mvray import measure, plan
-from mvray.cluster import Cluster
-from mvray.data.folder import Folder
-from mvray.job import Data, Job, Measure
-from mvray.plan import Planned
-from mvray.settings import decoded, encoded, flat
-from mvray.storage import Storage
+from mvray.cluster.session import Cluster
+from mvray.data.readers.folder import Folder
+from mvray.experiment.job import Job
+from mvray.experiment.serialisation import decoded, encoded, flat
+from mvray.experiment.steps import Data, Measure
+from mvray.pipeline import measure, plan
+from mvray.pipeline.plan import Planned
+from mvray.storage.storage import Storage
 
 
 @dataclass(frozen=True)

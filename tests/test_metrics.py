@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mvray import metrics
+from mvray.metrics import classification
 
 CLASSES = ("ada", "ben", "cleo", "dan", "eve", "fay", "gus")
 REGION = pa.struct(
@@ -52,13 +52,13 @@ def test_accuracy_counts_labelled_samples(answers: pa.Table) -> None:
     rows = [row for row in answers.to_pylist() if row["label"] >= 0]
     assert 0 < len(rows) < 200
     right = sum(row["label"] == row["predicted"] for row in rows)
-    assert metrics.accuracy(answers, CLASSES) == {"accuracy": pytest.approx(right / len(rows))}
+    assert classification.accuracy(answers, CLASSES) == {"accuracy": pytest.approx(right / len(rows))}
 
 
 def test_top5(answers: pa.Table) -> None:
     rows = [row for row in answers.to_pylist() if row["label"] >= 0]
     right = sum(row["label"] in np.argsort(row["scores"])[-5:] for row in rows)
-    assert metrics.top5(answers, CLASSES) == {"top5": pytest.approx(right / len(rows))}
+    assert classification.top5(answers, CLASSES) == {"top5": pytest.approx(right / len(rows))}
 
 
 def test_confusion_counts_rows_by_label_and_columns_by_prediction(answers: pa.Table) -> None:
@@ -66,14 +66,14 @@ def test_confusion_counts_rows_by_label_and_columns_by_prediction(answers: pa.Ta
     for row in answers.to_pylist():
         if row["label"] >= 0:
             expected[row["label"], row["predicted"]] += 1
-    assert np.array_equal(metrics.confusion(answers, CLASSES), expected)
+    assert np.array_equal(classification.confusion(answers, CLASSES), expected)
 
 
 def test_a_number_without_samples_is_left_out(answers: pa.Table) -> None:
     unlabelled = answers.filter(pa.compute.less(answers["label"], 0))
-    assert metrics.accuracy(unlabelled, CLASSES) == {}
-    assert metrics.top5(unlabelled, CLASSES) == {}
-    assert metrics.attention_inside(table_of(np.ones((3, 2, 2))), CLASSES) == {}
+    assert classification.accuracy(unlabelled, CLASSES) == {}
+    assert classification.top5(unlabelled, CLASSES) == {}
+    assert classification.attention_inside(table_of(np.ones((3, 2, 2))), CLASSES) == {}
 
 
 def slow_entropy_bits(values: list[float]) -> float:
@@ -88,26 +88,30 @@ def slow_entropy_bits(values: list[float]) -> float:
 def test_attention_entropy() -> None:
     maps = np.random.default_rng(1).random((5, 13, 11)).astype(np.float16) ** 3
     expected = np.mean([slow_entropy_bits(each.astype(float).ravel().tolist()) for each in maps])
-    found = metrics.attention_entropy(table_of(maps), CLASSES)
+    found = classification.attention_entropy(table_of(maps), CLASSES)
     assert found == {"attention_entropy_bits": pytest.approx(expected), "attention_flat": 0}
     assert 1 < expected < math.log2(10)
 
 
 def test_attention_entropy_is_largest_for_all_values_alike_often_and_least_for_one_peak() -> None:
     even = np.arange(100).reshape(1, 10, 10) / 99
-    assert metrics.attention_entropy(table_of(even), CLASSES)["attention_entropy_bits"] == pytest.approx(math.log2(10))
+    assert classification.attention_entropy(table_of(even), CLASSES)["attention_entropy_bits"] == pytest.approx(
+        math.log2(10)
+    )
     peak = np.zeros((1, 10, 10))
     peak[0, 3, 4] = 1
     expected = -(0.99 * math.log2(0.99) + 0.01 * math.log2(0.01))
-    assert metrics.attention_entropy(table_of(peak), CLASSES)["attention_entropy_bits"] == pytest.approx(expected)
+    assert classification.attention_entropy(table_of(peak), CLASSES)["attention_entropy_bits"] == pytest.approx(
+        expected
+    )
 
 
 def test_flat_maps_have_no_entropy_and_are_counted() -> None:
     peak = np.zeros((1, 10, 10))
     peak[0, 0, 0] = 1
     both = np.concatenate((peak, np.full((3, 10, 10), 0.25)))
-    alone = metrics.attention_entropy(table_of(peak), CLASSES)
-    assert metrics.attention_entropy(table_of(both), CLASSES) == {**alone, "attention_flat": 0.75}
+    alone = classification.attention_entropy(table_of(peak), CLASSES)
+    assert classification.attention_entropy(table_of(both), CLASSES) == {**alone, "attention_flat": 0.75}
 
 
 def slow_coverage(boxes: list[dict[str, Any]], size: tuple[int, int], shape: tuple[int, int], fine: int) -> np.ndarray:
@@ -134,16 +138,16 @@ BOXES = [
 
 
 def test_coverage_is_the_area_of_the_union() -> None:
-    found = metrics.coverage(BOXES, (60, 40), (5, 4))
+    found = classification.coverage(BOXES, (60, 40), (5, 4))
     # 60 and 40 points per side meet every edge above: whole pixels.
     assert found == pytest.approx(slow_coverage(BOXES, (60, 40), (5, 4), 60), abs=1e-9)
     assert found.sum() * (60 / 5) * (40 / 4) == pytest.approx(18 * 26 + 24 * 24 - 6 * 13 + 5 * 10)
-    assert metrics.coverage(BOXES[:1], (60, 40), (60, 40)).sum() == pytest.approx(18 * 26)
+    assert classification.coverage(BOXES[:1], (60, 40), (60, 40)).sum() == pytest.approx(18 * 26)
 
 
 def test_coverage_of_the_whole_page_and_of_nothing() -> None:
-    assert np.array_equal(metrics.coverage([box("body", -5, -5, 50, 70)], (60, 40), (7, 3)), np.ones((7, 3)))
-    assert np.array_equal(metrics.coverage([], (60, 40), (7, 3)), np.zeros((7, 3)))
+    assert np.array_equal(classification.coverage([box("body", -5, -5, 50, 70)], (60, 40), (7, 3)), np.ones((7, 3)))
+    assert np.array_equal(classification.coverage([], (60, 40), (7, 3)), np.zeros((7, 3)))
 
 
 def test_attention_inside() -> None:
@@ -151,7 +155,7 @@ def test_attention_inside() -> None:
     maps[3] = 0
     face = [box("face", 4, 8, 12, 16)]
     regions = [[*BOXES, box("frame", 0, 0, 40, 60)], [*face, *BOXES[:1]], [], [*BOXES, *face]]
-    found = metrics.attention_inside(table_of(maps, regions), CLASSES)
+    found = classification.attention_inside(table_of(maps, regions), CLASSES)
 
     def share(at: int, boxes: list[dict[str, Any]]) -> tuple[float, float]:
         covered = slow_coverage(boxes, (60, 40), (5, 4), 60)
@@ -165,21 +169,23 @@ def test_attention_inside() -> None:
 
 
 def test_even_attention_scores_the_area() -> None:
-    found = metrics.attention_inside(table_of(np.ones((2, 9, 7)), [BOXES, BOXES[:2]]), CLASSES)
+    found = classification.attention_inside(table_of(np.ones((2, 9, 7)), [BOXES, BOXES[:2]]), CLASSES)
     assert found["attention_in_body"] == pytest.approx(found["body_area"])
 
 
 def test_mean_interval() -> None:
-    assert metrics.mean_interval([0.5]) == (0.5, None, None)
-    mean, low, high = metrics.mean_interval([84.0, 86.0, 88.0])
+    assert classification.mean_interval([0.5]) == (0.5, None, None)
+    mean, low, high = classification.mean_interval([84.0, 86.0, 88.0])
     assert mean == pytest.approx(86)
     # t(0.975, 2) = 4.3027, from any printed table; standard error 2 / sqrt(3)
     assert low == pytest.approx(86 - 4.3027 * 2 / math.sqrt(3), abs=1e-3)
     assert high == pytest.approx(86 + 4.3027 * 2 / math.sqrt(3), abs=1e-3)
-    assert metrics.mean_interval([1.0, 1.0]) == (1.0, 1.0, 1.0)
+    assert classification.mean_interval([1.0, 1.0]) == (1.0, 1.0, 1.0)
 
 
 def test_mean_interval_covers_the_truth_19_times_in_20() -> None:
     rand = np.random.default_rng(3)
-    covered = [low <= 0 <= high for _, low, high in (metrics.mean_interval(rand.normal(size=3)) for _ in range(1000))]
+    covered = [
+        low <= 0 <= high for _, low, high in (classification.mean_interval(rand.normal(size=3)) for _ in range(1000))
+    ]
     assert abs(np.mean(covered) - 0.95) < 0.03

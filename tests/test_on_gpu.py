@@ -19,17 +19,19 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from toys import Here, Linear, Shared, step_of, task, weights
 
-from mvray import loop
-from mvray.environment import Local, Torchrun, placed
+from mvray.experiment.contracts import Batch, MethodConfig
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.steps import LAST, Optim, Train
 from mvray.generators import features, gradcam, predictions
-from mvray.job import LAST, MethodConfig, Optim, Pictures, Train
-from mvray.method import Batch, Method
 from mvray.methods import classifier, deepcluster
 from mvray.nn import hiding, margins
-from mvray.optim import precision
-from mvray.state import Parts
-from mvray.storage import Storage
-from mvray.task import Task
+from mvray.nn.method import Method
+from mvray.storage.storage import Storage
+from mvray.training import loop
+from mvray.training.environment import Local, Torchrun, placed
+from mvray.training.optim import precision
+from mvray.training.state import Parts
+from mvray.training.task import Task
 
 pytestmark = pytest.mark.gpu
 PAGE = Pictures(48, 32, 1, flip=True, crop_scale=(0.7, 1.0))

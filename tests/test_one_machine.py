@@ -16,10 +16,10 @@ import psutil
 import pytest
 import ray
 
-from mvray.cluster import Cluster
-from mvray.forked import Forker
-from mvray.job import Job
-from mvray.storage import Storage
+from mvray.cluster.fork_server import Forker
+from mvray.cluster.session import Cluster
+from mvray.experiment.job import Job
+from mvray.storage.storage import Storage
 
 PREPARED = """
 import sys
@@ -49,13 +49,13 @@ def test_what_is_overridden_is_still_there():
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from mvray import one_machine
+    from mvray.cluster import local_ray
 
     assert "self.start_api_server(" in inspect.getsource(Node.start_head_processes)
     assert "dataset_shard_provider" in inspect.getsource(DatasetsCallback.before_init_train_context)
     assert "_maybe_send_resource_request" in dir(FixedScalingPolicy)
     assert "after_controller_start" in dir(FixedScalingPolicy)
-    assert ENABLE_PREEMPTION_WATCHER_ENV_VAR == one_machine.PREEMPTION_WATCHER
+    assert ENABLE_PREEMPTION_WATCHER_ENV_VAR == local_ray.PREEMPTION_WATCHER
     assert "self._initialize_and_run_controller(" in inspect.getsource(DataParallelTrainer.fit)
     torch_backend = config.TorchConfig().backend_cls
     assert torch_backend.share_cuda_visible_devices is True
@@ -72,7 +72,7 @@ def about_worker() -> dict[str, object]:
     """What a worker says of itself."""
     import torch
 
-    from mvray.environment import use_given_threads
+    from mvray.training.environment import use_given_threads
 
     use_given_threads()
     parent, ids = psutil.Process().parent(), {ray.WorkerID.from_random().hex(), uuid.uuid4().hex}
@@ -147,7 +147,7 @@ def test_only_the_processes_that_are_needed_are_started(cluster: Cluster) -> Non
     running = [command_of(child.pid) for child in psutil.Process().children(recursive=True)]
     for left_out in ("dashboard.py", "monitor.py"):
         assert not any(left_out in command for command in running), running
-    for needed in ("gcs_server", "raylet", "mvray.forked"):
+    for needed in ("gcs_server", "raylet", "mvray.cluster.fork_server"):
         assert any(needed in command for command in running)
 
 
@@ -157,7 +157,7 @@ def test_workers_are_forked_and_share_no_chance(cluster: Cluster) -> None:
     """More than Ray starts ahead, so those that it starts for a job too."""
     said = asked(4) + asked(4)
     assert len({each["pid"] for each in said}) == 8
-    assert all("mvray.forked" in str(each["by"]) for each in said)
+    assert all("mvray.cluster.fork_server" in str(each["by"]) for each in said)
     assert len(set().union(*(each["ids"] for each in said))) == 16
     assert all(len({each["chance"][i] for each in said}) == 8 for i in (0, 1))
     assert {each["oom"] for each in said} == {"1000"}
@@ -169,18 +169,18 @@ def test_workers_are_forked_and_share_no_chance(cluster: Cluster) -> None:
 def test_a_worker_with_an_environment_of_its_own_starts_the_usual_way(cluster: Cluster) -> None:
     (said,) = asked(1, runtime_env={"env_vars": {"MINE": "yes"}})
     assert said["variable"] == "yes"
-    assert "mvray.forked" not in str(said["by"])
+    assert "mvray.cluster.fork_server" not in str(said["by"])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_workers_start_without_the_process_that_forks_them(cluster: Cluster) -> None:
     """The last of these tests: it takes that process away."""
-    (forker,) = [child for child in psutil.Process().children() if "mvray.forked" in command_of(child.pid)]
+    (forker,) = [child for child in psutil.Process().children() if "mvray.cluster.fork_server" in command_of(child.pid)]
     forker.kill()
     forker.wait()
     said = asked(2) + asked(2)
-    assert any("mvray.forked" not in str(each["by"]) for each in said)
+    assert any("mvray.cluster.fork_server" not in str(each["by"]) for each in said)
     assert len({each["pid"] for each in said}) == 4
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from toys import Linear, TwoPhases
 
-from mvray.job import Optim
-from mvray.method import Facts
-from mvray.optim import lr_factor, optimiser, precision
+from mvray.experiment.contracts import Facts
+from mvray.experiment.steps import Optim
+from mvray.training.optim import lr_factor, optimiser, precision
 
 FACTS = Facts(("a", "b"), height=2, width=2, channels=1, samples=4)
 

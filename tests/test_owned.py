@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mvray import owned
 from mvray.errors import DataError
+from mvray.inference import output_folder
 
 NAMES = ("index.html", "groups")
 
@@ -26,8 +26,8 @@ def picture(tmp_path: Path) -> Path:
 
 def test_links_stay_right_when_both_folders_move(tmp_path: Path, picture: Path) -> None:
     out = tmp_path / "out"
-    owned.check(out, "group", NAMES)
-    assert owned.write(out, "group", {"index.html": b"page", "groups/01/face.png": picture}) == 0
+    output_folder.check(out, "group", NAMES)
+    assert output_folder.write(out, "group", {"index.html": b"page", "groups/01/face.png": picture}) == 0
     link = out / "groups" / "01" / "face.png"
     assert link.is_symlink()
     assert not link.readlink().is_absolute()
@@ -41,12 +41,16 @@ def test_links_stay_right_when_both_folders_move(tmp_path: Path, picture: Path) 
 
 def test_what_was_written_before_goes_and_what_is_foreign_stays(tmp_path: Path, picture: Path) -> None:
     out = tmp_path / "out"
-    owned.check(out, "group", NAMES)
-    owned.write(out, "group", {"index.html": b"old", "groups/01/face.png": picture, "groups/02/face.png": picture})
+    output_folder.check(out, "group", NAMES)
+    output_folder.write(
+        out, "group", {"index.html": b"old", "groups/01/face.png": picture, "groups/02/face.png": picture}
+    )
     (out / "notes.txt").write_text("mine")
     (out / "groups" / "01" / "mine.txt").write_text("mine")
-    owned.check(out, "group", NAMES)
-    owned.write(out, "group", {"index.html": b"new", "groups/03/face.png": picture, "groups/01/mine.txt": b"theirs"})
+    output_folder.check(out, "group", NAMES)
+    output_folder.write(
+        out, "group", {"index.html": b"new", "groups/03/face.png": picture, "groups/01/mine.txt": b"theirs"}
+    )
     found = everything(out)
     del found[".mvray-group.json"]
     assert found == {
@@ -62,12 +66,12 @@ def test_what_was_written_before_goes_and_what_is_foreign_stays(tmp_path: Path, 
 
 def test_a_command_that_ended_in_the_middle_leaves_nothing_behind(tmp_path: Path, picture: Path) -> None:
     out = tmp_path / "out"
-    owned.check(out, "group", NAMES)
+    output_folder.check(out, "group", NAMES)
     with pytest.raises(DataError, match=r"out cannot be written"):
-        owned.write(out, "group", {"groups/01/a.png": picture, "groups/01/a.png/b": b""})
+        output_folder.write(out, "group", {"groups/01/a.png": picture, "groups/01/a.png/b": b""})
     assert (out / "groups" / "01" / "a.png").is_symlink()
-    owned.check(out, "group", NAMES)
-    owned.write(out, "group", {"index.html": b"page"})
+    output_folder.check(out, "group", NAMES)
+    output_folder.write(out, "group", {"index.html": b"page"})
     assert set(everything(out)) == {"index.html", ".mvray-group.json"}
     assert picture.exists()
 
@@ -77,14 +81,14 @@ def test_foreign_things_of_the_same_names_are_refused(tmp_path: Path) -> None:
     out.mkdir()
     (out / "index.html").write_text("a page of mine")
     with pytest.raises(DataError, match=r"out has index.html, which `mvray group` did not write"):
-        owned.check(out, "group", NAMES)
+        output_folder.check(out, "group", NAMES)
     assert everything(out) == {"index.html": b"a page of mine"}
     other = tmp_path / "other"
-    owned.check(other, "find", ("index.html",))
-    owned.write(other, "find", {"index.html": b"of find"})
-    owned.check(other, "find", ("index.html",))
+    output_folder.check(other, "find", ("index.html",))
+    output_folder.write(other, "find", {"index.html": b"of find"})
+    output_folder.check(other, "find", ("index.html",))
     with pytest.raises(DataError, match="did not write"):
-        owned.check(other, "group", NAMES)
+        output_folder.check(other, "group", NAMES)
 
 
 def test_where_links_cannot_be_made_files_are_copied(
@@ -94,8 +98,8 @@ def test_where_links_cannot_be_made_files_are_copied(
         raise PermissionError(1, "Operation not permitted")  # as FAT and exFAT answer
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    owned.check(tmp_path / "out", "group", NAMES)
-    assert owned.write(tmp_path / "out", "group", {"groups/01/face.png": picture}) == 1
+    output_folder.check(tmp_path / "out", "group", NAMES)
+    assert output_folder.write(tmp_path / "out", "group", {"groups/01/face.png": picture}) == 1
     copy = tmp_path / "out" / "groups" / "01" / "face.png"
     assert not copy.is_symlink()
     assert copy.read_bytes() == b"a picture"
@@ -104,9 +108,9 @@ def test_where_links_cannot_be_made_files_are_copied(
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file cannot be written \(File exists\)"):
-        owned.check(tmp_path / "file", "group", NAMES)
+        output_folder.check(tmp_path / "file", "group", NAMES)
     with pytest.raises(DataError, match=r"cannot be written \(Not a directory\)"):
-        owned.check(tmp_path / "file" / "out", "group", NAMES)
+        output_folder.check(tmp_path / "file" / "out", "group", NAMES)
 
 
 @pytest.mark.parametrize("listed", ["no JSON", '{"a": 1}', '["/etc/passwd"]', '["../some/face.png"]', "[3]"])
@@ -115,5 +119,5 @@ def test_a_list_that_is_not_ours_deletes_nothing(tmp_path: Path, picture: Path, 
     out.mkdir()
     (out / ".mvray-group.json").write_text(listed)
     with pytest.raises(DataError, match="delete it, or name another --out"):
-        owned.check(out, "group", NAMES)
+        output_folder.check(out, "group", NAMES)
     assert picture.exists()

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mvray import patience
 from mvray.errors import StorageFailed
-from mvray.patience import Patience, is_full, may_pass, waited
+from mvray.storage import retry
+from mvray.storage.retry import Patience, is_full, may_pass, waited
 
 QUICK = Patience(limit_s=0.3, first_s=0.01, longest_s=0.04, tell_after_s=0.05)
 
 
 @pytest.fixture(autouse=True)
 def _as_new() -> Iterator[None]:
-    patience.begin()
+    retry.begin()
     yield
-    patience.begin()
+    retry.begin()
 
 
 def failing(*errors: OSError) -> Callable[[], str]:
@@ -105,7 +105,7 @@ def test_the_user_is_told_once_and_when_it_is_over(caplog: pytest.LogCaptureFixt
 
 
 def test_who_interrupts_does_not_wait() -> None:
-    threading.Timer(0.2, patience.give_up).start()
+    threading.Timer(0.2, retry.give_up).start()
     started = time.monotonic()
     with pytest.raises(StorageFailed):
         waited(failing(*[ConnectionError("away")] * 100), "s3://b", may_pass, Patience(first_s=30, longest_s=30))

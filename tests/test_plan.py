@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from toys import Linear, step_of
 
-from mvray import plan
-from mvray.data.folder import Folder
+from mvray.data.readers.folder import Folder
 from mvray.errors import DataError, SettingError
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Generate, Measure, Train
 from mvray.generators import gradcam, instance_masks
-from mvray.job import Data, Generate, Job, Measure, Train
-from mvray.segmenters import mask_rcnn
-from mvray.storage import Storage
+from mvray.generators.segmenters import mask_rcnn
+from mvray.pipeline import plan
+from mvray.storage.storage import Storage
 
 
 def job(root: Path, **source: float) -> Job:

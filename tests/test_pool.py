@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from toys import Means
 
-from mvray import pool
-from mvray.board import GpuUse
-from mvray.cluster import needs
-from mvray.data.folder import Folder
-from mvray.job import Data, Generate, Scale
-from mvray.pool import PoolBoard
-from mvray.storage import Storage
+from mvray.cluster.session import needs
+from mvray.data.readers.folder import Folder
+from mvray.experiment.steps import Data, Generate, Scale
+from mvray.pipeline import actor_progress
+from mvray.pipeline.actor_progress import PoolBoard
+from mvray.storage.storage import Storage
+from mvray.training.live_progress import GpuUse
 
 STEP = Generate("means", Means(), Data(Folder()), Scale(workers=8, cpus_per_worker=2, gpus_per_actor=0.25))
 
@@ -25,7 +25,7 @@ def test_what_is_held_is_said_as_actors_come_and_go(tmp_path: Path, clock: list[
     folder, hosts = Storage(str(tmp_path)), list[str]()
     board = PoolBoard(folder, STEP, 4, 6, lambda: hosts, gpus=True)
 
-    def said(after_s: float = 2 * pool.LOOK_S) -> tuple[str, float, float]:
+    def said(after_s: float = 2 * actor_progress.LOOK_S) -> tuple[str, float, float]:
         clock[0] += after_s
         board.look()
         found = json.loads(folder.read("progress.json"))

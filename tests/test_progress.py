@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mvray.progress import Progress
+from mvray.tracking.terminal import Progress
 
 
 class Terminal(io.StringIO):

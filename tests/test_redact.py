@@ -4,17 +4,18 @@ import json
 
 import pytest
 
-from mvray import plan
-from mvray.data.folder import Folder
-from mvray.job import Data, Job, Train
-from mvray.manifest import manifest_of
+from mvray.data.readers.folder import Folder
+from mvray.experiment.job import Job
+from mvray.experiment.serialisation import decoded
+from mvray.experiment.steps import Data, Train
 from mvray.methods import classifier
-from mvray.mlflow_store import without_password
-from mvray.redact import redacted
-from mvray.settings import decoded
-from mvray.spent import Spent
-from mvray.storage import Storage
-from mvray.tracking import Tracker
+from mvray.pipeline import plan
+from mvray.pipeline.cost import Spent
+from mvray.pipeline.manifest import manifest_of
+from mvray.storage.storage import Storage
+from mvray.tracking.mlflow_store import without_password
+from mvray.tracking.redact import redacted
+from mvray.tracking.tracker import Tracker
 
 
 def test_addresses_lose_users_passwords_and_queries():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mvray.reduction import Pca, Umap, flat_map
+from mvray.metrics.reduction import Pca, Umap, flat_map
 
 pytestmark = pytest.mark.slow  # UMAP is compiled
 
@@ -134,7 +134,7 @@ def test_without_a_folder_for_compiled_code_it_works_all_the_same(tmp_path: Path
     (tmp_path / "home").touch()
     (tmp_path / "temporary").mkdir()
     code = (
-        "import numpy as np; from mvray.reduction import Umap; "
+        "import numpy as np; from mvray.metrics.reduction import Umap; "
         "print(Umap(2).reduced(np.random.default_rng(0).normal(size=(40, 4)), 0).shape); "
         "import umap; print(umap.__file__)"
     )

@@ -30,7 +30,7 @@ from servers import Browser, MlflowServer
 from test_server import client_of
 from test_shipment import git
 
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 
 ROOT = Path(__file__).parent.parent
 MVRAY = Path(sys.executable).parent / "mvray"

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from mvray import report
-from mvray.job import Column, Table
-from mvray.metrics import mean_interval
+from mvray.experiment.exhibits import Column, Table
+from mvray.metrics.classification import mean_interval
+from mvray.reports import page as pages
 
 ACCURACY = Column("test/accuracy", "accuracy (%)", factor=100, digits=1)
 ENTROPY = Column("entropy", "attention entropy (bits)", digits=2)
@@ -57,33 +57,33 @@ def test_verdict_pairs_seeds():
     """Both rows jump together from seed to seed: only the paired difference shows that one is above the other."""
     low, high = row("low", [0.50, 0.70, 0.90]), row("high", [0.51, 0.712, 0.911])
     assert low["interval95"]["test/accuracy"][1] > high["mean"]["test/accuracy"]
-    said = report.verdict([low, high], ACCURACY)
+    said = pages.verdict([low, high], ACCURACY)
     assert said.startswith("accuracy (%): “high” is best with 71.1. It is 1.1 above “low” (95 % interval 0.9 to 1.3,")
     assert said.endswith("3 seeds: zero is outside, so that is more than chance).")
 
 
 def test_verdict_names_the_best_row_whichever_it_is():
     rows = [row("plain", [0.9, 0.8, 0.7]), row("proposed", [0.7, 0.9, 0.6])]
-    said = report.verdict(rows, ACCURACY)
+    said = pages.verdict(rows, ACCURACY)
     assert "“plain” is best with 80.0" in said
     assert "zero is inside, so that may be chance" in said
 
 
 def test_verdict_concludes_nothing_from_one_seed():
-    said = report.verdict([row("plain", [0.8]), row("proposed", [0.9])], ACCURACY)
+    said = pages.verdict([row("plain", [0.8]), row("proposed", [0.9])], ACCURACY)
     assert said.endswith("“proposed” is best with 90.0. With less than two seeds nothing can be concluded from that.")
     one_pair = [row("plain", [0.8, None]), row("proposed", [0.9, 0.91])]
-    assert "nothing can be concluded" in report.verdict(one_pair, ACCURACY)
+    assert "nothing can be concluded" in pages.verdict(one_pair, ACCURACY)
 
 
 def test_verdict_without_values_or_without_others():
-    assert report.verdict([row("plain", [None])], ACCURACY) == "accuracy (%) has not been measured yet."
-    alone = report.verdict([row("plain", [0.8, 0.9]), row("missing", [None, None])], ACCURACY)
+    assert pages.verdict([row("plain", [None])], ACCURACY) == "accuracy (%) has not been measured yet."
+    alone = pages.verdict([row("plain", [0.8, 0.9]), row("missing", [None, None])], ACCURACY)
     assert alone.endswith("There is no other row to compare it with.")
 
 
 def test_text_has_mean_interval_seeds_and_the_papers_figure():
-    lines = report.as_text(a_report(THREE, [step("plain", 0), step("masked", 1, "missing")]), TABLE).splitlines()
+    lines = pages.as_text(a_report(THREE, [step("plain", 0), step("masked", 1, "missing")]), TABLE).splitlines()
     assert lines[0] == "gradcam_masking: 1 of 2 steps finished, 1 min 15 s of work"
     first = next(k for k, line in enumerate(lines) if line.startswith("A: plain"))
     low, high = (100 * end for end in THREE[0]["interval95"]["test/accuracy"])
@@ -110,16 +110,16 @@ def test_text_has_mean_interval_seeds_and_the_papers_figure():
 def test_text_is_folded_to_the_width(width):
     many = Table(rows=(), columns=tuple(Column("entropy", f"a metric with a long title {k}") for k in range(7)))
     rows = [row("a row whose name is longer than what is kept for names", [0.5, 0.6], [1.0, 2.0])]
-    text = report.as_text(a_report(rows), many, width)
+    text = pages.as_text(a_report(rows), many, width)
     assert max(len(line) for line in text.splitlines()) <= width
     words = " ".join(text.split())
     assert words.count("1.5 (-4.9 to 7.9)") == 7
 
 
 def test_a_job_without_a_table():
-    said = report.as_text(a_report([], [step("plain", 0)]), None)
+    said = pages.as_text(a_report([], [step("plain", 0)]), None)
     assert said == "gradcam_masking: 1 of 1 steps finished, 1 min 15 s of work"
-    assert "<h2>Steps</h2>" in report.as_html(a_report([], [step("plain", 0)]), None, {})
+    assert "<h2>Steps</h2>" in pages.as_html(a_report([], [step("plain", 0)]), None, {})
 
 
 class Page(HTMLParser):
@@ -148,7 +148,7 @@ def test_the_page_stands_alone_and_has_it_all():
     file = io.BytesIO()
     Image.new("RGB", (4, 3), "red").save(file, "PNG")
     steps = [step("plain", 0), step("masked", 0, "partial"), step("masked", 1, "missing")]
-    html = report.as_html(a_report(THREE, steps), TABLE, {"sheets/where-it-looks-seed0.png": file.getvalue()})
+    html = pages.as_html(a_report(THREE, steps), TABLE, {"sheets/where-it-looks-seed0.png": file.getvalue()})
     page = Page(html)
     text = " ".join(page.words)
     assert not {"script", "link", "iframe"} & set(page.tags)
@@ -157,9 +157,9 @@ def test_the_page_stands_alone_and_has_it_all():
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == file.getvalue()
     for expected in ("where it looks seed0", "84.6", "84.0 85.1 84.8", "paper 85.2", "0123456789ab", "1 min 15 s"):
         assert expected in text, expected
-    for expected in ("partial", "missing", "finished", TABLE.note, report.verdict(THREE, ACCURACY)):
+    for expected in ("partial", "missing", "finished", TABLE.note, pages.verdict(THREE, ACCURACY)):
         assert expected in text, expected
-    assert html == report.as_html(a_report(THREE, steps), TABLE, {"sheets/where-it-looks-seed0.png": file.getvalue()})
+    assert html == pages.as_html(a_report(THREE, steps), TABLE, {"sheets/where-it-looks-seed0.png": file.getvalue()})
 
 
 def test_names_cannot_break_the_page():
@@ -167,14 +167,14 @@ def test_names_cannot_break_the_page():
     rows = [row(nasty, [0.5, 0.6])]
     table = Table(rows=(), columns=(Column("test/accuracy", nasty),), note=nasty)
     found = {**a_report(rows, [step(nasty, 0)]), "job": nasty}
-    page = Page(report.as_html(found, table, {nasty: b"\x89PNG"}))
+    page = Page(pages.as_html(found, table, {nasty: b"\x89PNG"}))
     assert "script" not in page.tags
     assert " ".join(page.words).count('<script>alert("x")') >= 6
 
 
 def test_json_is_strict():
     found = a_report([row("A", [math.nan, None])], [{**step("plain", 0), "metrics": {"loss": math.inf, "n": 3}}])
-    text = report.as_json(found)
+    text = pages.as_json(found)
 
     def refuse(word):
         raise AssertionError(word)
@@ -188,4 +188,4 @@ def test_json_is_strict():
     ("seconds", "words"), [(0.4, "0.4 s"), (59.94, "59.9 s"), (125, "2 min 05 s"), (3725, "1 h 02 min"), (None, "-")]
 )
 def test_durations(seconds, words):
-    assert report.duration(seconds) == words
+    assert pages.duration(seconds) == words

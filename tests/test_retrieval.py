@@ -9,9 +9,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from mvray import retrieval
 from mvray.errors import DataError
-from mvray.retrieval import Retrieval
+from mvray.metrics import retrieval
+from mvray.metrics.retrieval import Retrieval
 
 NUMBERS = {"threshold", "f1", "precision", "recall", "recall_at_1", "map_at_r", "roc_auc"}
 STEP = retrieval.FURTHEST / retrieval.STEPS

@@ -19,13 +19,17 @@ import yaml
 from nodes import Net, net_of_nodes
 from toys import Logged, Means, step_of
 
-from mvray import plan, room, run, spent, tune
-from mvray.cluster import Cluster
-from mvray.data.folder import Folder
+from mvray.cluster import placement
+from mvray.cluster.session import Cluster
+from mvray.data.readers.folder import Folder
 from mvray.errors import ClusterError, DataError, Interrupted, SettingError, StepFailed
-from mvray.job import Data, Generate, Job, Measure, Scale, Step
-from mvray.progress import Progress
-from mvray.storage import Storage
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Generate, Measure, Scale, Step
+from mvray.pipeline import cost as costs
+from mvray.pipeline import plan, run
+from mvray.storage.storage import Storage
+from mvray.tracking.terminal import Progress
+from mvray.tuning import tune
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
@@ -42,23 +46,23 @@ TYPES = {
 
 
 def test_the_limit_of_all_nodes_binds_too() -> None:
-    assert room.allowed(TYPES, 16) == {"CPU": 4 * 16 + 12 * 8, "GPU": 12}
-    assert room.allowed(TYPES, 6) == {"CPU": 4 * 16 + 2 * 8, "GPU": 6}
-    assert room.allowed({"any": {"resources": {"GPU": 2}}}, 3) == {"GPU": 6}, "a type without a limit of its own"
-    assert room.allowed({}, 3) == {}
+    assert placement.allowed(TYPES, 16) == {"CPU": 4 * 16 + 12 * 8, "GPU": 12}
+    assert placement.allowed(TYPES, 6) == {"CPU": 4 * 16 + 2 * 8, "GPU": 6}
+    assert placement.allowed({"any": {"resources": {"GPU": 2}}}, 3) == {"GPU": 6}, "a type without a limit of its own"
+    assert placement.allowed({}, 3) == {}
 
 
 def test_what_is_said_by_hand() -> None:
-    assert room.given("GPU=8,CPU=116") == {"GPU": 8, "CPU": 116}
-    assert room.given("") == {}
+    assert placement.given("GPU=8,CPU=116") == {"GPU": 8, "CPU": 116}
+    assert placement.given("") == {}
     for text in ("8", "GPU=8;CPU=1", "GPU=8,", "GPU=-1", "GPU=many"):
         with pytest.raises(SettingError, match="expected resources of the whole cluster as in GPU=8,CPU=116"):
-            room.given(text)
+            placement.given(text)
 
 
 def test_the_cluster_of_this_repository() -> None:
     config = yaml.safe_load((Path(__file__).parent.parent / "cluster.yaml").read_text())
-    assert room.allowed(config["available_node_types"], config["max_workers"])["GPU"] == 12
+    assert placement.allowed(config["available_node_types"], config["max_workers"])["GPU"] == 12
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +85,9 @@ def cluster(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What `ray up` leaves on the head, in a home of its own."""
-    monkeypatch.setattr(room, "CONFIG", tmp_path / "ray_bootstrap_config.yaml")
-    room.CONFIG.write_text(json.dumps({"available_node_types": TYPES, "max_workers": 16}))
-    return room.CONFIG
+    monkeypatch.setattr(placement, "CONFIG", tmp_path / "ray_bootstrap_config.yaml")
+    placement.CONFIG.write_text(json.dumps({"available_node_types": TYPES, "max_workers": 16}))
+    return placement.CONFIG
 
 
 def _planned(drawings: Path, place: Path, name: str = "toy") -> plan.Planned:
@@ -114,7 +118,7 @@ def test_too_few_gpus_are_refused_in_words(cluster: Cluster) -> None:
     step = step_of(Path("/nowhere"), Logged(), workers=4)
     for gpus, have in ((1, "is 1 GPU"), (3, "are 3 GPUs")):
         with pytest.raises(ClusterError, match=rf"4 workers, but there {have}\. Use --workers {gpus}\."):
-            cluster.crews.take(step.scale, gpus, "toy", lambda: True)
+            cluster.groups.take(step.scale, gpus, "toy", lambda: True)
 
 
 @pytest.mark.slow
@@ -134,7 +138,7 @@ def test_what_an_autoscaler_tells_ray_counts_and_no_limit_is_a_number(
     assert tune.room(_planned(drawings, tmp_path), cluster) == 1
     group.max_count = -1
     client.report_cluster_config(told.SerializeToString())
-    assert cluster.room() == (room.NO_LIMIT, room.NO_LIMIT)
+    assert cluster.room() == (placement.NO_LIMIT, placement.NO_LIMIT)
     assert tune.room(_planned(drawings, tmp_path), cluster) == tune.MOST_AT_ONCE
     client.report_cluster_config(ClusterConfig().SerializeToString())
     assert cluster.room() == (0, 0)
@@ -201,7 +205,7 @@ def test_an_actor_that_waits_for_room_is_not_charged(
         _done(step, tmp_path / "runs", cluster)
     # A thread that still asks Ray for something when it is left ends the process, or speaks up long after.
     assert [t.name for t in threading.enumerate() if t.name.startswith(("generate", "StreamingExecutor"))] == []
-    cost = spent.total(plan.make(Job("room", (step,)), Storage(str(tmp_path / "runs"))).steps[0].folder)
+    cost = costs.total(plan.make(Job("room", (step,)), Storage(str(tmp_path / "runs"))).steps[0].folder)
     assert cost.seconds > 5
     assert cost.cpu_hours == cost.gpu_hours == 0
 
@@ -217,7 +221,7 @@ def test_actors_are_charged_from_when_they_are_there(cluster: Cluster, drawings:
     planned, said = _done(step, tmp_path / "runs", cluster)
     host = socket.gethostname()
     assert f"means (seed 0): 0/1 shards, 1 worker on {host}" in said
-    cost = spent.total(planned.folder)
+    cost = costs.total(planned.folder)
     assert 6 < cost.cpu_hours * 3600 <= cost.seconds + 1e-6  # hours and back: the last bit
     assert cost.gpu_hours == 0
 
@@ -266,7 +270,7 @@ def test_numbers_are_computed_on_a_node_and_again_where_that_is_lost(
     assert len(list(tmp_path.glob("began-*"))) == 2
     assert planned.metrics()["test/process"] != os.getpid()
     assert f"score (seed 0): on {socket.gethostname()}" in said
-    cost = spent.total(planned.folder)
+    cost = costs.total(planned.folder)
     assert 0 < cost.cpu_hours * 3600 <= cost.seconds
 
 
@@ -315,11 +319,11 @@ def test_ctrl_c_ends_the_task(
 def test_the_head_is_spared_where_another_node_will_do(cluster: Cluster) -> None:
     import ray
 
-    (head,) = [node["NodeID"] for node in ray.nodes() if room.HEAD in node["Resources"]]
-    assert room.heads_to_spare({"CPU": 2.0}) == set(), "it has no CPU"
-    assert room.heads_to_spare({}) == {head}
-    assert room.heads_to_spare({"CPU": 3.0}) == set(), "nor has another node so many"
-    group, size = room.reserve({"CPU": 1.0}, 1, 1, lambda _: None, lambda: False, {head}) or (None, 0)
+    (head,) = [node["NodeID"] for node in ray.nodes() if placement.HEAD in node["Resources"]]
+    assert placement.heads_to_spare({"CPU": 2.0}) == set(), "it has no CPU"
+    assert placement.heads_to_spare({}) == {head}
+    assert placement.heads_to_spare({"CPU": 3.0}) == set(), "nor has another node so many"
+    group, size = placement.reserve({"CPU": 1.0}, 1, 1, lambda _: None, lambda: False, {head}) or (None, 0)
     assert size == 1
-    assert head not in room.nodes_of(group)
+    assert head not in placement.nodes_of(group)
     ray.util.remove_placement_group(group)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 
 JOB = Path(__file__).parent.parent / "jobs" / "gradcam_masking.py"
 MVRAY = Path(sys.executable).parent / "mvray"

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from mvray import plan, study
-from mvray.cli import load_job
+from mvray.cli.jobs import load_job
 from mvray.errors import DataError, SettingError
-from mvray.job import Choice, Integers, Job, LogUniform, Search, Uniform
-from mvray.sampling import STARTUP, Known, as_optuna, bred, distribution, drawn, explored, suggest
-from mvray.search import set_line
-from mvray.settings import replaced
-from mvray.storage import Storage
+from mvray.experiment.job import Job
+from mvray.experiment.overrides import replaced
+from mvray.experiment.search_space import Choice, Integers, LogUniform, Search, Uniform, set_line
+from mvray.pipeline import plan
+from mvray.storage.storage import Storage
+from mvray.tuning import study
+from mvray.tuning.suggest import STARTUP, Known, as_optuna, bred, distribution, drawn, explored, suggest
 
 JOBS = Path(__file__).parent.parent / "jobs"
 SPACE = (("a", Uniform(0.1, 0.9)), ("b", LogUniform(1e-4, 1.0)), ("c", Choice(("x", "y"))), ("d", Integers(1, 9)))

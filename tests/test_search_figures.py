@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvray import report, search_report
-from mvray.job import Choice, LogUniform, Search, Uniform
-from mvray.search_figures import best_so_far, importances, pictures
+from mvray.experiment.search_space import Choice, LogUniform, Search, Uniform
+from mvray.reports import page as pages
+from mvray.reports import search_table
+from mvray.reports.search_figures import best_so_far, importances, pictures
 
 pytestmark = pytest.mark.slow  # pictures, half a second each
 
@@ -114,14 +115,14 @@ def test_only_members_of_one_generation_are_compared() -> None:
 
 def test_the_page_shows_trials_best_first_and_their_pictures() -> None:
     made = found([[0.5], [0.9], [], [0.7]], "sfFf")
-    assert [trial["number"] for trial in search_report.ranked(made)] == [1, 3, 0, 2]
-    page = report.as_html(
+    assert [trial["number"] for trial in search_table.ranked(made)] == [1, 3, 0, 2]
+    page = pages.as_html(
         {"job": "toys", "steps": [], "table": {"rows": []}, "search": made}, None, pictures(SEARCH, made)
     )
     assert page.count('src="data:image/png;base64,') == 4
     assert "--set step.a=0.5" in page
     assert "failed: &lt;no&gt;" in page
     assert page.index("step-1") < page.index("step-3") < page.index("step-0") < page.index("step-2")
-    text = search_report.as_text(made)
+    text = search_table.as_text(made)
     assert text.startswith("Search of step: 4 trials (2 to the end, 1 stopped early, 1 failed), 8 s of training.")
     assert text.endswith("Best: trial 1, validation/accuracy 0.9000, with --set step.a=0.5")

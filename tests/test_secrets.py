@@ -9,8 +9,8 @@ import pytest
 from servers import has_asked
 
 from mvray.errors import ClusterError
-from mvray.storage import Storage
-from mvray.tracking import Tracker
+from mvray.storage.storage import Storage
+from mvray.tracking.tracker import Tracker
 
 PLANTED = "planted-secret-9f3a"
 

@@ -17,10 +17,10 @@ from PIL import Image
 from servers import Browser, has_asked
 
 from mvray.errors import ClusterError, DataError
-from mvray.figures import curves
-from mvray.server import add_user, postgres, running
-from mvray.tracking import Tracker, deliver
-from mvray.ui import check
+from mvray.reports.figures import curves
+from mvray.tracking.server import add_user, postgres, running
+from mvray.tracking.tracker import Tracker, deliver
+from mvray.tracking.ui import check
 
 SLOW = pytest.mark.slow
 

@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from mvray.cli import load_job
-from mvray.data.folder import Folder
-from mvray.data.manga109 import Manga109
+from mvray.cli.jobs import load_job
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.manga109 import Manga109
 from mvray.errors import SettingError
-from mvray.job import Data, Job, Step, Train
+from mvray.experiment.identity import identify, without_files
+from mvray.experiment.job import Job
+from mvray.experiment.overrides import replaced
+from mvray.experiment.serialisation import decoded, encoded, flat
+from mvray.experiment.steps import Data, Step, Train
 from mvray.methods import classifier
-from mvray.settings import decoded, encoded, flat, identify, replaced, without_files
 
 FILE = Path(__file__).parent.parent / "jobs" / "gradcam_masking.py"
 JOB = load_job(FILE, True, None, [])
@@ -351,17 +354,17 @@ def test_a_whole_job_comes_back_from_its_text(tiny: bool) -> None:
     [
         ({"class": "subprocess:Popen", "fields": {"args": ["true"]}}, "subprocess:Popen is no settings class"),
         ({"class": "pathlib:Path", "fields": {}}, "is no settings class"),
-        ({"class": "mvray.job:Nothing", "fields": {}}, "cannot be imported"),
+        ({"class": "mvray.experiment.job:Nothing", "fields": {}}, "cannot be imported"),
         ({"class": "mvray.nowhere:Thing", "fields": {}}, "cannot be imported"),
-        ({"function": "mvray.metrics:nothing"}, "cannot be imported"),
+        ({"function": "mvray.metrics.classification:nothing"}, "cannot be imported"),
         ({"function": "os:system"}, "os:system is no function of mvray or of a job"),
         ({"function": "shutil:rmtree"}, "shutil:rmtree is no function of mvray or of a job"),
-        ({"function": "mvray.plan:hashlib"}, "is no function of mvray"),
-        ({"function": "mvray.manifest:version"}, "is no function of mvray"),
+        ({"function": "mvray.pipeline.plan:hashlib"}, "is no function of mvray"),
+        ({"function": "mvray.pipeline.manifest:version"}, "is no function of mvray"),
         ({"class": "this:d", "fields": {}}, "this:d is named in a step's settings, but is not part of mvray"),
         ({"class": "mvrayx.y:Z", "fields": {}}, "mvrayx.y:Z is named in a step's settings, but is not part of mvray"),
         ({"class": "dataclasses:Field", "fields": {}}, "is no settings class"),
-        ({"class": "mvray.job:Pictures", "fields": {"depth": 3}}, "another version of mvray: .*'depth'"),
+        ({"class": "mvray.experiment.job:Pictures", "fields": {"depth": 3}}, "another version of mvray: .*'depth'"),
     ],
 )
 def test_only_settings_are_built_from_text(text: dict[str, Any], message: str) -> None:

@@ -15,16 +15,16 @@ import pytest
 from packaging import markers
 from test_cli import mvray
 
-from mvray.alike import _check_python, differences, versions_here
 from mvray.cli.submitting import as_table, sending, words_of
+from mvray.cluster.code_archive import pack, reference
+from mvray.cluster.job_client import Jobs, Submitted, _user, beside, entrypoint, environment, new_id
+from mvray.cluster.node_versions import _check_python, differences, versions_here
 from mvray.errors import ClusterError, DataError, SettingError
-from mvray.manifest import NOTE, git_commit
-from mvray.runlog import spool_folder, tracking_uri, where_tracked
-from mvray.shipment import pack, reference
-from mvray.storage import Storage
-from mvray.submit import Jobs, Submitted, _user, beside, entrypoint, environment, new_id
+from mvray.experiment.provenance import NOTE, git_commit
+from mvray.reports.mlflow_runs import spool_folder, tracking_uri, where_tracked
+from mvray.storage.storage import Storage
 
-JOB = "from mvray.job import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
+JOB = "from mvray.experiment.job import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
 
 SEARCHED = """
 from toys import Linear, step_of

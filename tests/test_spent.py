@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from toys import Linear, step_of
 
-from mvray import plan, run, spent
 from mvray.errors import DataError
-from mvray.job import Job, Scale
-from mvray.spent import Meter, Spent
-from mvray.storage import Storage
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Scale
+from mvray.pipeline import cost, plan, run
+from mvray.pipeline.cost import Meter, Spent
+from mvray.storage.storage import Storage
 
 
 def test_hours_are_what_was_held_while_it_was_held(tmp_path: Path, clock: list[float]) -> None:
@@ -26,7 +27,7 @@ def test_hours_are_what_was_held_while_it_was_held(tmp_path: Path, clock: list[f
         clock[0] += seconds
         meter.read(cpus, gpus)
     meter.keep()
-    found = spent.total(Storage(str(tmp_path)))
+    found = cost.total(Storage(str(tmp_path)))
     assert found.seconds == pytest.approx(3300)
     assert found.cpu_hours == pytest.approx(0.5 * 4 + 0.25 * 2)
     assert found.gpu_hours == pytest.approx(0.5 * 2 + 0.25 * 1)
@@ -39,8 +40,8 @@ def test_killed_attempts_are_counted_but_for_their_last_seconds(tmp_path: Path, 
         for _ in range(10):
             clock[0] += 4.0
             meter.read(1.0, 1.0)
-    found = spent.total(Storage(str(tmp_path)))
-    assert 2 * (40 - spent.KEEP_EVERY_S - 4) <= found.seconds < 80
+    found = cost.total(Storage(str(tmp_path)))
+    assert 2 * (40 - cost.KEEP_EVERY_S - 4) <= found.seconds < 80
     assert found.gpu_hours == pytest.approx(found.seconds / 3600)
 
 
@@ -49,7 +50,7 @@ def test_a_step_without_workers_costs_time_alone(tmp_path: Path, clock: list[flo
     clock[0] += 5
     meter.read(0.0, 0.0)
     meter.keep()
-    assert spent.as_metrics(spent.total(Storage(str(tmp_path)))) == {"spent/seconds": pytest.approx(5)}
+    assert cost.as_metrics(cost.total(Storage(str(tmp_path)))) == {"spent/seconds": pytest.approx(5)}
 
 
 def test_a_step_that_waits_for_room_again_holds_nothing(
@@ -76,13 +77,13 @@ def test_a_step_that_waits_for_room_again_holds_nothing(
 
 def test_the_table_leaves_out_what_is_nothing() -> None:
     rows = [("one (seed 0)", Spent(3600, 2, 0, 0)), ("two (seed 0)", Spent(90, 0.5, 0, 0))]
-    assert [line.split("   ") for line in re.sub(" {3,}", "   ", spent.as_text(rows)).splitlines()] == [
+    assert [line.split("   ") for line in re.sub(" {3,}", "   ", cost.as_text(rows)).splitlines()] == [
         ["step", "wall time", "CPU-hours"],
         ["one (seed 0)", "60 min 00 s", "2.00"],
         ["two (seed 0)", "1 min 30 s", "0.50"],
         ["in all", "61 min 30 s", "2.50"],
     ]
-    assert "GPU-hours     cost" in spent.as_text([("one", Spent(10, 0.01, 0.02, 0.05))])
+    assert "GPU-hours     cost" in cost.as_text([("one", Spent(10, 0.01, 0.02, 0.05))])
 
 
 def test_an_account_is_plain_json(tmp_path: Path) -> None:
@@ -95,4 +96,4 @@ def test_an_account_is_plain_json(tmp_path: Path) -> None:
 def test_an_account_that_is_damaged_is_named(tmp_path: Path, content: str) -> None:
     Storage(str(tmp_path)).write("spent/1", content.encode())
     with pytest.raises(DataError, match="spent/1 is not as mvray has written it"):
-        spent.total(Storage(str(tmp_path)))
+        cost.total(Storage(str(tmp_path)))

@@ -13,7 +13,7 @@ import pytest
 from full_disk import files_end_at
 
 from mvray.errors import ClusterError
-from mvray.spool import Courier, Refused, Spool, content_of
+from mvray.tracking.outbox import Courier, Refused, Spool, content_of
 
 
 class Post:
@@ -75,7 +75,7 @@ def said():
     heard: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: heard.append(record.getMessage())
-    logger = logging.getLogger("mvray.spool")
+    logger = logging.getLogger("mvray.tracking.outbox")
     level, off = logger.level, logging.root.manager.disable
     logging.disable(logging.NOTSET)
     logger.setLevel(logging.WARNING)

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from mvray import spool_copy
-from mvray.spool import Courier, Spool
-from mvray.spool_copy import SpoolCopy, fetch, forget, waiting_for
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
+from mvray.tracking import outbox_backup
+from mvray.tracking.outbox import Courier, Spool
+from mvray.tracking.outbox_backup import SpoolCopy, fetch, forget, waiting_for
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
@@ -21,7 +21,7 @@ def storage(request, tmp_path):
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(spool_copy, "CLAIM_S", 0.1)
+    monkeypatch.setattr(outbox_backup, "CLAIM_S", 0.1)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_killed_execution_is_taken_over_after_a_while(storage, spool, tmp_path
     other.mkdir()
     assert deliver(storage, other) == []
     place = storage.child(f".spool/{spool.folder.name}")
-    place.write("writer", str(vanished - spool_copy.GONE_S - 1).encode())
+    place.write("writer", str(vanished - outbox_backup.GONE_S - 1).encode())
     assert deliver(storage, other) == [1, 2]
 
 
@@ -140,7 +140,7 @@ def test_only_one_fetches(storage, spool, tmp_path):
     place.write("claim", f"{time.time()} another".encode())
     (tmp_path / "other").mkdir()
     assert deliver(storage, tmp_path / "other") == []
-    place.write("claim", f"{time.time() - spool_copy.GONE_S - 1} another".encode())
+    place.write("claim", f"{time.time() - outbox_backup.GONE_S - 1} another".encode())
     assert deliver(storage, tmp_path / "other") == [1]
 
 
@@ -179,7 +179,7 @@ SOUND = {"kind": "file", "run": "a", "experiment": "e", "path": "x.png", "conten
 )
 def test_what_mvray_does_not_write_is_left_aside(storage, tmp_path, caplog, event):
     """Who may write to the bucket could have had any file of ours uploaded, and removed then."""
-    caplog.set_level(logging.WARNING, "mvray.spool_copy")
+    caplog.set_level(logging.WARNING, "mvray.tracking.outbox_backup")
     victim = tmp_path / "victim"
     victim.write_text("mine")
     bad, good = (storage.child(f".spool/20260101-00000{n}-0123abcd") for n in (0, 1))
@@ -203,7 +203,7 @@ def test_what_mvray_does_not_write_is_left_aside(storage, tmp_path, caplog, even
 
 
 def test_links_and_other_names_in_a_copy_are_left_aside(tmp_path, caplog):
-    caplog.set_level(logging.WARNING, "mvray.spool_copy")
+    caplog.set_level(logging.WARNING, "mvray.tracking.outbox_backup")
     storage, victim, other = Storage(str(tmp_path / "storage")), tmp_path / "victim", tmp_path / "other"
     victim.write_text("mine")
     other.mkdir()

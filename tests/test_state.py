@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from toys import BUILT, TINY, Here, Kept, Killed, Linear, Relabelled, TwoPhases, step_of, task
 
-from mvray.checkpoint import Checkpoints
-from mvray.environment import Local
 from mvray.errors import StepFailed
-from mvray.job import MethodConfig, Pictures, Train
-from mvray.loop import train
+from mvray.experiment.contracts import MethodConfig
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.steps import Train
 from mvray.methods import classifier
-from mvray.storage import Storage
-from mvray.task import Task
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import Checkpoints
+from mvray.training.environment import Local
+from mvray.training.loop import train
+from mvray.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NETWORK = classifier.Config(network="alexnet-small", hide="random", fill="noise")

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from s3_proxy import SLOW_DOWN, S3Proxy
 
-from mvray import s3 as s3_module
-from mvray import storage as storage_module
 from mvray.errors import ClusterError, DataError, StorageFailed, StorageRefused
-from mvray.patience import Patience
-from mvray.storage import Entry, Storage, _is_path
+from mvray.storage import s3 as s3_module
+from mvray.storage import storage as storage_module
+from mvray.storage.retry import Patience
+from mvray.storage.storage import Entry, Storage, _is_path
 
 if TYPE_CHECKING:
     from conftest import S3Server

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from s3_proxy import SLOW_DOWN, S3Proxy
 
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 
 if TYPE_CHECKING:
     from conftest import S3Server

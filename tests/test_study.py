@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mvray import plan, study
-from mvray.cli import load_job
+from mvray.cli.jobs import load_job
 from mvray.errors import StorageFailed, TakenOver
-from mvray.storage import Storage
-from mvray.study import Study
+from mvray.pipeline import plan
+from mvray.storage.storage import Storage
+from mvray.tuning import study
+from mvray.tuning.study import Study
 
 
 def study_of(drawings: Path, place: Path) -> Study:

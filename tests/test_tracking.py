@@ -14,11 +14,11 @@ import pytest
 from full_disk import files_end_at
 from servers import has_asked
 
-from mvray import tracking
-from mvray.mlflow_store import HANDLE, HOST, MlflowStore, folder_of, without_password
-from mvray.spool import Refused
-from mvray.tracking import Tracker, deliver
-from mvray.ui import served
+from mvray.tracking import tracker as tracker_module
+from mvray.tracking.mlflow_store import HANDLE, HOST, MlflowStore, folder_of, without_password
+from mvray.tracking.outbox import Refused
+from mvray.tracking.tracker import Tracker, deliver
+from mvray.tracking.ui import served
 
 pytestmark = [
     pytest.mark.slow,  # MLflow makes its tables
@@ -288,8 +288,8 @@ def test_a_full_disk_loses_nothing_once_there_is_room(store, client, tmp_path, c
 
 
 def test_what_a_full_disk_never_took_is_told_at_the_end(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(tracking, "HELD_EVENTS", 10)
-    monkeypatch.setattr(tracking, "HELD_BYTES", 1000)
+    monkeypatch.setattr(tracker_module, "HELD_EVENTS", 10)
+    monkeypatch.setattr(tracker_module, "HELD_BYTES", 1000)
     tracker = Tracker("http://127.0.0.1:1", "full", tmp_path, delay_s=60)
     (events,) = tmp_path.glob("*/events.jsonl")
     full = events.stat().st_size + 20

@@ -15,16 +15,18 @@ import psutil
 import pytest
 from PIL import Image
 
-from mvray import train
-from mvray.checkpoint import Checkpoints
-from mvray.cluster import Cluster
-from mvray.data.folder import Folder
+from mvray.cluster.session import Cluster
+from mvray.data.readers.folder import Folder
 from mvray.errors import Interrupted, NonFiniteLoss, StepFailed
-from mvray.job import Data, Job, Optim, Pictures, Scale, Train
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Optim, Scale, Train
 from mvray.methods import classifier
-from mvray.plan import make
-from mvray.run import _write_inputs
-from mvray.storage import Storage
+from mvray.pipeline import train
+from mvray.pipeline.plan import make
+from mvray.pipeline.run import _write_inputs
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import Checkpoints
 
 pytestmark = [
     pytest.mark.slow,
@@ -174,7 +176,7 @@ def test_room_is_made_by_sending_a_waiting_crew_home(cluster, pictures, tmp_path
     train.run(_planned(_step(pictures), tmp_path), cluster)
     everything = ray.cluster_resources()["CPU"]
     assert ray.available_resources()["CPU"] < everything
-    cluster.crews.make_room(everything, 0)
+    cluster.groups.make_room(everything, 0)
     assert ray.available_resources()["CPU"] == everything
 
 
@@ -182,8 +184,8 @@ def test_room_is_made_by_sending_a_waiting_crew_home(cluster, pictures, tmp_path
 def test_a_command_that_is_ended_leaves_no_worker(pictures, tmp_path):
     job = tmp_path / "long.py"
     job.write_text(
-        "from mvray.data.folder import Folder\n"
-        "from mvray.job import Data, Job, Optim, Pictures, Scale, Train\n"
+        "from mvray.data.readers.folder import Folder\n"
+        "from mvray.experiment.job import Data, Job, Optim, Pictures, Scale, Train\n"
         "from mvray.methods import classifier\n"
         "def job(tiny=False):\n"
         "    data = Data(Folder(), Pictures(height=64, width=48, channels=1))\n"

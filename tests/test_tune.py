@@ -17,19 +17,21 @@ from typing import Any
 
 import pytest
 
-from mvray import plan, search_report
-from mvray.cli import load_job
-from mvray.cluster import Cluster
+from mvray.cli.jobs import load_job
+from mvray.cluster.session import Cluster
 from mvray.errors import StorageFailed
-from mvray.job import Job, Train
-from mvray.progress import Progress
-from mvray.results import collect
-from mvray.run import chosen, execute
-from mvray.runlog import RunLog
-from mvray.settings import replaced
-from mvray.storage import Storage
-from mvray.study import FAILED, FINISHED, STOPPED, Study
-from mvray.tracking import Tracker
+from mvray.experiment.job import Job
+from mvray.experiment.overrides import replaced
+from mvray.experiment.steps import Train
+from mvray.pipeline import plan
+from mvray.pipeline.run import chosen, execute
+from mvray.reports import search_table
+from mvray.reports.mlflow_runs import RunLog
+from mvray.reports.results import collect
+from mvray.storage.storage import Storage
+from mvray.tracking.terminal import Progress
+from mvray.tracking.tracker import Tracker
+from mvray.tuning.study import FAILED, FINISHED, STOPPED, Study
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,7 +82,7 @@ def searched(
     job: Job, place: Path, cluster: Cluster, wanted: int, concurrent: int | None = None
 ) -> tuple[Study, Lines]:
     """The search of ``job``, as the command does it."""
-    from mvray import tune
+    from mvray.tuning import tune
 
     storage, lines = Storage(str(place)), Lines()
     made = plan.make(job, storage)
@@ -145,8 +147,8 @@ def test_nothing_is_held_once_trials_are_stopped(whole: tuple[Study, Lines], clu
         found = (a["ActorClassName"] for a in ray._private.state.actors().values() if a["State"] == "ALIVE")
         return Counter(name for name in found if name != "Desk")  # holds no CPU; it goes when its crew's object does
 
-    while cluster.crews._idle:
-        cluster.crews._idle.pop().free()
+    while cluster.groups._idle:
+        cluster.groups._idle.pop().free()
     end = time.monotonic() + 60
     while (set(alive()) or ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]) and (
         time.monotonic() < end
@@ -252,14 +254,14 @@ def test_a_population_goes_on_from_its_best(drawings: Path, place: Path, cluster
     assert step["inputs"] == {"second": study.trials[ranked[0].number].id}
     first = json.loads((place / study.trials[0].path / "step.json").read_text())
     assert set(first["inputs"]) == {"first"}
-    assert "after 2 generations" in search_report.verdict(study.collected())
+    assert "after 2 generations" in search_table.verdict(study.collected())
     again, lines = searched(job, place, cluster, 4)
     assert [trial.id for trial in again.trials] == [trial.id for trial in study.trials]
     assert [line for line in lines.said if line.startswith("trial")] == []
 
 
 def test_bad_settings_fail_alone(drawings: Path, place: Path, cluster: Cluster) -> None:
-    from mvray.job import Choice, Search
+    from mvray.experiment.search_space import Choice, Search
 
     job = job_of(drawings)
     # A batch of one cannot be shared out over two workers.
@@ -268,7 +270,7 @@ def test_bad_settings_fail_alone(drawings: Path, place: Path, cluster: Cluster) 
     assert {trial.settings["optim.batch_size"]: trial.state for trial in study.trials} == {1: FAILED, 8: FINISHED}
     assert "cannot be shared by 2 workers" in study.trials[0].reason
     assert any(line.startswith("All 2 settings") for line in lines.said)
-    assert "failed: Step 'second': a batch of 1 samples" in search_report.as_text(study.collected(), 140)
+    assert "failed: Step 'second': a batch of 1 samples" in search_table.as_text(study.collected(), 140)
 
 
 # -- killed --------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ import pytest
 
 from mvray.cli import main
 from mvray.errors import ClusterError, DataError
-from mvray.tracking import Tracker
-from mvray.ui import check, free_port, served, ui
+from mvray.tracking.tracker import Tracker
+from mvray.tracking.ui import check, free_port, served, ui
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -88,7 +88,7 @@ def test_check_of_a_server_that_is_not_mlflow_or_not_there():
 
 
 def test_the_password_of_a_database_is_neither_shown_nor_on_the_command_line(monkeypatch, capsys):
-    from mvray import ui as module
+    from mvray.tracking import ui as module
 
     uri = "postgresql+psycopg2://mlflow:pa/ss+w=@db/mlflow"
     command, environ = module._command(uri, "127.0.0.1", 5000), module._environ(uri)
@@ -119,7 +119,7 @@ def test_a_database_that_does_not_answer_says_why_without_its_password():
 def test_the_pages_are_served_and_end(tmp_path):
     store = f"sqlite:///{tmp_path}/mlflow.db"
     Tracker(store, "seen", tmp_path / "spool").close()
-    code = "import sys; from mvray.ui import ui; sys.exit(ui(sys.argv[1], port=5690))"
+    code = "import sys; from mvray.tracking.ui import ui; sys.exit(ui(sys.argv[1], port=5690))"
     page = subprocess.Popen([sys.executable, "-c", code, store], stdout=subprocess.PIPE, text=True)
     assert page.stdout.readline() == "MLflow is starting ...\n"
     address = page.stdout.readline().split(" are shown at ")[1].split("/#")[0]

@@ -18,17 +18,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mvray import plan
-from mvray.checkpoint import weights_from_bytes
-from mvray.data.folder import Folder
+from mvray.data.readers.folder import Folder
 from mvray.data.tables import write_table
-from mvray.environment import Local
-from mvray.job import Data, GeneratorConfig, Job, MethodConfig, Optim, Pictures, Scale, Train
-from mvray.method import Batch, EpochWork, Facts, Generator, Method
+from mvray.experiment.contracts import Batch, Facts, Generator, GeneratorConfig, MethodConfig
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Optim, Scale, Train
 from mvray.nn.copy_paste import CopyPaste
-from mvray.storage import Storage
-from mvray.task import Task
-from mvray.train import task_of
+from mvray.nn.method import EpochWork, Method
+from mvray.pipeline import plan
+from mvray.pipeline.train import task_of
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import weights_from_bytes
+from mvray.training.environment import Local
+from mvray.training.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor

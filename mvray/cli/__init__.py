@@ -1,8 +1,7 @@
 """mvray run | tune | report | submit | jobs | logs | stop | look | group | find | ui
 | deliver | doctor | sample: the command line.
 
-Nothing heavy is imported here, so that help and a user's mistake take a fraction of a second. torch,
-which method files name at their top, is put in place as a lazy module: it loads when it is first used.
+Nothing heavy is imported here, so that help and a mistake in an option take a fraction of a second.
 Each module beside this one adds the commands of its subject.
 """
 
@@ -10,12 +9,8 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import importlib
-import importlib.util
 import os
 import sys
-import types
-from typing import Any
 
 from mvray import __version__
 from mvray.cli import jobs, pictures, places, samples, searching, submitting
@@ -28,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (a step failed), 2 (a mistake to mend), 130 (interrupted)."""
     if not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__ or sys.stderr)  # a crash in somebody's C++ says at least where it was
-    _lazy("torch")
     given = _parser().parse_args(arguments)
     try:
         code: int = given.command(given) or 0
@@ -45,33 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-
-
-class _Later(types.ModuleType):
-    """A module that is imported when something of it is first used.
-
-    importlib's LazyLoader does this too, but on Python 3.11 a second ``import`` statement already
-    loads the module.
-    """
-
-    class Tensor:
-        """Matplotlib asks of all that it draws whether it is a torch.Tensor; before torch is loaded nothing is."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":
-            raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        real = importlib.import_module(self.__name__)
-        self.__dict__.update(vars(real))
-        return getattr(real, name)
-
-
-def _lazy(name: str) -> None:
-    if name not in sys.modules and (spec := importlib.util.find_spec(name)) is not None:
-        later = _Later(name)
-        later.__spec__ = spec
-        sys.modules[name] = later
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,11 +20,11 @@ from mvray.cli.supervisor import supervised
 from mvray.errors import DataError, MvrayError, SettingError, UserError
 
 if TYPE_CHECKING:
-    from mvray.job import Job
-    from mvray.plan import Plan
-    from mvray.progress import Progress
-    from mvray.runlog import RunLog
-    from mvray.storage import Storage
+    from mvray.experiment.job import Job
+    from mvray.pipeline.plan import Plan
+    from mvray.reports.mlflow_runs import RunLog
+    from mvray.storage.storage import Storage
+    from mvray.tracking.terminal import Progress
 
 
 def add(commands: Any) -> None:
@@ -48,8 +48,8 @@ def run_options(parser: argparse.ArgumentParser) -> None:
 
 def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> Job:
     """The job of a job file, with the changes of the command line."""
-    from mvray.job import Job
-    from mvray.settings import replaced
+    from mvray.experiment.job import Job
+    from mvray.experiment.overrides import replaced
 
     if not path.is_file():
         raise SettingError(f"There is no job file {path}. Expected a file as jobs/gradcam_masking.py.")
@@ -93,7 +93,7 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
 def asked_for(given: argparse.Namespace) -> Job:
     """The job that the options name, with its workers. Raises SettingError for what none of it is, --only and
     the search among it."""
-    from mvray.settings import replaced
+    from mvray.experiment.overrides import replaced
 
     job = load_job(given.job, given.tiny, given.data, given.set)
     if workers := workers_of(getattr(given, "workers", None)):
@@ -106,7 +106,7 @@ def asked_for(given: argparse.Namespace) -> Job:
     if only is not None and only not in names:
         raise SettingError(f"--only {only}: the job {job.name!r} has no such step; it has {', '.join(names)}.")
     if job.search is not None:
-        from mvray import study
+        from mvray.tuning import study
 
         study.check(job)  # run and report show what was searched, after hours of training
     return job
@@ -114,8 +114,8 @@ def asked_for(given: argparse.Namespace) -> Job:
 
 def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, Storage]:
     """The job that the options name, planned; with ``one_seed`` for the first of its seeds alone."""
-    from mvray import plan
-    from mvray.storage import Storage
+    from mvray.pipeline import plan
+    from mvray.storage.storage import Storage
 
     if given.data and "://" not in given.data and not Path(given.data).is_dir():
         raise DataError(f"--data {given.data}: there is no such folder.")
@@ -134,14 +134,14 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
-    from mvray import report
-    from mvray.cluster import Cluster
-    from mvray.manifest import git_commit, versions
-    from mvray.progress import Progress
-    from mvray.results import collect, comparison, means, pictures
-    from mvray.run import chosen, execute
-    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri, where_tracked
-    from mvray.tracking import Tracker
+    from mvray.cluster.session import Cluster
+    from mvray.experiment.provenance import git_commit, versions
+    from mvray.pipeline.run import chosen, execute
+    from mvray.reports import page as pages
+    from mvray.reports.mlflow_runs import RunLog, refuge, spool_folder, tracking_uri, where_tracked
+    from mvray.reports.results import collect, comparison, means, pictures
+    from mvray.tracking.terminal import Progress
+    from mvray.tracking.tracker import Tracker
 
     heed_signals()
     workers = workers_of(given.workers)
@@ -180,7 +180,7 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
                 say_costs([(f"{p.name} (seed {p.seed})", p.folder) for p in todo if p.finished], log, progress)
         finally:
             close(log, status, progress, given.storage)
-    print(report.as_text(collect(plan), plan.job.table))
+    print(pages.as_text(collect(plan), plan.job.table))
     print(f"\nResults:  {storage.uri}")
     print(f"Pictures: {same_job('report', given)} --html report.html")
     print(f"MLflow:   {where_runs_are(given.storage)}")
@@ -189,10 +189,10 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
 
 def where_runs_are(storage: str) -> str:
     """The page with the runs, or the command that shows it."""
-    from mvray.mlflow_store import without_password
-    from mvray.runlog import tracking_uri
-    from mvray.storage import Storage
-    from mvray.ui import page
+    from mvray.reports.mlflow_runs import tracking_uri
+    from mvray.storage.storage import Storage
+    from mvray.tracking.mlflow_store import without_password
+    from mvray.tracking.ui import page
 
     uri = tracking_uri(Storage(storage))
     if uri.startswith(("http://", "https://")):
@@ -214,11 +214,11 @@ def readable(progress: Progress) -> Iterator[None]:
 
 def say_costs(done: list[tuple[str, Storage]], log: RunLog, progress: Progress) -> None:
     """What the steps in these folders have cost, on the terminal and on the job's run."""
-    from mvray import spent
+    from mvray.pipeline import cost
 
-    if costs := [(name, spent.total(folder)) for name, folder in done]:
-        progress.say(f"\n{spent.as_text(costs)}\n")
-        log.results(spent.as_metrics(sum((cost for _, cost in costs), spent.Spent())))
+    if rows := [(name, cost.total(folder)) for name, folder in done]:
+        progress.say(f"\n{cost.as_text(rows)}\n")
+        log.results(cost.as_metrics(sum((spent for _, spent in rows), cost.Spent())))
 
 
 def close(log: RunLog, status: str, progress: Progress, storage: str) -> None:
@@ -269,8 +269,8 @@ def _no_page(file: Path, error: OSError) -> SettingError:
 
 
 def _report(given: argparse.Namespace) -> int:
-    from mvray import report
-    from mvray.results import collect, comparison, pictures
+    from mvray.reports import page as pages
+    from mvray.reports.results import collect, comparison, pictures
 
     if given.html:
         _check_page(given.html)
@@ -278,14 +278,14 @@ def _report(given: argparse.Namespace) -> int:
     storage.check(write=False)
     found = collect(plan)
     if given.html:
-        page = report.as_html(found, plan.job.table, {**comparison(plan), **pictures(plan)})
+        page = pages.as_html(found, plan.job.table, {**comparison(plan), **pictures(plan)})
         try:
             given.html.write_text(page)
         except OSError as error:
             raise _no_page(given.html, error) from None
         print(f"Wrote {given.html}.", file=sys.stderr)
     if given.json:
-        print(report.as_json(found))
+        print(pages.as_json(found))
     elif not given.html:
-        print(report.as_text(found, plan.job.table))
+        print(pages.as_text(found, plan.job.table))
     return 0

@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 
 
 def _sample_comics(given: argparse.Namespace) -> int:
-    from mvray.samples.comics import compose
+    from mvray.data.synthetic.comics import compose
 
     compose(given.out, titles=given.titles, pages=given.pages, seed=given.seed)
     print(f"Wrote {given.titles} titles of {given.pages} pages to {given.out}.")
@@ -39,7 +39,7 @@ def _sample_comics(given: argparse.Namespace) -> int:
 
 
 def _sample_actions(given: argparse.Namespace) -> int:
-    from mvray.samples.actions import compose
+    from mvray.data.synthetic.actions import compose
 
     compose(given.out, classes=given.classes, videos=given.videos, seed=given.seed)
     print(f"Wrote {given.classes} classes of {given.videos} videos to {given.out}.")
@@ -47,7 +47,7 @@ def _sample_actions(given: argparse.Namespace) -> int:
 
 
 def _sample_faces(given: argparse.Namespace) -> int:
-    from mvray.samples.faces import compose
+    from mvray.data.synthetic.faces import compose
 
     compose(given.out, characters=given.characters, pictures=given.pictures, seed=given.seed)
     print(f"Wrote faces of {given.characters} characters to {given.out}.")

@@ -12,8 +12,8 @@ from mvray.cli.supervisor import supervised
 from mvray.errors import SettingError
 
 if TYPE_CHECKING:
-    from mvray.runlog import RunLog
-    from mvray.study import Study
+    from mvray.reports.mlflow_runs import RunLog
+    from mvray.tuning.study import Study
 
 
 def add(commands: Any) -> None:
@@ -35,14 +35,15 @@ def _tune(given: argparse.Namespace) -> int:
 
 
 def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
-    from mvray import search_report, study
-    from mvray.cluster import Cluster
-    from mvray.manifest import git_commit, versions
-    from mvray.plan import Plan
-    from mvray.progress import Progress
-    from mvray.run import chosen, execute
-    from mvray.runlog import RunLog, refuge, spool_folder, tracking_uri, where_tracked
-    from mvray.tracking import Tracker
+    from mvray.cluster.session import Cluster
+    from mvray.experiment.provenance import git_commit, versions
+    from mvray.pipeline.plan import Plan
+    from mvray.pipeline.run import chosen, execute
+    from mvray.reports import search_table
+    from mvray.reports.mlflow_runs import RunLog, refuge, spool_folder, tracking_uri, where_tracked
+    from mvray.tracking.terminal import Progress
+    from mvray.tracking.tracker import Tracker
+    from mvray.tuning import study
 
     study.check(load_job(given.job, given.tiny, given.data, given.set))
     heed_signals()
@@ -68,7 +69,7 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     status = "FAILED"
     try:
         execute(before, cluster, log, progress)
-        from mvray import tune
+        from mvray.tuning import tune
 
         tune.search(found, cluster, log, progress, wanted, given.concurrent)
         status = "FINISHED"
@@ -90,7 +91,7 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
                 _log_result(log, found)
         finally:
             close(log, status, progress, given.storage)
-    print(search_report.as_text(found.collected()))
+    print(search_table.as_text(found.collected()))
     _say_next(given, found)
     return 0
 
@@ -107,13 +108,13 @@ def check_options(given: argparse.Namespace) -> None:
 
 def _log_result(log: RunLog, found: Study) -> None:
     """Pictures and the best settings on the study's run, also of a search that was interrupted."""
-    from mvray import search_figures, search_report
+    from mvray.reports import search_figures, search_table
 
     collected = found.collected()
     if collected["best"] is None:
         return
     log.pictures(search_figures.pictures(found.search, collected))
-    said = search_report.verdict(collected)
+    said = search_table.verdict(collected)
     log.said({"mvray.best": collected["set"], "mvray.best_trial": str(collected["best"]), "mlflow.note.content": said})
 
 

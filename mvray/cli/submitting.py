@@ -17,8 +17,8 @@ from mvray.cli.searching import check_options
 from mvray.errors import DataError, SettingError
 
 if TYPE_CHECKING:
-    from mvray.shipment import Shipment
-    from mvray.submit import Jobs, Submitted
+    from mvray.cluster.code_archive import Shipment
+    from mvray.cluster.job_client import Jobs, Submitted
 
 
 def add(commands: Any) -> None:
@@ -81,7 +81,7 @@ def _check_job(given: argparse.Namespace) -> None:
         raise SettingError(
             f"--only {given.only}: a search trains one step, with what that reads; expected no --only beside --tune."
         )
-    from mvray import study
+    from mvray.tuning import study
 
     check_options(given)
     search, _ = study.check(asked_for(given))
@@ -90,7 +90,7 @@ def _check_job(given: argparse.Namespace) -> None:
 
 
 def _check_places(given: argparse.Namespace) -> None:
-    from mvray.storage import Storage
+    from mvray.storage.storage import Storage
 
     if given.storage == STORAGE or not _is_everywhere(given.storage):
         found = "no --storage" if given.storage == STORAGE else f"--storage {given.storage}"
@@ -113,8 +113,8 @@ def _is_everywhere(place: str) -> bool:
 
 
 def _submit(given: argparse.Namespace) -> int:
-    from mvray.shipment import LIMIT_MIB, pack
-    from mvray.submit import Jobs, beside, environment
+    from mvray.cluster.code_archive import LIMIT_MIB, pack
+    from mvray.cluster.job_client import Jobs, beside, environment
 
     shipment = pack(given.job, given.code_limit if given.code_limit is not None else LIMIT_MIB)
     words = words_of(given, shipment.job)
@@ -169,7 +169,7 @@ def _ended(job: Submitted) -> int:
 
 
 def _jobs(given: argparse.Namespace) -> int:
-    from mvray.submit import Jobs
+    from mvray.cluster.job_client import Jobs
 
     print(as_table(Jobs(given.address).all(), time.time()))
     return 0
@@ -177,7 +177,7 @@ def _jobs(given: argparse.Namespace) -> int:
 
 def as_table(jobs: list[Submitted], now_s: float) -> str:
     """The jobs as lines, newest first."""
-    from mvray.progress import duration
+    from mvray.tracking.terminal import duration
 
     rows = [("ID", "STATE", "JOB", "USER", "SINCE", "DURATION")]
     for job in jobs:
@@ -195,7 +195,7 @@ def _shown(name: str) -> str:
 
 
 def _logs(given: argparse.Namespace) -> int:
-    from mvray.submit import Jobs
+    from mvray.cluster.job_client import Jobs
 
     cluster = Jobs(given.address)
     if given.follow:
@@ -205,7 +205,7 @@ def _logs(given: argparse.Namespace) -> int:
 
 
 def _stop(given: argparse.Namespace) -> int:
-    from mvray.submit import ENDED, Jobs
+    from mvray.cluster.job_client import ENDED, Jobs
 
     cluster, asked = Jobs(given.address), False
     for job in cluster.stop(given.id):

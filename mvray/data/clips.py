@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mvray.data.dataset import SampleDataset
-from mvray.data.view import ClipView, View
+from mvray.data.geometry import ClipView, View
 from mvray.errors import SettingError
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mvray.data.columns import Joined
-    from mvray.job import Clips
-    from mvray.source import Source
+    from mvray.experiment.inputs import Clips
+    from mvray.experiment.source import Source
 
 
 class ClipDataset(SampleDataset):
@@ -28,7 +28,7 @@ class ClipDataset(SampleDataset):
     def __init__(
         self, source: Source, rows: pa.Table, clips: Clips, columns: Mapping[str, Joined] | None = None, **how: Any
     ) -> None:
-        from mvray.data.sources import VideoSource
+        from mvray.data.readers.base import VideoSource
 
         super().__init__(rows, columns, **how)
         if not isinstance(source, VideoSource):

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pyarrow as pa
 
+from mvray.data.geometry import seen
 from mvray.data.masks import MaskColumn, found_in
 from mvray.data.node_cache import made_once, node_folder
 from mvray.data.tables import read_table
-from mvray.data.view import seen
 from mvray.errors import DataError, SettingError
-from mvray.job import Masks
-from mvray.storage import Storage
+from mvray.experiment.inputs import Masks
+from mvray.storage.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mvray.data.view import View
+    from mvray.data.geometry import View
 
 
 def map_field(name: str, height: int, width: int, kind: str = "float16") -> pa.Field:

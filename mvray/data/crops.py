@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from mvray.data.bad_files import Unreadable
 from mvray.data.node_cache import made_once, node_folder
-from mvray.data.quarantine import Unreadable
-from mvray.data.sources import picture
+from mvray.data.readers.base import picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from mvray.storage import Entry
+    from mvray.storage.storage import Entry
 
 _LAYOUT = 1  # grows when the same crops are stored in another way or cut otherwise
 _THREADS = 16

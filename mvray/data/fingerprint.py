@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.source import UNSEEN
+from mvray.experiment.source import UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mvray.source import Index
+    from mvray.experiment.source import Index
 
 _COLUMNS = ("key", "part", "label", "split", "group", "regions", "bytes")
 

@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageFilter
 
-from mvray.data.view import seen
+from mvray.data.geometry import seen
 from mvray.errors import DataError, SettingError
-from mvray.inputs import ALL, PEOPLE, PEOPLE_AND_OBJECTS
+from mvray.experiment.inputs import ALL, PEOPLE, PEOPLE_AND_OBJECTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mvray.data.view import View
-    from mvray.job import Masks
+    from mvray.data.geometry import View
+    from mvray.experiment.inputs import Masks
 
 SCENERY = frozenset(
     (

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from mvray.data.dataset import SampleDataset
-from mvray.data.sources import PictureSource, pixels
-from mvray.data.view import View, seen
+from mvray.data.geometry import View, seen
+from mvray.data.readers.base import PictureSource, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mvray.data.columns import Joined
-    from mvray.job import Pictures
-    from mvray.source import Source
+    from mvray.experiment.inputs import Pictures
+    from mvray.experiment.source import Source
 
 
 class PictureDataset(SampleDataset):

@@ -17,12 +17,13 @@ import pyarrow as pa
 import torch
 
 from mvray.errors import SettingError
-from mvray.inputs import check_above_0
-from mvray.job import FILE, Clips, GeneratorConfig, Read, Train
-from mvray.method import Batch, Generator, Method
+from mvray.experiment.contracts import Batch, Generator, GeneratorConfig, Read
+from mvray.experiment.fields import FILE, NOT_IDENTITY, check_above_0
+from mvray.experiment.inputs import Clips
+from mvray.experiment.steps import Train
 from mvray.nn import networks
 from mvray.nn.layers import Layers
-from mvray.source import NOT_IDENTITY
+from mvray.nn.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,11 +11,19 @@ import numpy as np
 import pyarrow as pa
 
 from mvray.errors import SettingError
-from mvray.inputs import check_above_0
-from mvray.job import GeneratorConfig, Read, SegmenterConfig, Train
-from mvray.method import Frame, FrameGenerator, Instances, Method, Segmenter
+from mvray.experiment.contracts import (
+    Frame,
+    FrameGenerator,
+    GeneratorConfig,
+    Instances,
+    Read,
+    Segmenter,
+    SegmenterConfig,
+)
+from mvray.experiment.fields import NOT_IDENTITY, check_above_0
+from mvray.experiment.steps import Train
 from mvray.nn import rle
-from mvray.source import NOT_IDENTITY
+from mvray.nn.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor

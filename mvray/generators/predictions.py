@@ -9,9 +9,10 @@ import pyarrow as pa
 import torch
 
 from mvray.errors import SettingError
-from mvray.job import GeneratorConfig, Read, Train
-from mvray.method import Batch, Generator, Method
-from mvray.source import NOT_IDENTITY
+from mvray.experiment.contracts import Batch, Generator, GeneratorConfig, Read
+from mvray.experiment.fields import NOT_IDENTITY
+from mvray.experiment.steps import Train
+from mvray.nn.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor

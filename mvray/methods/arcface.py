@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mvray import retrieval
 from mvray.errors import DataError, SettingError
-from mvray.job import FILE, MethodConfig
-from mvray.method import Batch, EpochWork, Facts, Method
+from mvray.experiment.contracts import Batch, Facts, MethodConfig
+from mvray.experiment.fields import FILE
+from mvray.metrics import retrieval
 from mvray.nn import balanced, networks
+from mvray.nn.method import EpochWork, Method
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from mvray.errors import DataError, SettingError
-from mvray.job import FILE, MethodConfig
-from mvray.method import Batch, EpochWork, Facts, Method
+from mvray.experiment.contracts import Batch, Facts, MethodConfig
+from mvray.experiment.fields import FILE
 from mvray.nn import layers, networks, whitening
 from mvray.nn.kmeans import Clusters, kmeans
+from mvray.nn.method import EpochWork, Method
 
 if TYPE_CHECKING:
     import numpy as np

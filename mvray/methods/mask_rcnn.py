@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from mvray.errors import DataError, SettingError
-from mvray.job import FILE, MethodConfig
-from mvray.method import Batch, Facts, Instances, Method
+from mvray.experiment.contracts import Batch, Facts, Instances, MethodConfig
+from mvray.experiment.fields import FILE
 from mvray.nn import detectors, draws
+from mvray.nn.method import Method
 
 if TYPE_CHECKING:
     import numpy as np

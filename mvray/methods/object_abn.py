@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from mvray.errors import SettingError
-from mvray.job import FILE, MethodConfig
-from mvray.method import Batch, Facts, Method
+from mvray.experiment.contracts import Batch, Facts, MethodConfig
+from mvray.experiment.fields import FILE
 from mvray.nn import sharpness, x3d
+from mvray.nn.method import Method
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mvray.errors import SettingError
-from mvray.method import Instances
+from mvray.experiment.contracts import Instances
+from mvray.nn.small_pyramid import FINEST
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SMALL = "maskrcnn-small"
-FINEST = "0"  # what the finest features are called, at 1/2 of the picture
 NAMES = (SMALL, "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
 LEAST_PX = 2.0
 """Instances whose box is thinner are no targets: nothing of them is left at the features' resolution."""

@@ -14,12 +14,19 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-from mvray.nn.detectors import FINEST
 from mvray.nn.roi_align import roi_align
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torchvision.models.detection.image_list import ImageList
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+FINEST = "0"  # what the finest features are called, at 1/2 of the picture
+
 
 WIDTHS = (24, 48, 80, 112)
 BLOCKS = (0, 1, 2, 2)

@@ -48,7 +48,8 @@ def faces(samples: int, people: int, dimensions: int = 512, seed: int = 0) -> tu
 
 
 def ours(vectors_ND: np.ndarray) -> tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any]]:
-    from mvray.clustering import Hdbscan, Umap
+    from mvray.metrics.clustering import Hdbscan
+    from mvray.metrics.reduction import Umap
 
     return lambda v: Umap().reduced(v, 0), lambda p: Hdbscan().labels(p.astype(float), 0, None)
 
@@ -85,7 +86,7 @@ def works(given: argparse.Namespace) -> None:
     """Clusters over all works, against the same one after another."""
     import pyarrow as pa
 
-    from mvray.clustering import Clusters, grouped
+    from mvray.metrics.clustering import Clusters, grouped
 
     made = [faces(given.faces, max(5, given.faces // 30), seed=work) for work in range(given.works)]
     vectors, label = (np.concatenate(parts) for parts in zip(*made, strict=True))
@@ -109,7 +110,7 @@ def works(given: argparse.Namespace) -> None:
 
 
 def show(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace) -> None:
-    from mvray.clustering import agreement
+    from mvray.metrics.clustering import agreement
 
     _, person_N = faces(given.vectors, given.people)
     print(

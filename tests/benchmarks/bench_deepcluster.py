@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mvray.data.folder import Folder
-from mvray.environment import Local
-from mvray.job import LAST, Data, Optim, Pictures, Scale, Train
+from mvray.data.readers.folder import Folder
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.steps import LAST, Data, Optim, Scale, Train
 from mvray.methods import deepcluster
+from mvray.training.environment import Local
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests")]
@@ -66,7 +67,7 @@ class Watched(Local):
 def ours(root: Path, place: Path, clusters: int, components: int, epochs: int) -> list[dict[str, float]]:
     from toys import task
 
-    from mvray.loop import train
+    from mvray.training.loop import train
 
     data = Data(
         Folder(root=str(root), train=0.99, validation=0.01, test=0.0), Pictures(SIDE, SIDE, 1, True, crop_scale=CROP)

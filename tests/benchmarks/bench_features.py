@@ -30,18 +30,20 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from mvray import generate, plan
-from mvray.checkpoint import weights_to_bytes
-from mvray.cluster import Cluster
-from mvray.data.folder import Folder
+from mvray.cluster.session import Cluster
+from mvray.data.readers.folder import Folder
+from mvray.data.synthetic import drawings
 from mvray.data.tables import write_table
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Generate, Scale, Train
 from mvray.generators import features
-from mvray.job import Data, Generate, Job, Pictures, Scale, Train
 from mvray.methods import classifier
 from mvray.nn import layers
-from mvray.plan import Planned
-from mvray.samples import drawings
-from mvray.storage import Storage
+from mvray.pipeline import generate, plan
+from mvray.pipeline.plan import Planned
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import weights_to_bytes
 
 WANTED = 1.0
 GRID = 2

@@ -36,18 +36,22 @@ import torch
 from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
-from mvray import loop, plan, state, task
-from mvray.data.folder import Folder
+from mvray.data.readers.folder import Folder
 from mvray.data.tables import write_table
-from mvray.environment import Local, placed
+from mvray.experiment.contracts import Batch, Facts, MethodConfig
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import LAST, Data, Optim, Scale, Train
 from mvray.generators import features, gradcam
-from mvray.job import LAST, Data, Job, MethodConfig, Optim, Pictures, Scale, Train
-from mvray.method import Batch, Facts
 from mvray.methods import classifier, deepcluster, object_abn
 from mvray.nn import cam, kmeans, layers
-from mvray.optim import optimiser
-from mvray.storage import Storage
-from mvray.train import task_of
+from mvray.pipeline import plan
+from mvray.pipeline.train import task_of
+from mvray.storage.storage import Storage
+from mvray.training import loop, state
+from mvray.training import samples as samples_module
+from mvray.training.environment import Local, placed
+from mvray.training.optim import optimiser
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -105,10 +109,12 @@ def batches_of(case: Case, count: int) -> list[dict[str, torch.Tensor]]:
     return made
 
 
-class InMemory(task.Samples):
+class InMemory(samples_module.Samples):
     """The loop's samples without a disk: the same batches over and over."""
 
-    def __init__(self, case: Case, batches: list[dict[str, torch.Tensor]], steps: int, given: task.Task) -> None:
+    def __init__(
+        self, case: Case, batches: list[dict[str, torch.Tensor]], steps: int, given: samples_module.Task
+    ) -> None:
         self._task, self._here, self._given = given, Local(), batches
         self._sets: dict[str, Any] = {"train": None}
         self.batches, self.batch_size = steps, case.optim.batch_size
@@ -126,7 +132,7 @@ def ours(
     """An epoch of our loop."""
     scale = Scale(channels_last=channels_last, compile=compiled)
     step = Train("bench", case.config, Data(Folder(root=folder)), case.optim, scale=scale, select=LAST)
-    given = task.Task(step, 0, folder, case.facts, 1)
+    given = samples_module.Task(step, 0, folder, case.facts, 1)
     made = functools.partial(InMemory, case, batches, steps)
     before, loop.Samples = loop.Samples, lambda each, here: made(each)  # type: ignore[assignment, misc]
     parts = loop._parts(given, Local(), Storage(folder))
@@ -427,7 +433,7 @@ def save(given: argparse.Namespace) -> None:
     case = case if GPU else replace(case.tiny(), config=replace(case.config, network="vgg-small"))
     with tempfile.TemporaryDirectory() as folder:
         step = Train("bench", case.config, Data(Folder(root=folder)), case.optim, select=LAST)
-        made = task.Task(step, 0, folder, case.facts, 1)
+        made = samples_module.Task(step, 0, folder, case.facts, 1)
         before, loop.Samples = loop.Samples, lambda each, here: InMemory(case, batches, 1, each)
         batches = batches_of(replace(case, optim=replace(case.optim, batch_size=8)), 1)
         parts = loop._parts(made, Local(), Storage(folder))

@@ -25,13 +25,13 @@ import torchvision
 from PIL import Image
 
 from mvray.data import sampler
-from mvray.data.dataset import loader
-from mvray.data.folder import Folder
-from mvray.data.manga109 import Manga109
+from mvray.data.loader import loader
 from mvray.data.pictures import PictureDataset
-from mvray.data.sources import PictureSource
-from mvray.job import Pictures
-from mvray.samples import comics
+from mvray.data.readers.base import PictureSource
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.manga109 import Manga109
+from mvray.data.synthetic import comics
+from mvray.experiment.inputs import Pictures
 
 Cut = Callable[[Image.Image], Image.Image]
 Start = Callable[[], Iterator[torch.Tensor]]

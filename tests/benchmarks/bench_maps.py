@@ -1,6 +1,6 @@
 """Grad-CAM of picture files, end to end: files in, stored maps out, against the usual per-image script.
 
-Ours is what an actor of a Generate step does (mvray.generate.Maker): decode ahead in threads, whole
+Ours is what an actor of a Generate step does (mvray.pipeline.shards.Maker): decode ahead in threads, whole
 batches, one Parquet file per shard; Ray's own start is in bench_startup.py. The script is what grad-cam's
 README shows: for each file open, resize, normalise, GradCAM, save the map. Same AlexNet and ResNet50 weights,
 same files, same threads; rounds alternate and the median ratio counts. Wanted: 3.
@@ -22,16 +22,17 @@ from PIL import Image
 from pytorch_grad_cam import GradCAM
 from torchvision import transforms
 
-from mvray.checkpoint import weights_to_bytes
-from mvray.data.folder import Folder
+from mvray.data.readers.folder import Folder
 from mvray.data.tables import write_table
-from mvray.generate import SHARD_ROWS, Maker, Work
+from mvray.experiment.contracts import Facts
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.steps import Data, Generate, Scale, Train
 from mvray.generators import gradcam
-from mvray.job import Data, Generate, Pictures, Scale, Train
-from mvray.method import Facts
 from mvray.methods import classifier
 from mvray.nn.networks import last_convolution
-from mvray.storage import Storage
+from mvray.pipeline.shards import SHARD_ROWS, Maker, Work
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import weights_to_bytes
 
 SIDE_PX, CLASSES = 224, 10
 

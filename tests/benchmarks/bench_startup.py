@@ -24,8 +24,10 @@ from pathlib import Path
 
 import psutil
 
-from mvray.data.manga109 import Manga109
-from mvray.job import Data, Job, Optim, Pictures, Scale, Train
+from mvray.data.readers.manga109 import Manga109
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Optim, Scale, Train
 from mvray.methods import classifier
 
 STEPS = ("first", "second", "third")
@@ -48,13 +50,13 @@ def rank(job_file: Path, data: str, storage: str, settings: list[str]) -> None:
     """One rank under torchrun: plan the job as `mvray run` does and train its first step."""
     import torch
 
-    from mvray.cli import load_job
-    from mvray.environment import Torchrun
-    from mvray.loop import train
-    from mvray.plan import make
-    from mvray.run import _write_inputs
-    from mvray.storage import Storage
-    from mvray.train import task_of
+    from mvray.cli.jobs import load_job
+    from mvray.pipeline.plan import make
+    from mvray.pipeline.run import _write_inputs
+    from mvray.pipeline.train import task_of
+    from mvray.storage.storage import Storage
+    from mvray.training.environment import Torchrun
+    from mvray.training.loop import train
 
     planned = make(load_job(job_file, False, data, settings), Storage(storage)).steps[0]
     here = Torchrun()
@@ -115,7 +117,7 @@ def main() -> None:
     if given.rank:
         rank(Path(__file__), *given.rank, [])
         return
-    from mvray.samples.comics import compose
+    from mvray.data.synthetic.comics import compose
 
     measured: dict[str, list[tuple[float, float]]] = {"mvray run": [], "torchrun": []}
     further: list[float] = []

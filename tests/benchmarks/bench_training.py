@@ -25,8 +25,10 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from mvray.data.folder import Folder
-from mvray.job import Data, Job, Optim, Pictures, Scale, Train
+from mvray.data.readers.folder import Folder
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.steps import Data, Optim, Scale, Train
 from mvray.methods import classifier
 
 HEIGHT, WIDTH, CLASSES, BATCH, STEPS = 146, 104, 4, 16, 60

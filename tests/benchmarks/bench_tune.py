@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from test_tune import JOB, Lines, job_of, searched
 
-from mvray import plan
-from mvray.cli import load_job
-from mvray.cluster import Cluster
-from mvray.run import chosen, execute
-from mvray.runlog import RunLog
-from mvray.settings import replaced
-from mvray.storage import Storage
-from mvray.tracking import Tracker
+from mvray.cli.jobs import load_job
+from mvray.cluster.session import Cluster
+from mvray.experiment.overrides import replaced
+from mvray.pipeline import plan
+from mvray.pipeline.run import chosen, execute
+from mvray.reports.mlflow_runs import RunLog
+from mvray.storage.storage import Storage
+from mvray.tracking.tracker import Tracker
 
 
 def pictures(root: Path) -> Path:

@@ -30,15 +30,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mvray.clustering import Hdbscan, Umap, agreement, grouped
-from mvray.data.sources import picture
+from mvray.data.readers.base import picture
+from mvray.experiment.contracts import Facts
 from mvray.generators import features
-from mvray.group import NEIGHBOURS, least_size, pictures
-from mvray.method import Facts
-from mvray.metrics import mean_interval
-from mvray.model import Model, as_given, scaled
+from mvray.inference.group import NEIGHBOURS, least_size, pictures
+from mvray.inference.model import Model, as_given, scaled
+from mvray.metrics.classification import mean_interval
+from mvray.metrics.clustering import Hdbscan, agreement, grouped
+from mvray.metrics.reduction import Umap
+from mvray.metrics.retrieval import scores, search
 from mvray.nn import layers
-from mvray.retrieval import scores, search
 
 BATCH, IMAGENET_SIDE = 32, 224
 SCORES = ("AMI", "ARI", "F1", "recall@1", "mAP@R")

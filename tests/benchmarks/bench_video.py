@@ -37,9 +37,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from mvray.data import sampler
 from mvray.data.clips import ClipDataset
-from mvray.data.dataset import loader
-from mvray.data.videos import Videos
-from mvray.job import Clips
+from mvray.data.loader import loader
+from mvray.data.readers.videos import Videos
+from mvray.experiment.inputs import Clips
 
 sys.modules["torchvision.transforms.functional_tensor"] = importlib.import_module(
     "torchvision.transforms._functional_tensor"

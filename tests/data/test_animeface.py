@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvray.data.animeface import AnimeFace
+from mvray.data.bad_files import Note
 from mvray.data.fingerprint import fingerprint
-from mvray.data.quarantine import Note
+from mvray.data.readers.animeface import AnimeFace
 from mvray.errors import ClusterError, DataError
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 
 
 @pytest.fixture

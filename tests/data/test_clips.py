@@ -13,13 +13,14 @@ from footage import film, numbers_in
 from pycocotools import mask as coco
 
 from mvray.data.clips import ClipDataset
-from mvray.data.dataset import dataset, loader
-from mvray.data.folder import Folder
+from mvray.data.geometry import ClipView
+from mvray.data.loader import dataset, loader
 from mvray.data.masks import MaskColumn
-from mvray.data.videos import Videos
-from mvray.data.view import ClipView
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.videos import Videos
 from mvray.errors import DataError, SettingError
-from mvray.job import Clips, Data, Masks
+from mvray.experiment.inputs import Clips, Masks
+from mvray.experiment.steps import Data
 
 CLIPS = Clips(96, 96, frames=8, every=4, short_side=(96, 128), test_side=110)
 LONG, SHORT = 60, 10

@@ -17,7 +17,7 @@ from mvray.data.columns import Columns, map_field
 from mvray.data.node_cache import KEPT_S
 from mvray.data.tables import read_table, write_table
 from mvray.errors import DataError
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 
 PAGES = 23
 

@@ -22,7 +22,7 @@ from PIL import Image
 from mvray.data import node_cache
 from mvray.data.crops import Crops, Cut, CutPicture, crop, opened, square
 from mvray.data.node_cache import KEPT_S
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 
 Draw = Callable[..., Image.Image]
 SIZE = (200, 120)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from mvray.data.fingerprint import fingerprint
-from mvray.data.manga109 import Manga109
-from mvray.source import Index
+from mvray.data.readers.manga109 import Manga109
+from mvray.experiment.source import Index
 
 Comics = Callable[..., Path]
 

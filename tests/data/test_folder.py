@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvray.data.folder import Folder
-from mvray.data.quarantine import Note, check
+from mvray.data.bad_files import Note, check
+from mvray.data.readers.folder import Folder
 from mvray.errors import DataError
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 
 Draw = Callable[..., Image.Image]
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from footage import film, numbers_in
 
-from mvray.data.quarantine import Unreadable
-from mvray.data.video import Video
-from mvray.data.videos import Videos
+from mvray.data.bad_files import Unreadable
+from mvray.data.readers.videos import Videos
+from mvray.data.video.video import Video
 
 pytestmark = pytest.mark.slow  # videos are encoded
 

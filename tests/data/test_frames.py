@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from footage import film, numbers_in
 
-from mvray.data.folder import Folder
-from mvray.data.frames import AHEAD_FRAMES, frames
-from mvray.data.videos import Videos
-from mvray.method import Frame
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.videos import Videos
+from mvray.data.video.frames import AHEAD_FRAMES, frames
+from mvray.experiment.contracts import Frame
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mvray.data.bad_files import check
 from mvray.data.fingerprint import fingerprint
-from mvray.data.folder import Folder
-from mvray.data.identities import Identities
-from mvray.data.quarantine import check
-from mvray.data.sources import drawn
+from mvray.data.readers.base import drawn
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.identities import Identities
 from mvray.errors import DataError, SettingError
-from mvray.source import Index
-from mvray.storage import Storage
+from mvray.experiment.source import Index
+from mvray.storage.storage import Storage
 
 Make = Callable[..., Path]
 

@@ -19,13 +19,15 @@ import pytest
 from s3_proxy import S3Proxy
 
 from mvray.data import node_cache
-from mvray.data.dataset import SampleDataset, dataset
-from mvray.data.folder import Folder
-from mvray.data.frames import frames
-from mvray.data.videos import Videos
+from mvray.data.dataset import SampleDataset
+from mvray.data.loader import dataset
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.videos import Videos
+from mvray.data.video.frames import frames
 from mvray.errors import DataError
-from mvray.job import Clips, Data, Pictures
-from mvray.storage import Storage
+from mvray.experiment.inputs import Clips, Pictures
+from mvray.experiment.steps import Data
+from mvray.storage.storage import Storage
 
 if TYPE_CHECKING:
     from conftest import S3Server

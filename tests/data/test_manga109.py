@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from mvray.data.manga109 import Manga109
-from mvray.data.quarantine import Note, check
-from mvray.data.sources import ROWS
+from mvray.data.bad_files import Note, check
+from mvray.data.readers.base import ROWS
+from mvray.data.readers.manga109 import Manga109
 from mvray.errors import ClusterError, DataError, SettingError
-from mvray.source import BadRecord
-from mvray.storage import Storage
+from mvray.experiment.source import BadRecord
+from mvray.storage.storage import Storage
 
 Comics = Callable[..., Path]
 

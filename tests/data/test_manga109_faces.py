@@ -18,16 +18,16 @@ import pytest
 from PIL import Image
 
 import mvray.data.crops
-from mvray.data.dataset import loader
+from mvray.data.bad_files import Note, Unreadable, check
 from mvray.data.fingerprint import fingerprint
-from mvray.data.manga109_faces import Manga109Faces
+from mvray.data.loader import loader
 from mvray.data.pictures import PictureDataset
-from mvray.data.quarantine import Note, Unreadable, check
-from mvray.data.sources import ROWS
+from mvray.data.readers.base import ROWS
+from mvray.data.readers.manga109_faces import Manga109Faces
 from mvray.errors import DataError, SettingError
-from mvray.job import Pictures
-from mvray.source import BadRecord, Index
-from mvray.storage import Storage
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.source import BadRecord, Index
+from mvray.storage.storage import Storage
 
 SIZE = (300, 200)
 Box = tuple[int, str, int, int, int, int]  # page, character, xmin, ymin, xmax, ymax

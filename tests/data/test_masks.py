@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from mvray.data.geometry import View
 from mvray.data.masks import MOST_INSTANCES, MaskColumn, wanted_labels
-from mvray.data.view import View
 from mvray.errors import DataError, SettingError
-from mvray.job import Masks
+from mvray.experiment.inputs import Masks
 
 CLASSES = ("person", "dog", "bench")
 HEIGHT, WIDTH = 20, 30

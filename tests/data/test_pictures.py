@@ -14,13 +14,13 @@ from PIL import Image
 
 from mvray.data import sampler
 from mvray.data.columns import Column, map_field
-from mvray.data.dataset import loader
-from mvray.data.folder import Folder
-from mvray.data.manga109 import Manga109
+from mvray.data.geometry import View, sample_key, seen
+from mvray.data.loader import loader
 from mvray.data.pictures import PictureDataset
-from mvray.data.view import View, sample_key, seen
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.manga109 import Manga109
 from mvray.errors import DataError
-from mvray.job import Pictures
+from mvray.experiment.inputs import Pictures
 from mvray.nn import draws
 
 Draw = Callable[..., Image.Image]

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from mvray.data.quarantine import MAX_MEGAPIXELS, Note, Unreadable, as_table, check, decoded, inspect, open_picture
-from mvray.data.sources import rows
+from mvray.data.bad_files import MAX_MEGAPIXELS, Note, Unreadable, as_table, check, decoded, inspect, open_picture
+from mvray.data.readers.base import rows
 from mvray.errors import DataError
-from mvray.source import BadRecord, Index
-from mvray.storage import Storage
+from mvray.experiment.source import BadRecord, Index
+from mvray.storage.storage import Storage
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mvray.data.animeface import AnimeFace
-from mvray.data.folder import Folder
-from mvray.data.identities import Identities
-from mvray.data.manga109 import Manga109
-from mvray.data.manga109_faces import Manga109Faces
-from mvray.data.sources import FileSource, drawn, shares
-from mvray.data.ucf101 import UCF101
-from mvray.data.videos import Videos
+from mvray.data.readers.animeface import AnimeFace
+from mvray.data.readers.base import FileSource, drawn, shares
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.identities import Identities
+from mvray.data.readers.manga109 import Manga109
+from mvray.data.readers.manga109_faces import Manga109Faces
+from mvray.data.readers.ucf101 import UCF101
+from mvray.data.readers.videos import Videos
 from mvray.errors import DataError
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from footage import film, numbers_in
 
-from mvray.data.quarantine import check
-from mvray.data.sources import ROWS
-from mvray.data.ucf101 import UCF101
+from mvray.data.bad_files import check
+from mvray.data.readers.base import ROWS
+from mvray.data.readers.ucf101 import UCF101
 from mvray.errors import DataError, SettingError
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 
 CLASSES = ("ApplyEyeMakeup", "HandstandPushups", "YoYo")
 GROUPS = 7

@@ -16,8 +16,8 @@ import pytest
 from footage import NOT_CODED, film, numbered, numbers_in, packed, packets_of, remade
 from PIL import Image
 
-from mvray.data.quarantine import Unreadable
-from mvray.data.video import Video
+from mvray.data.bad_files import Unreadable
+from mvray.data.video.video import Video
 
 COUNT = 40
 OPEN_GOP = "open-gop=1:keyint=12:bframes=3:b-adapt=0:b-pyramid=normal"
@@ -285,7 +285,7 @@ def test_ffmpeg_prints_nothing(tmp_path: Path) -> None:
     for name, (data, _) in bad_files(tmp_path / "made").items():
         (tmp_path / name).write_bytes(data)
     code = (
-        "import sys; from pathlib import Path; from mvray.data.video import Video, Unreadable\n"
+        "import sys; from pathlib import Path; from mvray.data.video.video import Video, Unreadable\n"
         "bad = 0\n"
         "for path in sorted(Path(sys.argv[1]).glob('*.*')):\n"
         "    try:\n"

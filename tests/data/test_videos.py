@@ -12,16 +12,17 @@ import pytest
 from footage import film, numbers_in
 from PIL import Image
 
-from mvray.data.folder import Folder
-from mvray.data.quarantine import Note, Unreadable, check
-from mvray.data.sources import ROWS
-from mvray.data.ucf101 import UCF101
-from mvray.data.videos import SUFFIXES, Videos
+from mvray.data.bad_files import Note, Unreadable, check
+from mvray.data.readers.base import ROWS
+from mvray.data.readers.folder import Folder
+from mvray.data.readers.ucf101 import UCF101
+from mvray.data.readers.videos import SUFFIXES, Videos
 from mvray.errors import DataError
-from mvray.job import Data, Job, Train
+from mvray.experiment.job import Job
+from mvray.experiment.overrides import replaced
+from mvray.experiment.steps import Data, Train
 from mvray.methods import classifier
-from mvray.settings import replaced
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from mvray.errors import SettingError
+from mvray.experiment.contracts import Batch, Facts, MethodConfig
+from mvray.experiment.inputs import Clips
+from mvray.experiment.steps import Data, Train
 from mvray.generators import features
-from mvray.job import Clips, Data, MethodConfig, Train
-from mvray.method import Batch, Facts, Method
 from mvray.methods import classifier
 from mvray.nn import networks
+from mvray.nn.method import Method
 
 FACTS = Facts(classes=("ada", "ben", "cleo", "dan"), height=73, width=52, channels=1, samples=6)
 CONFIG = classifier.Config(network="alexnet-small")

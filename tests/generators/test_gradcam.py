@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from mvray.errors import DataError, SettingError
+from mvray.experiment.contracts import Facts
+from mvray.experiment.steps import Data, Train
 from mvray.generators import gradcam
-from mvray.job import Data, Train
-from mvray.method import Facts, Method
 from mvray.methods import classifier
 from mvray.nn import cam
+from mvray.nn.method import Method
 
 FACTS = Facts(classes=("ada", "ben", "cleo", "dan"), height=73, width=52, channels=1, samples=6)
 CONFIG = classifier.Config(network="alexnet-small")

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from mvray.errors import SettingError
+from mvray.experiment.contracts import Frame, Instances, Read, Segmenter, SegmenterConfig
 from mvray.generators import instance_masks
-from mvray.job import Read, SegmenterConfig
-from mvray.method import Frame, Instances, Method, Segmenter
+from mvray.generators.segmenters import files
 from mvray.nn import rle
-from mvray.segmenters import files
+from mvray.nn.method import Method
 
 LAYERS = ((40, 1.0), (90, 0.6), (140, 0.05), (200, 0.02))
 

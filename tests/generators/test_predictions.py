@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from mvray.data.videos import Videos
+from mvray.data.readers.videos import Videos
 from mvray.errors import SettingError
+from mvray.experiment.contracts import Facts
+from mvray.experiment.inputs import Clips
+from mvray.experiment.steps import Data, Train
 from mvray.generators import predictions
-from mvray.job import Clips, Data, Train
-from mvray.method import Facts
 from mvray.methods import classifier, object_abn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,7 +46,7 @@ def test_it_asks_for_the_columns_that_the_method_uses() -> None:
 
 def test_jobs_know_where_it_looks(tmp_path: Path) -> None:
     """`STEP.generator.of` is what the step looks through."""
-    from mvray.job import Generate
+    from mvray.experiment.steps import Generate
 
     step = Generate("look", predictions.Config(of=STEP), STEP.data)
     assert step.of is STEP

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from account import OIDC, ROOT, script
 
-from mvray import room
+from mvray.cluster import placement
 
 pytestmark = pytest.mark.slow  # a schema of megabytes
 
@@ -212,8 +212,8 @@ def test_the_head_says_what_all_workers_have(spec: dict[str, Any]) -> None:
         for name, amount in container["resources"]["limits"].items():
             total[name] += group["maxReplicas"] * int(amount) if name != "memory" else 0
     (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
-    (said,) = (each["value"] for each in head["env"] if each["name"] == room.GIVEN)
-    assert room.given(said) == {"GPU": total["nvidia.com/gpu"], "CPU": total["cpu"]}
+    (said,) = (each["value"] for each in head["env"] if each["name"] == placement.GIVEN)
+    assert placement.given(said) == {"GPU": total["nvidia.com/gpu"], "CPU": total["cpu"]}
 
 
 def test_both_files_have_the_same_cluster() -> None:

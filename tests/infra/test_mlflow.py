@@ -21,8 +21,8 @@ import requests
 from account import ROOT
 from nodes import free_ports
 
-from mvray.server.postgres import OWNER, Postgres
-from mvray.tracking import Tracker
+from mvray.tracking.server.postgres import OWNER, Postgres
+from mvray.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow
 BALANCER = "internal-Mvray-Balan-1ABCDEFGHIJKL-123456789.us-west-2.elb.amazonaws.com"

@@ -11,11 +11,11 @@ from toys import Here, step_of, task, weights
 
 from mvray.data import sampler
 from mvray.errors import DataError, SettingError
-from mvray.job import Pictures
-from mvray.loop import train
-from mvray.method import Facts
+from mvray.experiment.contracts import Facts
+from mvray.experiment.inputs import Pictures
 from mvray.methods import arcface, classifier
 from mvray.nn import margins
+from mvray.training.loop import train
 
 FACTS = Facts(classes=("ada", "ben", "cleo"), height=32, width=32, channels=3, samples=12)
 LOSSES = ("arcface", "subcenter", "cosface", "contrastive", "triplet")

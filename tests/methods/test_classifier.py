@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mvray.errors import SettingError
-from mvray.method import Facts
+from mvray.experiment.contracts import Facts
 from mvray.methods import classifier
 from mvray.nn import cam, draws
 

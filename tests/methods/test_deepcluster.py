@@ -16,13 +16,14 @@ from toys import BUILT, Here, Kept, Killed, Shared, initial, step_of, task, weig
 
 from mvray.data.tables import read_table, write_table
 from mvray.errors import DataError, SettingError
-from mvray.job import LAST, Pictures
-from mvray.loop import train
-from mvray.method import Facts
+from mvray.experiment.contracts import Facts
+from mvray.experiment.inputs import Pictures
+from mvray.experiment.steps import LAST
 from mvray.methods import classifier, deepcluster
 from mvray.nn.kmeans import kmeans
-from mvray.storage import Storage
-from mvray.task import Task
+from mvray.storage.storage import Storage
+from mvray.training.loop import train
+from mvray.training.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Ranks = Callable[..., list[str]]

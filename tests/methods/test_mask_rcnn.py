@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from mvray.errors import DataError, SettingError
-from mvray.method import Facts
+from mvray.experiment.contracts import Facts
 from mvray.methods import mask_rcnn
 from mvray.nn import detectors, small_pyramid
 

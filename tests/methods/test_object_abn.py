@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvray.errors import SettingError
-from mvray.method import Facts
+from mvray.experiment.contracts import Facts
 from mvray.methods import object_abn
 from mvray.nn import sharpness
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mvray.checkpoint import weights_to_bytes
 from mvray.errors import DataError
 from mvray.nn import weights
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
+from mvray.training.checkpoint import weights_to_bytes
 
 
 def net(hidden: int = 4, classes: int = 3) -> nn.Sequential:

@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 from mvray.cli import main
+from mvray.data.synthetic import drawings, players
+from mvray.data.synthetic.actions import clips_of, compose, groups_tested, names_of
+from mvray.data.synthetic.film import HEIGHT, WIDTH, Film, Layer, shoot
+from mvray.data.synthetic.motions import MOTIONS
+from mvray.data.synthetic.sprites import Pose, Sprite, sprite, warped
+from mvray.data.synthetic.staging import film_of
 from mvray.errors import DataError, SettingError
-from mvray.samples import drawings, players
-from mvray.samples.actions import clips_of, compose, groups_tested, names_of
-from mvray.samples.film import HEIGHT, WIDTH, Film, Layer, shoot
-from mvray.samples.motions import MOTIONS
-from mvray.samples.sprites import Pose, Sprite, sprite, warped
-from mvray.samples.staging import film_of
 
 CLASSES, VIDEOS, SEED = 3, 3, 5
 
@@ -406,9 +406,7 @@ def test_interrupted_composing_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_composing_leaves_no_sample_and_no_worker(tmp_path: Path) -> None:
     out = tmp_path / "actions"
-    code = (
-        f"from pathlib import Path; from mvray.samples.actions import compose; compose(Path({str(out)!r}), processes=2)"
-    )
+    code = f"from pathlib import Path; from mvray.data.synthetic.actions import compose; compose(Path({str(out)!r}), processes=2)"
     child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.rglob("*.avi")):

@@ -16,11 +16,11 @@ import pytest
 from defusedxml.ElementTree import parse
 from PIL import Image
 
+from mvray.data.synthetic.casting import face_of
+from mvray.data.synthetic.comics import compose, shifted_of, titles_of
+from mvray.data.synthetic.page import draw_spread
+from mvray.data.synthetic.script import LEAST_PX, script_of
 from mvray.errors import DataError, SettingError
-from mvray.samples.casting import face_of
-from mvray.samples.comics import compose, shifted_of, titles_of
-from mvray.samples.page import draw_spread
-from mvray.samples.script import LEAST_PX, script_of
 
 BOXES = ("frame", "face", "body", "text")
 
@@ -211,9 +211,7 @@ def test_interrupted_composing_leaves_nothing_and_keeps_what_was_there(sample: P
 @pytest.mark.slow
 def test_killed_composing_leaves_no_sample_no_worker_and_no_obstacle(tmp_path: Path) -> None:
     out = tmp_path / "comics"
-    script = (
-        f"from pathlib import Path; from mvray.samples.comics import compose; compose(Path({str(out)!r}), processes=2)"
-    )
+    script = f"from pathlib import Path; from mvray.data.synthetic.comics import compose; compose(Path({str(out)!r}), processes=2)"
     child = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.rglob("*.jpg")):

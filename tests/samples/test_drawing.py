@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mvray.samples import drawings, subjects
-from mvray.samples.casting import casts, face_of
-from mvray.samples.habits import GRIDS, SCREENS, habits_of
-from mvray.samples.ink import grown, screened, sprite
-from mvray.samples.panels import Polygon, panels_of
+from mvray.data.synthetic import drawings, subjects
+from mvray.data.synthetic.casting import casts, face_of
+from mvray.data.synthetic.habits import GRIDS, SCREENS, habits_of
+from mvray.data.synthetic.ink import grown, screened, sprite
+from mvray.data.synthetic.panels import Polygon, panels_of
 
 PAGE = (40.0, 50.0, 780.0, 1100.0)
 

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from mvray.cli import main
+from mvray.data.synthetic import drawings, heads
+from mvray.data.synthetic.dressing import dressed, recoloured, turned
+from mvray.data.synthetic.faces import compose, works_of
+from mvray.data.synthetic.looks import PLACES, Look, Worn, looks, told_apart
+from mvray.data.synthetic.portraits import portrait
 from mvray.errors import DataError, SettingError
-from mvray.samples import drawings, heads
-from mvray.samples.dressing import dressed, recoloured, turned
-from mvray.samples.faces import compose, works_of
-from mvray.samples.looks import PLACES, Look, Worn, looks, told_apart
-from mvray.samples.portraits import portrait
 
 CHARACTERS, PICTURES, SEED = 5, 4, 3
 

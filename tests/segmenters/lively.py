@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mvray.samples import drawings
+from mvray.data.synthetic import drawings
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 

@@ -11,8 +11,8 @@ import torch
 from lively import CONFIG, frame, make_lively
 
 from mvray.errors import DataError, SettingError
-from mvray.method import Frame
-from mvray.segmenters import detectron2 as ours
+from mvray.experiment.contracts import Frame
+from mvray.generators.segmenters import detectron2 as ours
 
 OPTIONS = ("INPUT.MIN_SIZE_TEST", "160", "INPUT.MAX_SIZE_TEST", "240", "TEST.DETECTIONS_PER_IMAGE", "20")
 SIZES = ((120, 160), (240, 320), (150, 100), (120, 160), (90, 250), (240, 320))

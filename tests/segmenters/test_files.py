@@ -12,8 +12,8 @@ import torch
 from pycocotools import mask as coco
 
 from mvray.errors import DataError
-from mvray.method import Frame, Segmenter
-from mvray.segmenters import files
+from mvray.experiment.contracts import Frame, Segmenter
+from mvray.generators.segmenters import files
 
 HEIGHT, WIDTH = 12, 16
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "person"}]

@@ -10,11 +10,11 @@ import torch
 from lively import frame
 
 from mvray.errors import DataError, SettingError
-from mvray.job import Data, Train
-from mvray.method import Frame, Instances
+from mvray.experiment.contracts import Frame, Instances
+from mvray.experiment.steps import Data, Train
+from mvray.generators.segmenters import mask_rcnn as ours
 from mvray.methods import classifier
 from mvray.nn import mask_rcnn
-from mvray.segmenters import mask_rcnn as ours
 
 pytestmark = pytest.mark.slow  # whole detectors
 

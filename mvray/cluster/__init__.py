@@ -1,0 +1,1 @@
+"""cluster: docstring to be written."""

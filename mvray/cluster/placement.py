@@ -1,0 +1,239 @@
+"""Room on the Ray cluster: what is free on which node, what could be, which nodes go away, and groups that wait.
+
+Ray hears late of a node that is lost without a word (15 s and more), and would have a new worker group wait for it. So
+a node counts only when its Ray process takes a connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mvray.errors import SettingError
+
+POLL_S = 0.1
+LOOK_S = 1.0
+SAY_AFTER_S = 4.0
+SETTLE_S = 3.0
+"""What a worker group leaves is free again within this time; a smaller one is formed only after it."""
+REACH_S = 1.0
+NODE_ID = "ray.io/node-id"
+HEAD = "node:__internal_head__"
+"""A resource that only the head has."""
+CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves the autoscaler's configuration (JSON) on the head, and nowhere else."""
+GIVEN = "MVRAY_AUTOSCALER_MAX"
+"""The same where nobody leaves such a file (Kubernetes), said by hand on the head: GPU=8,CPU=116."""
+NO_LIMIT = 1_000_000.0
+"""Stands for as much as is asked for; Ray says 2^63 - 1, which sums and products do not bear."""
+
+Bundle = Mapping[str, float]
+
+
+def most() -> dict[str, float]:
+    """What the autoscaler's configuration allows of each resource; empty where nobody says.
+
+    Ray has a place for it, which is asked first; Ray 2.60's own autoscaler leaves it empty. Raises SettingError for a
+    MVRAY_AUTOSCALER_MAX that cannot be read.
+    """
+    from ray._private.state import state
+
+    told: Mapping[str, float] | None = state.get_max_resources_from_cluster_config()
+    file = CONFIG.expanduser()
+    with contextlib.suppress(OSError, ValueError):
+        told = told or _configured(file, file.stat().st_mtime_ns)
+    told = told or given(os.environ.get(GIVEN, ""))
+    return {name: min(float(amount), NO_LIMIT) for name, amount in (told or {}).items()}
+
+
+def given(text: str) -> dict[str, float]:
+    """The resources in a text as ``GPU=8,CPU=116``. Raises SettingError for another one."""
+    found = re.findall(r"(\w+)=(\d+(?:\.\d+)?)(?:,|$)", text)
+    if ",".join("=".join(pair) for pair in found) != text:
+        raise SettingError(f"{GIVEN} is {text!r}; expected resources of the whole cluster as in GPU=8,CPU=116.")
+    return {name: float(amount) for name, amount in found}
+
+
+@functools.lru_cache(maxsize=1)
+def _configured(file: Path, _written_at: int) -> dict[str, float]:
+    config: Mapping[str, Any] = json.loads(file.read_text())
+    return allowed(config.get("available_node_types", {}), config.get("max_workers", 0))
+
+
+def allowed(types: Mapping[str, Mapping[str, Any]], workers: int) -> dict[str, float]:
+    """The most of each resource that at most ``workers`` nodes of an autoscaler's node types have."""
+    found: dict[str, float] = {}
+    for name in {name for each in types.values() for name in each.get("resources", {})}:
+        left = workers
+        for each in sorted(types.values(), key=lambda each: -each.get("resources", {}).get(name, 0)):
+            nodes = min(left, each.get("max_workers", workers))
+            found[name] = found.get(name, 0.0) + nodes * each.get("resources", {}).get(name, 0)
+            left -= nodes
+    return found
+
+
+def leaving() -> set[str]:
+    """Ids of nodes that were given notice: spot nodes about to be taken away, nodes that are shut down.
+
+    Ray puts nothing new on them. `ray drain-node` gives that notice, and Ray itself where a node gets SIGTERM.
+    """
+    from ray._private.state import state
+
+    found: Mapping[str, int] = state.get_draining_nodes()
+    return set(found)
+
+
+def lost() -> set[str]:
+    """Ids of nodes that Ray believes in but that cannot be reached."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        reached = list(pool.map(lambda node: _answers(node["NodeManagerAddress"], node["NodeManagerPort"]), nodes))
+    return {node["NodeID"] for node, there in zip(nodes, reached, strict=True) if not there}
+
+
+def _answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, port), timeout=REACH_S).close()
+        return True
+    return False
+
+
+def slots(bundle: Bundle, away_from: Collection[str] = ()) -> int:
+    """How many of ``bundle`` fit into what is free, node by node."""
+    from ray._private.state import state
+
+    free: Mapping[str, Mapping[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    wanted = {name: amount for name, amount in bundle.items() if amount}
+    gone = {*away_from, *leaving()}
+    return sum(
+        min((int(here.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()), default=0)
+        for node, here in free.items()
+        if node not in gone
+    )
+
+
+def waiting() -> set[str]:
+    """Ids of all placement groups, anybody's, that wait for room on this cluster."""
+    import ray.util
+
+    groups: Mapping[str, Mapping[str, Any]] = ray.util.placement_group_table()
+    return {number for number, group in groups.items() if group["state"] == "PENDING"}
+
+
+class Wish:
+    """The wish for room for one more ``bundle``: a placement group, so that Ray's autoscaler hears of it.
+
+    It stands back while anybody else waits: they would never get room for many at once.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle, self._group = dict(bundle), None
+        self._since = 0.0
+
+    def fulfilled_s(self) -> float:
+        """For how long there has been room; 0 where there is none."""
+        import ray.util
+
+        others = waiting() - ({self._group.id.hex()} if self._group else set())
+        if others:
+            self.give_up()
+        elif self._group is None:
+            self._group = ray.util.placement_group([self._bundle])
+        elif _is_ready(self._group):
+            self._since = self._since or time.monotonic()
+            return time.monotonic() - self._since
+        return 0.0
+
+    def give_up(self) -> None:
+        import ray.exceptions
+        import ray.util
+
+        if self._group is not None:
+            with contextlib.suppress(ray.exceptions.RayError):  # a cluster that is lost holds nothing
+                ray.util.remove_placement_group(self._group)
+        self._group, self._since = None, 0.0
+
+
+def heads_to_spare(bundle: Bundle) -> set[str]:
+    """Ids of the head, where ``bundle`` would fit there and on another node, too: what fills its memory ends all."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    fit = [node for node in nodes if all(node["Resources"].get(name, 0.0) >= bundle[name] for name in bundle)]
+    heads = {node["NodeID"] for node in fit if HEAD in node["Resources"]}
+    return heads if len(fit) > len(heads) else set()
+
+
+def reserve(
+    bundle: Bundle,
+    least: int,
+    most: int,
+    say: Callable[[int], None],
+    stopping: Callable[[], bool],
+    away_from: Collection[str] = (),
+) -> tuple[Any, int] | None:
+    """A placement group of as many bundles, ``least`` to ``most``, as there is room for; waits for ``least``.
+
+    It keeps ``away_from`` these nodes. While it waits, Ray's autoscaler sees what is wanted, and Ray gives groups their
+    room in turn, other users' too.
+    ``say`` is called once, with the number of bundles that lack room. None where ``stopping`` said so.
+    """
+    import ray.util
+
+    began, said = time.monotonic(), False
+    while True:
+        gone = lost() | set(away_from)
+        size = _settled(bundle, least, most, gone)
+        selector = {NODE_ID: f"!in({', '.join(sorted(gone))})"} if gone else {}
+        group = ray.util.placement_group([dict(bundle)] * size, bundle_label_selector=[selector] * size)
+        looked_at, fits = time.monotonic(), size
+        while not (ready := _is_ready(group)):
+            if stopping():
+                ray.util.remove_placement_group(group)
+                return None
+            time.sleep(POLL_S)
+            now = time.monotonic()
+            if now - looked_at < LOOK_S:
+                continue
+            looked_at, before, fits = now, fits, slots(bundle, gone)
+            if not said and fits < size and now - began > SAY_AFTER_S:
+                say(size - fits)
+                said = True
+            if lost() - gone or (least <= fits < size and fits == before):
+                break
+        if ready:
+            return group, size
+        ray.util.remove_placement_group(group)
+
+
+def _settled(bundle: Bundle, least: int, most: int, gone: Collection[str]) -> int:
+    """The size of a group to ask for."""
+    until = time.monotonic() + (SETTLE_S if least < most else 0.0)
+    while (fits := slots(bundle, gone) if least < most else most) < most and time.monotonic() < until:
+        time.sleep(POLL_S)
+    return max(least, min(most, fits))
+
+
+def _is_ready(group: Any) -> bool:
+    import ray.util
+
+    state: str | None = ray.util.placement_group_table(group).get("state")
+    return state == "CREATED"
+
+
+def nodes_of(group: Any) -> set[str]:
+    """Ids of the nodes on which a placement group lies."""
+    import ray.util
+
+    return set(ray.util.placement_group_table(group).get("bundles_to_node_id", {}).values()) - {""}

@@ -1,0 +1,46 @@
+"""The cluster that a job runs on: the connection to Ray, and the worker groups that train there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mvray.cluster.connection import HEADROOM_CPUS, Connection
+from mvray.cluster.worker_group import WorkerGroups
+from mvray.experiment.steps import Generate, Step
+from mvray.storage.storage import Storage
+
+
+class Cluster(Connection):
+    """A connection with worker groups. ``workers`` overrides every Train step's (0: this process, no Ray).
+
+    A cluster that is to be joined may take ``patience_s`` to answer.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        workers: int | None = None,
+        say: Callable[[str], None] = print,
+        patience_s: float = 0.0,
+    ) -> None:
+        super().__init__(storage, workers, say, patience_s)
+        self.groups = WorkerGroups(self)
+
+    def make_room(self, step: Step) -> None:
+        """End worker groups that wait for work and hold what ``step`` needs."""
+        self.ready()
+        cpus, gpus = needs(step, self.gpus())
+        self.groups.make_room(cpus + HEADROOM_CPUS, gpus)
+
+    def _before_leaving(self) -> None:
+        self.groups.close()
+
+
+def needs(step: Step, gpus: float, workers: int | None = None) -> tuple[float, float]:
+    """CPUs and GPUs that a step holds while it runs with ``workers`` (None: as many as it asks for)."""
+    scale = getattr(step, "scale", None)
+    if scale is None:
+        return 0.0, 0.0
+    workers = scale.workers if workers is None else workers
+    each = step.gpus_per_actor if isinstance(step, Generate) else 1.0
+    return workers * scale.cpus_per_worker, workers * each if gpus else 0.0

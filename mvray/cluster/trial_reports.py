@@ -1,0 +1,91 @@
+"""Where the trials of a search say what each epoch gave, and hear whether to go on: an actor, and who talks to it.
+
+    rank 0 of a trial   tells each epoch's numbers                    tell -> Scoreboard.told
+    Tune's trial        takes them one by one to Ray Tune             mediator.py -> Scoreboard.next
+    every rank          waits after some epochs for Tune's word       tell -> Scoreboard.goes_on
+    the driver          says that a trial was stopped, or has ended   tune.py -> Scoreboard.stop, .end
+
+That Tune's trial asks for the next epoch means that Tune lets it go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mvray.training.task import Watched
+
+Row = dict[str, float]
+"""Metrics of one epoch."""
+
+
+@dataclass
+class _Told:
+    """What is known of a trial."""
+
+    rows: list[Row] = field(default_factory=list)
+    allowed: int = 0
+    """How many epochs it may end and go on."""
+    stopped: bool = False
+    ended: bool = False
+
+
+class Scoreboard:
+    """The actor. Its methods wait without holding one another up."""
+
+    def __init__(self) -> None:
+        self._trials: dict[int, _Told] = {}
+        self._changed = asyncio.Condition()
+
+    def _trial(self, number: int) -> _Told:
+        return self._trials.setdefault(number, _Told())
+
+    async def told(self, number: int, rows: list[Row]) -> None:
+        """Epochs of a trial; those that are known already are left as they are."""
+        async with self._changed:
+            known = self._trial(number).rows
+            known += [row for row in rows if row["epoch"] >= len(known)]
+            self._changed.notify_all()
+
+    async def next(self, number: int, done: int) -> list[Row] | None:
+        """The epochs up to the one after ``done`` ones, as soon as it has ended; None where no more come."""
+        async with self._changed:
+            trial = self._trial(number)
+            if not trial.stopped:
+                trial.allowed = max(trial.allowed, done)
+                self._changed.notify_all()
+            await self._changed.wait_for(lambda: len(trial.rows) > done or trial.ended)
+            return trial.rows[: done + 1] if len(trial.rows) > done else None
+
+    async def goes_on(self, number: int, done: int) -> bool:
+        """Whether a trial goes on after ``done`` epochs, as soon as that is decided; the same for all who ask."""
+        async with self._changed:
+            trial = self._trial(number)
+            await self._changed.wait_for(lambda: trial.allowed >= done or trial.stopped)
+            return trial.allowed >= done
+
+    async def stop(self, number: int) -> None:
+        """The trial is not to go on, wherever it waits."""
+        async with self._changed:
+            self._trial(number).stopped = True
+            self._changed.notify_all()
+
+    async def end(self, number: int) -> None:
+        """No more epochs come."""
+        async with self._changed:
+            self._trial(number).ended = True
+            self._changed.notify_all()
+
+
+def tell(watched: Watched, metrics: Mapping[str, float], rank: int) -> bool:
+    """Tell the scoreboard what an epoch gave; returns whether to go on."""
+    import ray
+
+    scores: Any = ray.get_actor(watched.scores)
+    done = int(metrics["epoch"]) + 1
+    if rank == 0:
+        ray.get(scores.told.remote(watched.number, [dict(metrics)]))
+    return done not in watched.waits or bool(ray.get(scores.goes_on.remote(watched.number, done)))

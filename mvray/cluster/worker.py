@@ -1,0 +1,83 @@
+"""A training worker on Ray Train: the loop's environment there, and how it is ended."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from mvray.training.task import Task
+
+
+AT_WORK, TOLD_TO_END = threading.Event(), threading.Event()
+"""Of this process, where it is a worker."""
+
+
+def heed_sigterm() -> None:
+    """SIGTERM ends this worker: with a checkpoint where it is at work, else at once. To be called on the main thread.
+
+    Ray sends it too, to workers that it ends; those that have not ended soon are killed.
+    """
+
+    def told(*_: object) -> None:
+        TOLD_TO_END.set()
+        if not AT_WORK.is_set():
+            sys.exit(1)
+
+    signal.signal(signal.SIGTERM, told)
+
+
+class OnRay:
+    """One rank on Ray Train (an `Environment`)."""
+
+    def __init__(self) -> None:
+        import ray.train
+        import ray.train.torch
+
+        from mvray.cluster.node_versions import check_here
+        from mvray.training.environment import use_given_threads
+
+        check_here()
+        use_given_threads()
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self._stop_task = threading.Event()
+
+    def report(self, task: Task, metrics: Mapping[str, float]) -> bool:
+        """Tell the search whose trial this is; ray.train.report would wait up to 2 s for the controller's next look."""
+        if task.watched is None:
+            return True
+        from mvray.cluster.trial_reports import tell
+
+        return tell(task.watched, metrics, self.rank)
+
+    def begin(self) -> threading.Event:
+        """A new task begins; setting the event ends it early."""
+        AT_WORK.set()
+        self._stop_task = threading.Event()
+        return self._stop_task
+
+    def release(self) -> None:
+        """Free what a finished task leaves in memory, on the GPU too, before the next one."""
+        import gc
+
+        import torch
+
+        AT_WORK.clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def ending(self) -> bool:
+        """Whether this process was told to end (SIGTERM)."""
+        return TOLD_TO_END.is_set()
+
+    def stopping(self) -> bool:
+        return TOLD_TO_END.is_set() or self._stop_task.is_set()

@@ -1,0 +1,386 @@
+"""WorkerGroups: groups of Ray Train workers that stay after a Train step and take the next one.
+
+Starting a Ray Train run costs half a minute on two cores, nearly all of it processes and imports. So
+a group is one Ray Train run whose workers ask a queue (a small actor) for task after task, until
+it is closed, is idle too long, or loses a worker. It is used again for a step of the same shape.
+
+Ray Train can change the number of workers by itself (``ScalingConfig(num_workers=(1, 4))``), but takes 33 to 78 s
+to go on after a lost node: it first asks for as many workers as before and waits out a timeout. It also knows
+nothing of our checkpoints. So the size of a group is decided here, in the driver: a group never changes its size; a
+task is ended early with a checkpoint and the next group, smaller or larger, goes on (train.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from mvray.cluster import placement
+from mvray.errors import ClusterError, StepFailed
+
+if TYPE_CHECKING:
+    from mvray.cluster.connection import Connection
+    from mvray.cluster.placement import Bundle
+    from mvray.experiment.steps import Scale
+    from mvray.training.task import Task
+
+IDLE_S = 120.0
+IDLE_SHARED_S = 30.0
+"""A group without work for so long ends: on a cluster that is joined others may want its GPUs. Where somebody is seen
+to wait for room it ends at once."""
+FREED_S = 3.0
+POLL_S = 0.2
+WATCH_S = 1.0
+GROW_AFTER_S = 10.0
+"""Room for more workers must have been there for so long: a larger group costs a start."""
+CLOSE_S = 10.0
+GRACE_S = 60.0
+"""How long workers have for their checkpoint when somebody waits for the end (Ctrl-C)."""
+
+
+class TaskQueue:
+    """Where a group's workers ask for work; an actor. Tasks are numbered from 0; None means end."""
+
+    def __init__(self, workers: int, idle_s: float) -> None:
+        self._workers, self._idle_s = workers, idle_s
+        self._tasks: list[bytes] = []
+        self._done: dict[int, int] = {}
+        self._stopped: set[int] = set()
+        self._closed = False
+        self._changed = asyncio.Condition()
+
+    async def give(self, task: bytes) -> int | None:
+        """A new task for the group; its number, or None when the group is about to end."""
+        async with self._changed:
+            if self._closed:
+                return None
+            self._tasks.append(task)
+            self._changed.notify_all()
+            return len(self._tasks) - 1
+
+    async def next(self, number: int) -> bytes | None:
+        """Task ``number``, as soon as there is one."""
+        async with self._changed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._idle_s):
+                    await self._changed.wait_for(lambda: self._closed or number < len(self._tasks))
+            if number < len(self._tasks):
+                return self._tasks[number]
+            self._close()
+            return None
+
+    async def done(self, number: int) -> None:
+        """A worker has finished task ``number``."""
+        async with self._changed:
+            self._done[number] = self._done.get(number, 0) + 1
+            self._changed.notify_all()
+
+    async def finished(self, number: int) -> None:
+        """Returns when every worker has finished task ``number``."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._done.get(number, 0) == self._workers)
+
+    async def stop(self, number: int) -> None:
+        """Ask the workers to end task ``number`` early, with a checkpoint."""
+        async with self._changed:
+            self._stopped.add(number)
+            self._changed.notify_all()
+
+    async def stopped(self, number: int) -> bool:
+        """Returns when task ``number`` is to end early (True), or is finished."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: number in self._stopped or self._done.get(number, 0) == self._workers or self._closed
+            )
+            return number in self._stopped
+
+    async def close(self) -> None:
+        """End the group when it has done what it was given."""
+        async with self._changed:
+            self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._changed.notify_all()
+
+
+def _on_worker(config: dict[str, Any]) -> None:
+    """What each worker of a group does."""
+    import ray
+    from ray import cloudpickle
+
+    from mvray.cluster.worker import OnRay
+    from mvray.training.loop import train
+
+    queue, here, number = config["queue"], OnRay(), 0
+    while not here.ending() and (task := ray.get(queue.next.remote(number))) is not None:
+        threading.Thread(target=_hear, args=(queue, number, here.begin()), name="stop", daemon=True).start()
+        train(cloudpickle.loads(task), here)
+        here.release()
+        if here.ending():
+            ray.get(queue.close.remote())
+        ray.get(queue.done.remote(number))
+        number += 1
+
+
+def _hear(queue: Any, number: int, stop: threading.Event) -> None:
+    """Set ``stop`` when task ``number`` is to end early."""
+    import ray
+    import ray.exceptions
+
+    with contextlib.suppress(ray.exceptions.RayError):  # a queue that is lost takes the whole group with it
+        if ray.get(queue.stopped.remote(number)):
+            stop.set()
+
+
+class WorkerGroup:
+    """A running Ray Train run of ``size`` workers, in ``placement_group``. `train` works on one task at a time."""
+
+    def __init__(self, cluster: Connection, scale: Scale, bundle: Bundle, placement_group: Any, size: int) -> None:
+        import ray
+
+        self.cpus, self.size = scale.cpus_per_worker, size
+        self.nodes = placement.nodes_of(placement_group)
+        self.ends: str | None = None
+        """Why the task was ended early, where that was this group's own wish: it is not used again."""
+        self._placement_group, self.bundle, self._shared = placement_group, bundle, not cluster.is_local
+        here = {placement.NODE_ID: ray.get_runtime_context().get_node_id()}  # where the driver is lost, so is all
+        queue: Any = ray.remote(num_cpus=0, label_selector=here)(TaskQueue)
+        self._queue = queue.remote(size, IDLE_SHARED_S if self._shared else IDLE_S)
+        self._fit: Future[None] = Future()
+        self._trainer = _trainer(cluster, bundle, placement_group, size, {"queue": self._queue})
+        self.thread = threading.Thread(target=self._run, name="group", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+            self._fit.set_result(None)
+        except BaseException as error:
+            self._fit.set_exception(error)
+
+    @property
+    def alive(self) -> bool:
+        return not self._fit.done()
+
+    def train(self, task: Task, stopping: Callable[[], bool]) -> bool:
+        """Work on ``task`` to its end; False when the group had just ended, so that nothing was done.
+
+        When ``stopping`` says so, or a node is about to be taken away, or there is room for a larger group (`ends`),
+        the workers write a checkpoint and end the task early. Raises StepFailed where they do not within GRACE_S
+        after ``stopping`` (`_End`), and what ended the run: ray.train.TrainingFailedError where a worker was lost or
+        raised, RayActorError where Ray Train's controller was lost.
+        """
+        import ray
+        from ray import cloudpickle
+
+        wishes = _Wishes(self, task.step.scale)
+        end = _End(stopping, lambda: self._shared and wishes.to_end())
+        try:
+            # Pickled, so that the queue need not import torch.
+            number = ray.get(self._queue.give.remote(cloudpickle.dumps(task)))  # type: ignore[no-untyped-call]
+            if number is None:
+                return False
+            finished = self._queue.finished.remote(number)
+            while not ray.wait([finished], timeout=POLL_S)[0]:
+                if end.begins():
+                    self._queue.stop.remote(number)
+                if not self.alive:
+                    self._fit.result()
+                    return True  # it was asked to stop (SIGTERM) and has written a checkpoint
+            ray.get(finished)
+        except BaseException:
+            self.free()
+            raise
+        finally:
+            wishes.give_up()
+        return True
+
+    def free(self) -> None:
+        """End the group and give back what it holds, even when its controller is dead."""
+        import ray
+        import ray.exceptions
+        import ray.util
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.util.remove_placement_group(self._placement_group)
+            ray.kill(self._queue)
+            if self._trainer.controller is not None:
+                ray.kill(self._trainer.controller)
+
+
+class _End:
+    """When a task is ended early: where ``stopping`` says so, or by the group's own ``wish``."""
+
+    def __init__(self, stopping: Callable[[], bool], wish: Callable[[], bool]) -> None:
+        self._stopping, self._wish = stopping, wish
+        self._stopped_at: float | None = None
+        self._begun = False
+
+    def begins(self) -> bool:
+        """Whether to ask the workers now; True once. Raises StepFailed where ``stopping`` was GRACE_S ago.
+
+        The group's own wish waits as long as it takes, through a long validation too: a node that
+        goes meanwhile is a lost one as any other, after which training goes on.
+        """
+        now = time.monotonic()
+        if self._stopped_at is None and self._stopping():
+            self._stopped_at = now
+        if self._stopped_at is not None and now > self._stopped_at + GRACE_S:
+            raise StepFailed(f"The workers wrote no checkpoint within {GRACE_S:.0f} s; an older one is there.")
+        if self._begun or (self._stopped_at is None and not self._wish()):
+            return False
+        self._begun = True
+        return True
+
+
+class _Wishes:
+    """What a group on a cluster of many nodes looks at while it trains."""
+
+    def __init__(self, group: WorkerGroup, scale: Scale) -> None:
+        self._group, self._most = group, scale.workers
+        self._looked_at = time.monotonic()
+        self._more = placement.Wish(group.bundle)
+
+    def to_end(self) -> bool:
+        """Whether to end the task early, for a reason that ``group.ends`` then says."""
+        if time.monotonic() - self._looked_at < WATCH_S:
+            return False
+        self._looked_at, group = time.monotonic(), self._group
+        if group.nodes & placement.leaving():
+            group.ends = "a node is about to be taken away"
+        elif group.size < self._most and self._more.fulfilled_s() > GROW_AFTER_S:
+            group.ends = f"there is room for {min(self._most, group.size + 1 + placement.slots(group.bundle))} workers"
+        return group.ends is not None
+
+    def give_up(self) -> None:
+        self._more.give_up()
+
+
+class WorkerGroups:
+    """The groups of a cluster that wait for work."""
+
+    def __init__(self, cluster: Connection) -> None:
+        self._cluster = cluster
+        self._idle: list[WorkerGroup] = []
+        self._made: list[WorkerGroup] = []
+        self._idlers: list[threading.Thread] = []
+        self._lock, self._closed = threading.Lock(), threading.Event()
+
+    def take(self, scale: Scale, gpus: int, name: str, stopping: Callable[[], bool]) -> WorkerGroup | None:
+        """A group for a step with this ``scale``: one that waits, or a new one, for which ``name`` waits for room.
+
+        None where ``stopping`` said so meanwhile.
+        """
+        least, most = scale.min_workers or scale.workers, scale.workers
+        bundle = {"CPU": scale.cpus_per_worker, **({"GPU": 1.0} if gpus else {})}
+        if 0 < gpus < least:
+            have = "is 1 GPU" if gpus == 1 else f"are {gpus} GPUs"
+            raise ClusterError(f"A step asks for {least} workers, but there {have}. Use --workers {gpus}.")
+        gone = set() if self._cluster.is_local else placement.leaving()
+        with self._lock:
+            for group in [group for group in self._idle if not group.alive or group.nodes & gone]:
+                self._idle.remove(group)
+                group.free()
+            for group in self._idle:
+                if least <= group.size <= most and group.cpus == scale.cpus_per_worker:
+                    self._idle.remove(group)
+                    return group
+        self.make_room(most * scale.cpus_per_worker, most if gpus else 0)
+
+        def say(missing: int) -> None:
+            whose = "worker's" if missing == 1 else "workers'"
+            self._cluster.say(f"{name}: waits for {missing} more {whose} room on the cluster")
+
+        found = placement.reserve(bundle, least, most, say, stopping)
+        if not found:
+            return None
+        group = WorkerGroup(self._cluster, scale, bundle, *found)
+        with self._lock:
+            self._made = [other for other in self._made if other.thread.is_alive()] + [group]
+        return group
+
+    def give_back(self, group: WorkerGroup) -> None:
+        """Keep the group for the next step, or end it where it will not do for one."""
+        if group.ends:
+            group.free()
+            return
+        with self._lock:
+            self._idle.append(group)
+            if not self._cluster.is_local:
+                idler = threading.Thread(target=self._yield_to_others, args=(group,), name="idle", daemon=True)
+                idler.start()
+                self._idlers = [other for other in self._idlers if other.is_alive()] + [idler]
+
+    def _yield_to_others(self, group: WorkerGroup) -> None:
+        """End a group without work as soon as anybody on the cluster waits for room."""
+        import ray.exceptions
+
+        with contextlib.suppress(ray.exceptions.RayError, ConnectionError):  # the cluster is lost, or was left
+            while not placement.waiting():
+                if self._closed.wait(WATCH_S) or group not in self._idle or not group.alive:
+                    return
+            with self._lock:
+                if group in self._idle:
+                    self._idle.remove(group)
+                    group.free()
+
+    def close(self) -> None:
+        """End all groups, and wait until no thread of theirs asks Ray for anything.
+
+        Ray's core ends the process now and then where it is shut down while another thread waits in ray.get.
+        """
+        self._closed.set()
+        for group in self._made:
+            if group.thread.is_alive():
+                group.free()
+        until = time.monotonic() + CLOSE_S
+        for thread in [*(group.thread for group in self._made), *self._idlers]:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def make_room(self, cpus: float, gpus: float) -> None:
+        """End groups that wait, as long as so much is not free."""
+        while not _is_free(cpus, gpus):
+            with self._lock:
+                if not self._idle:
+                    return
+                group = self._idle.pop(0)
+            group.free()
+            until = time.monotonic() + FREED_S
+            while not _is_free(cpus, gpus) and time.monotonic() < until:
+                time.sleep(POLL_S)
+
+
+def _is_free(cpus: float, gpus: float) -> bool:
+    import ray
+
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus
+
+
+def _trainer(cluster: Connection, bundle: Bundle, placement_group: Any, size: int, config: dict[str, Any]) -> Any:
+    """The Ray Train run of a group."""
+    import ray.train
+
+    from mvray.cluster.ray_train import trainer
+
+    return trainer(
+        _on_worker,
+        placement_group,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=size, use_gpu="GPU" in bundle, resources_per_worker=dict(bundle)
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"group-{uuid.uuid4().hex}",
+            storage_path=cluster.scratch(),
+            # Whatever happens is told to the driver at once, which then decides (train.py).
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+        ),
+    )

@@ -1,0 +1,1 @@
+"""data/video: docstring to be written."""

@@ -1,0 +1,1 @@
+"""experiment: docstring to be written."""

@@ -1,0 +1,240 @@
+"""`--set` and a search's samples: a job with settings changed by dotted name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mvray.errors import SettingError
+from mvray.experiment import steps
+from mvray.experiment.inputs import Clips, Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.search_space import Search
+from mvray.experiment.serialisation import (
+    CATALOGUE,
+    flat,
+)
+from mvray.experiment.source import Source
+from mvray.experiment.steps import Data, Scale, Step
+
+T = TypeVar("T")
+
+JOB_WIDE: dict[str, Any] = {
+    "source": Source,
+    "pictures": (Pictures, Clips),
+    "data": Data,
+    "scale": Scale,
+    "search": Search,
+}
+"""Settings that every part of a job shares: `--set pictures.height=224` changes them everywhere."""
+
+REPLACEABLE = ("source", "method", "generator", "segmenter")
+"""The settings whose value is such a class."""
+_KEYS_INSIDE = re.compile(r"(\w+)://(?:[^/\s?#]*@|(?<=s3://)[^/\s?#'\"]*:\S)", re.IGNORECASE)
+"""An address with "@" before its path or, as half of all secret keys for S3 have "/", with ":" in the bucket."""
+
+
+# -- ids -----------------------------------------------------------------------------------------
+
+
+# -- JSON ----------------------------------------------------------------------------------------
+
+
+# -- changes -------------------------------------------------------------------------------------
+
+
+def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
+    """``job`` with settings changed by dotted name.
+
+    A name is ``STEP.path`` ("masked.method.probability"), or job-wide: "source.", "pictures.",
+    "scale.", "search." and "seeds", for every such part that has the setting. Values may be text, as typed on
+    a command line. The value of a part with a catalogue (source, method, generator) may be the name
+    of another file of that catalogue. Raises SettingError that lists what exists where a name is
+    unknown, where a value has the wrong type, or where one is an address with a password.
+    """
+    _check_addresses(changes)
+    # A part of another kind first: what is set in it would be lost with the old one.
+    for name in sorted(changes, key=lambda name: name.rpartition(".")[2] not in REPLACEABLE):
+        job = _replaced_one(job, name, changes[name])
+    for step in job.walk():
+        _check_addresses({f"{step.name}.{name}": value for name, value in flat(step).items()})
+    _check_addresses(flat(job.search, "search"))
+    return _rebuilt(job, _checked)
+
+
+def _check_addresses(settings: Mapping[str, Any]) -> None:
+    """Raises SettingError for a user or password in an address: step.json and MLflow show settings to others."""
+    for name, value in settings.items():
+        if found := _KEYS_INSIDE.search(str(value)):
+            raise SettingError(
+                f"{name}: found a user or password before '@' in an address ({found[1]}://...); expected one without "
+                "(and no ':' in a bucket's name), because settings are written to step.json, MLflow and the list of "
+                "jobs. Copy the file to this machine or to s3://, where access is by a role or by AWS's own variables."
+            )
+
+
+def _replaced_one(job: Job, name: str, value: Any) -> Job:
+    head, *path = name.split(".")
+    if name == "seeds":
+        return _with(job, seeds=_coerced(value, tuple[int, ...], name))
+    steps = {step.name: type(step) for step in job.walk()}
+    if head in steps and path:
+        return _rebuilt(job, lambda part: _set(part, path, value, name) if _named(part, head) else part)
+    if head in JOB_WIDE:
+        kind = JOB_WIDE[head]
+        if path:
+            kinds = _kinds(job, kind)
+            if not kinds:
+                raise SettingError(f"--set {name}: the job {job.name!r} has no {head}.")
+            meant = {each for each in kinds if path[0] in {f.name for f in dataclasses.fields(each)}} or kinds
+            return _rebuilt(job, lambda part: _set(part, path, value, name) if type(part) in meant else part)
+        return _rebuilt(job, lambda part: _set(part, [head], value, name) if isinstance(part, Data) else part)
+    if head in steps:
+        names = [f.name for f in dataclasses.fields(steps[head])]
+        raise SettingError(f"--set {name}: {head} is a step; name one of its settings: {', '.join(names)}.")
+    raise SettingError(
+        f"--set {name}: nothing in the job {job.name!r} is named {head!r}{_nearest(head, [*steps, *JOB_WIDE])}. "
+        f"Expected STEP.SETTING with a step of {', '.join(steps)}, or one of {', '.join(JOB_WIDE)}, seeds."
+    )
+
+
+def _kinds(job: Job, base: Any) -> set[type]:
+    """The types of the job's parts that are of kind ``base``: it may have pictures as well as clips."""
+    found: set[type] = set()
+
+    def note(part: Any) -> Any:
+        if isinstance(part, base):
+            found.add(type(part))
+        return part
+
+    _rebuilt(job, note)
+    return found
+
+
+def _named(part: Any, name: str) -> bool:
+    return isinstance(part, Step) and part.name == name
+
+
+def _rebuilt(job: Job, change: Callable[[Any], Any]) -> Job:
+    """``job`` with ``change`` applied to every part, innermost first; what was shared stays shared."""
+    done: dict[int, tuple[Any, Any]] = {}
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(visit(item) for item in value)
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            return value
+        if id(value) not in done:
+            fields = {f.name: visit(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            same = all(fields[name] is getattr(value, name) for name in fields)
+            done[id(value)] = (value, change(value if same else _with(value, **fields)))
+        return done[id(value)][1]
+
+    rebuilt: Job = visit(job)
+    return rebuilt
+
+
+def _set(part: T, path: list[str], value: Any, whole: str) -> T:
+    name, *rest = path
+    fields = {f.name: f for f in dataclasses.fields(part)}  # type: ignore[arg-type]
+    names = list(fields)
+    if name not in names:
+        raise SettingError(
+            f"--set {whole}: {type(part).__name__} has no setting {name!r}{_nearest(name, names)}. "
+            f"It has: {', '.join(names)}."
+        )
+    current = getattr(part, name)
+    if rest:
+        if not dataclasses.is_dataclass(current):
+            raise SettingError(f"--set {whole}: {name!r} is {current!r} and has no settings of its own.")
+        return _with(part, **{name: _set(current, rest, value, whole)})
+    for base, package in CATALOGUE.items():
+        if isinstance(current, base) and isinstance(value, str):
+            return _with(part, **{name: _from_catalogue(value, base, package, current, whole)})
+    made = _coerced(value, _hints(type(part))[name], whole)
+    if fields[name].metadata.get("file") and made and "://" not in made:
+        made = str(Path(made).expanduser().absolute())  # Ray's workers have another working folder
+    return _with(part, **{name: made})
+
+
+def _with(part: T, **changes: Any) -> T:
+    """``part`` with other fields, not checked: values may fit only together with those that are set next."""
+    made = object.__new__(type(part))
+    for f in dataclasses.fields(part):  # type: ignore[arg-type]
+        object.__setattr__(made, f.name, changes.get(f.name, getattr(part, f.name)))
+    return made
+
+
+def _checked(part: T) -> T:
+    if check := getattr(part, "__post_init__", None):
+        check()
+    return part
+
+
+def _from_catalogue(name: str, base: type, package: str, current: Any, whole: str) -> Any:
+    """The settings class of the file ``name`` in ``package``, keeping the root and the step that is looked through."""
+    names = [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    found = _class_in(f"{package}.{name}", base) if name in names else None
+    if found is None:
+        known = [other for other in names if _class_in(f"{package}.{other}", base)]
+        raise SettingError(
+            f"--set {whole}={name}: there is no such {base.__name__} in {package}{_nearest(name, known)}. "
+            f"It has: {', '.join(known)}."
+        )
+    if isinstance(current, found):
+        return current
+    own = {f.name for f in dataclasses.fields(found)}
+    return found(**{name: getattr(current, name) for name in ("root", "of") if name in own and hasattr(current, name)})
+
+
+def _class_in(module: str, base: type) -> Any:
+    """The class that ``module`` adds to the catalogue of ``base``; None where it adds none."""
+    for item in vars(importlib.import_module(module)).values():
+        if isinstance(item, type) and issubclass(item, base) and item.__module__ == module:
+            return None if inspect.isabstract(item) else item
+    return None
+
+
+def _coerced(value: Any, hint: Any, name: str) -> Any:
+    """``value``, which may be text, as the type that ``hint`` asks for."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value in (None, "none", "None", "") and type(None) in arguments:
+            return None
+        return _coerced(value, next(a for a in arguments if a is not type(None)), name)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [v for v in str(value).strip("()[]").split(",") if v]
+        hints = [arguments[0]] * len(items) if arguments[-1] is ... else arguments
+        if len(items) != len(hints):
+            raise SettingError(f"--set {name}={value}: expected {len(hints)} values, with commas between them.")
+        return tuple(_coerced(item, each, name) for item, each in zip(items, hints, strict=True))
+    if hint is bool and str(value).lower() in ("true", "false", "1", "0", "yes", "no"):
+        return str(value).lower() in ("true", "1", "yes")
+    if hint in (int, float, str):
+        try:
+            made = hint(value.strip() if isinstance(value, str) else value)
+            if isinstance(value, str) or made == value:
+                return made
+        except (TypeError, ValueError):
+            pass
+    wanted = getattr(hint, "__name__", str(hint))
+    raise SettingError(f"--set {name}={value}: expected a value of type {wanted}.")
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    # Some files import the names of steps for type checkers only.
+    return typing.get_type_hints(cls, localns=vars(steps))
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

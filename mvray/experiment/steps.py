@@ -1,0 +1,232 @@
+"""The steps of a job: Train, Generate, Measure, and what they are told: Data, Optim, Scale."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from mvray.errors import SettingError
+from mvray.experiment.contracts import GeneratorConfig, MethodConfig
+from mvray.experiment.fields import NOT_IDENTITY, check_above_0
+from mvray.experiment.inputs import Clips, Masks, Pictures
+from mvray.experiment.source import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+LAST = "last"
+"""The value of Train.select for methods whose numbers must not choose, or cannot."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples of a source, some of its splits, with the columns that Generate steps made for them.
+
+    ``pictures`` is Clips where the source has videos. More than ``max_bad_fraction`` unreadable samples
+    end the run before training.
+    """
+
+    source: Source
+    pictures: Pictures | Clips = Pictures()
+    splits: tuple[str, ...] = ()
+    columns: tuple[Generate, ...] = ()
+    masks: Masks = Masks()
+    max_bad_fraction: float = field(default=0.01, metadata=NOT_IDENTITY)
+
+    def __post_init__(self) -> None:
+        check_above_0(self, "data", "max_bad_fraction", or_0=True)
+
+    def only(self, *splits: str) -> Data:
+        """The samples of these splits."""
+        return replace(self, splits=splits)
+
+    @property
+    def train(self) -> Data:
+        return self.only("train")
+
+    @property
+    def validation(self) -> Data:
+        return self.only("validation")
+
+    @property
+    def test(self) -> Data:
+        return self.only("test")
+
+    def with_columns(self, *steps: Generate) -> Data:
+        """The same samples, each joined by key with the columns that ``steps`` make."""
+        return replace(self, columns=self.columns + steps)
+
+    def with_masks(self, step: Generate, masks: Masks) -> Data:
+        """The same samples with the instance masks that ``step`` makes, used as ``masks`` says."""
+        return replace(self, columns=(*self.columns, step), masks=masks)
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Optimisation. ``batch_size`` counts samples of one step over all workers and accumulations.
+
+    ``schedule``: "constant", "cosine" (to zero) or "step" (times ``decay`` at each epoch of
+    ``milestones``). ``patience`` ends training after that many epochs without a better
+    ``Train.select``. ``precision``: "auto" is bf16 on GPUs that have it and float32 elsewhere;
+    "float32" or "bf16" ask for one.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    epochs: int = 10
+    schedule: str = "constant"
+    warmup_epochs: float = 0.0
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    clip_norm: float | None = None
+    accumulate: int = 1
+    patience: int | None = None
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        known = {"name": "sgd, adam, adamw", "schedule": "constant, cosine, step", "precision": "auto, float32, bf16"}
+        for name, allowed in known.items():
+            if (value := getattr(self, name)) not in allowed.split(", "):
+                raise SettingError(f"optim.{name} is {value!r}; expected one of {allowed}.")
+        check_above_0(self, "optim", "epochs", "batch_size", "lr", "accumulate", "decay", "patience", "clip_norm")
+        check_above_0(self, "optim", "momentum", "weight_decay", "warmup_epochs", or_0=True)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a step is executed: how fast, and how the batch is shared out (of which batch norm knows). Not in the id.
+
+    ``workers`` processes, with one GPU each where there are GPUs; ``loader_workers`` decode in each. With
+    ``min_workers`` a Train step makes do with fewer, down to that many, while the cluster has no room for all. A
+    checkpoint is written at every epoch's end and, inside an epoch, every ``checkpoint_steps`` steps and
+    often enough that no more than ``checkpoint_minutes`` minutes of work are ever done again. Each actor of
+    a Generate step holds ``gpus_per_actor``: 0.5 lets two share a GPU, 0 leaves the GPUs to others. Each node
+    keeps at most ``cache_gb`` GB (2^30 bytes) of copies of columns, crops and files on S3, and a fifth of its disk. The
+    prices, in any currency, give the cost in a run's summary and in MLflow.
+    """
+
+    workers: int = 1
+    min_workers: int | None = None
+    loader_workers: int = 2
+    cpus_per_worker: float = 1.0
+    gpus_per_actor: float = 1.0
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float = 5.0
+    cache_gb: float = 20.0
+    channels_last: bool = True
+    compile: bool = False
+    price_per_gpu_hour: float = 0.0
+    price_per_cpu_hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_above_0(
+            self, "scale", "workers", "min_workers", "cpus_per_worker", "checkpoint_steps", "checkpoint_minutes"
+        )
+        more = ("price_per_gpu_hour", "price_per_cpu_hour", "cache_gb")
+        check_above_0(self, "scale", "loader_workers", "gpus_per_actor", *more, or_0=True)
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise SettingError(
+                f"scale.min_workers is {self.min_workers}; expected at most {self.workers}, the workers."
+            )
+
+
+@dataclass(frozen=True)
+class Step(ABC):
+    """A piece of work with an output of its own; ``name`` is unique in the job."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Step, ...]:
+        """The steps whose output this one reads."""
+
+
+@dataclass(frozen=True)
+class Train(Step):
+    """Train ``method`` on ``data.train``, select by ``select`` on ``data.validation``.
+
+    With ``start_from``, the selected weights of that step are loaded first; with
+    ``count_start_epochs``, ``optim.epochs`` includes the epochs that it was trained for. Where ``select``
+    is LAST, the last epoch's weights are the selected ones.
+    """
+
+    method: MethodConfig
+    data: Data
+    optim: Optim = Optim()
+    start_from: Train | None = None
+    count_start_epochs: bool = False
+    select: str = "accuracy"
+    select_max: bool = True
+    scale: Scale = field(default=Scale(), metadata=NOT_IDENTITY)
+
+    def __post_init__(self) -> None:
+        if self.select not in (*self.method.scores, LAST):
+            raise SettingError(
+                f"{self.name}.select is {self.select!r}; {type(self.method).__module__} scores "
+                f"{', '.join(self.method.scores)}; {LAST!r} takes the last epoch."
+            )
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return (*self.data.columns, *((self.start_from,) if self.start_from else ()))
+
+    def check_shared(self, samples: int, workers: int) -> None:
+        """Raises SettingError where a batch out of ``samples`` has less than one for each worker and accumulation."""
+        batch, accumulate = min(self.optim.batch_size, samples), self.optim.accumulate
+        if batch < workers * accumulate:
+            raise SettingError(
+                f"Step {self.name!r}: a batch of {batch} samples cannot be shared by {workers} workers x {accumulate} "
+                "accumulations. Use fewer workers or a larger batch_size."
+            )
+
+
+@dataclass(frozen=True)
+class Generate(Step):
+    """Make ``generator``'s columns for every sample of ``data``."""
+
+    generator: GeneratorConfig
+    data: Data
+    scale: Scale = field(default=Scale(), metadata=NOT_IDENTITY)
+
+    @property
+    def of(self) -> Train | None:
+        of: Train | None = getattr(self.generator, "of", None)
+        return of
+
+    @property
+    def gpus_per_actor(self) -> float:
+        """What each actor asks for where there are GPUs."""
+        return self.scale.gpus_per_actor if self.generator.uses_gpu else 0.0
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return (*self.data.columns, *((self.of,) if self.of else ()))
+
+
+Metric = Callable[["pa.Table", tuple[str, ...]], "Mapping[str, float | np.ndarray]"]
+
+
+@dataclass(frozen=True)
+class Measure(Step):
+    """Numbers out of columns: ``metrics`` are functions of mvray/metrics.py, or frozen dataclasses that are called.
+
+    Each gets the joined table (index columns and generated columns of the samples of ``data``, one
+    split at a time) and the names of the classes, and returns named numbers, reported as
+    "split/name", and arrays with one value per row, kept in samples.parquet (measure.py). One that
+    cannot work with any data has a method ``check(rows)``, called with the index's rows before
+    anything is started.
+    """
+
+    data: Data
+    metrics: tuple[Metric, ...]
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return self.data.columns

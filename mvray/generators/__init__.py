@@ -1,0 +1,1 @@
+"""generators: docstring to be written."""

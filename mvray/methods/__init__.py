@@ -1,0 +1,1 @@
+"""methods: docstring to be written."""

@@ -1,0 +1,1 @@
+"""metrics: docstring to be written."""

@@ -1,0 +1,43 @@
+"""step.json: what a finished step says of itself. It is written last; without it a step does not count."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mvray.experiment.provenance import git_commit, versions
+from mvray.experiment.serialisation import encoded, flat
+from mvray.tracking.redact import plain_addresses, redacted_all
+from mvray.tracking.terminal import now
+
+if TYPE_CHECKING:
+    from mvray.pipeline.cost import Spent
+    from mvray.pipeline.plan import Planned
+
+
+def manifest_of(planned: Planned, seconds: float, run: str | None, spent: Spent) -> dict[str, Any]:
+    """What step.json says: settings, inputs, data, versions, time; ``spent`` counts earlier attempts too."""
+    rows = planned.rows()
+    return {
+        "name": planned.name,
+        "kind": type(planned.step).__name__,
+        "id": planned.id,
+        "seed": planned.seed,
+        "settings": redacted_all(flat(planned.step)),
+        # Names of classes must stay, whatever secret variables say. No address in it is used again.
+        "step": redacted_all(encoded(planned.step), plain_addresses),
+        "inputs": {name: other.id for name, other in planned.inputs.items()},
+        "data": {
+            "fingerprint": planned.fingerprint,
+            "samples": {item["values"]: item["counts"] for item in rows["split"].value_counts().to_pylist()},
+            "classes": list(planned.index.classes),
+            "unseen": list(planned.index.unseen),
+            "bad": len(planned.index.bad),
+        },
+        "seconds": round(seconds, 3),
+        "spent": {name: round(value, 6) for name, value in asdict(spent).items()},
+        "finished_at": now(),
+        "tracking": run,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }

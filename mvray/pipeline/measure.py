@@ -1,0 +1,138 @@
+"""Measure steps: join generated columns with the index by key, and compute numbers.
+
+They run in this process on a local cluster and without Ray. On a cluster that is joined a Ray task runs them: this
+process is on the head there, which is small, and lost with everything when its memory is full.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mvray.cluster import placement
+from mvray.data.tables import write_table
+from mvray.errors import Interrupted, StepFailed
+from mvray.experiment.steps import Generate, Measure
+from mvray.pipeline.outputs import SAMPLES, joined
+from mvray.pipeline.plan import Planned
+
+if TYPE_CHECKING:
+    from mvray.cluster.session import Cluster
+
+RETRIES = 5
+"""How often Ray begins again where the node or the process of a Measure step was lost."""
+POLL_S = 0.2
+
+
+def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
+    """The numbers of `measured`, on whichever node has room. Raises Interrupted when the cluster is aborted."""
+    if cluster.workers == 0 or cluster.is_local:
+        return measured(planned)
+    bundle = {"CPU": cpus_of(planned)}
+    cluster.ready()
+    cluster.groups.make_room(bundle["CPU"], 0.0)
+
+    def say(_: int) -> None:
+        cluster.say(f"{planned.name}: waits for room on the cluster")
+
+    found = placement.reserve(bundle, 1, 1, say, cluster.aborted.is_set, placement.heads_to_spare(bundle))
+    if found is None:
+        raise Interrupted("The run was interrupted.")
+    import ray.util
+
+    try:
+        return _as_task(planned, bundle["CPU"], found[0], cluster)
+    finally:
+        ray.util.remove_placement_group(found[0])
+
+
+def cpus_of(planned: Planned) -> float:
+    """CPUs of a Measure step's task: as many as an actor of what it reads has, so some node has them."""
+    made = [each.step.scale.cpus_per_worker for each in planned.inputs.values() if isinstance(each.step, Generate)]
+    return max(made, default=1.0)
+
+
+def _as_task(planned: Planned, cpus: float, group: Any, cluster: Cluster) -> dict[str, float]:
+    import ray
+    import ray.exceptions
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from mvray.pipeline.train import raise_own
+
+    placed = PlacementGroupSchedulingStrategy(placement_group=group)
+    task: Any = ray.remote(num_cpus=cpus, max_retries=RETRIES, scheduling_strategy=placed)(_on_node)
+    numbers = task.remote(planned, cpus)
+    while not ray.wait([numbers], timeout=POLL_S)[0]:
+        if cluster.aborted.is_set():
+            ray.cancel(numbers, force=True)
+            raise Interrupted("The run was interrupted.")
+    try:
+        metrics: dict[str, float] = ray.get(numbers)
+        return metrics
+    except ray.exceptions.RayError as error:
+        raise_own(error, planned)
+        cause = getattr(error, "cause", None) or error
+        raise StepFailed(f"Step {planned.name!r} ended with {type(cause).__name__}: {cause}") from error
+
+
+def _on_node(planned: Planned, cpus: float) -> dict[str, float]:
+    from mvray.cluster.node_versions import check_here
+
+    check_here()
+    said = {"text": f"on {socket.gethostname()}", "cpus": cpus}
+    planned.folder.try_write("progress.json", json.dumps(said).encode())
+    return measured(planned)
+
+
+def measured(planned: Planned) -> dict[str, float]:
+    """Every metric for each split, as "split/name", with the number of samples.
+
+    A metric with a field ``seed`` gets the step's. One with a method ``fit(tables, names)`` is replaced by
+    what that returns, given the tables of all splits. Arrays that metrics give go to samples.parquet.
+    """
+    step = planned.step
+    assert isinstance(step, Measure)
+    table, names = joined(planned), planned.index.names
+    tables = {split: table.filter(pc.equal(table["split"], split)) for split in sorted(set(table["split"].to_pylist()))}
+    metrics: dict[str, float] = {}
+    kept: list[pa.Table] = []
+    fitted = [_fitted(metric, planned.seed, tables, names) for metric in step.metrics]
+    for split, rows in tables.items():
+        metrics[f"{split}/samples"] = float(len(rows))
+        columns: dict[str, np.ndarray] = {}
+        for metric in fitted:
+            for name, value in metric(rows, names).items():
+                if isinstance(value, np.ndarray):
+                    columns[name] = value
+                else:
+                    metrics[f"{split}/{name}"] = value
+        if columns:
+            kept.append(_kept(rows, columns))
+    if kept:
+        write_table(planned.folder, SAMPLES, pa.concat_tables(kept, promote_options="default"))
+    return metrics
+
+
+def _fitted(metric: Any, seed: int, tables: Mapping[str, pa.Table], names: tuple[str, ...]) -> Any:
+    if is_dataclass(metric) and "seed" in {f.name for f in fields(metric)}:
+        metric = replace(metric, seed=seed)  # type: ignore[type-var]
+    return metric.fit(tables, names) if hasattr(metric, "fit") else metric
+
+
+def _kept(rows: pa.Table, columns: Mapping[str, np.ndarray]) -> pa.Table:
+    """The rows' keys and splits with what metrics said of each; N x d arrays become lists."""
+    table = rows.select(["key", "split", "group", "label"])
+    for name, values in columns.items():
+        column = pa.array(values.reshape(-1))
+        if values.ndim > 1:
+            size = values.size // max(1, len(values))
+            column = pa.ListArray.from_arrays(pa.array(np.arange(len(values) + 1) * size, pa.int32()), column)
+        table = table.append_column(name, column)
+    return table

@@ -1,0 +1,159 @@
+"""Train steps on Ray Train: the environment of every real run, and what happens when a worker is lost."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mvray.errors import Interrupted, MvrayError, StepFailed
+from mvray.experiment.steps import Train
+from mvray.pipeline.plan import Planned
+from mvray.storage.storage import Storage
+
+if TYPE_CHECKING:
+    from mvray.cluster.session import Cluster
+    from mvray.cluster.worker_group import WorkerGroup
+    from mvray.training.task import Task, Watched
+
+RETRIES = 5
+"""How often a Train step is started again after its workers or its controller were lost without progress."""
+
+
+BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError)
+"""What a mistake in a method raises."""
+
+
+def task_of(planned: Planned, epochs_before: int) -> Task:
+    """The task of a Train step, whose index.parquet must be in its folder."""
+    from mvray.training.task import Task
+
+    step = planned.step
+    assert isinstance(step, Train)
+    start = planned.inputs[step.start_from.name] if step.start_from else None
+    return Task(
+        step=step,
+        seed=planned.seed,
+        folder=planned.folder.uri,
+        facts=planned.facts,
+        epochs=max(1, step.optim.epochs - epochs_before),
+        attempt=uuid.uuid4().hex,
+        columns=tuple(planned.inputs[made.name].folder.uri for made in step.data.columns),
+        start_weights=f"{start.folder.uri}/weights.safetensors" if start else None,
+    )
+
+
+def run(
+    planned: Planned, cluster: Cluster, stop: threading.Event | None = None, watched: Watched | None = None
+) -> dict[str, float]:
+    """Train to the end; returns the step's metrics. What an earlier, broken run left is gone on with.
+
+    When the cluster is aborted, or ``stop`` is set, training ends with a checkpoint and Interrupted is raised.
+    Raises StepFailed with the cause after ``RETRIES`` losses without a step of progress, and the method's own
+    MvrayError at once.
+    """
+    before, asked = epochs_before(planned), stop or threading.Event()
+
+    def stopping() -> bool:
+        return asked.is_set() or cluster.aborted.is_set()
+
+    while not planned.folder.exists("metrics.json"):
+        if stopping():
+            raise Interrupted("The run was interrupted.")
+        task = replace(task_of(planned, before), watched=watched)
+        planned.folder.write("attempt", task.attempt.encode())
+        if cluster.workers == 0:
+            from mvray.training.environment import Local
+            from mvray.training.loop import train
+
+            train(task, Local(stopping))
+        else:
+            _fit_with_retries(planned, task, cluster, stopping)
+    return planned.folder.read_json("metrics.json", dict)
+
+
+def epochs_before(planned: Planned) -> int:
+    """How many of a Train step's epochs the step that it starts from was trained for; that one must be finished."""
+    step = planned.step
+    assert isinstance(step, Train)
+    if step.start_from and step.count_start_epochs:
+        return int(planned.inputs[step.start_from.name].metrics()["epochs"])
+    return 0
+
+
+def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], bool]) -> None:
+    cluster.ready()
+    import ray.exceptions
+    import ray.train
+
+    left, progress = RETRIES, _progress(planned.folder)
+    while True:
+        try:
+            _fit(planned, task, cluster, stopping)
+            return
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            raise_own(error, planned)
+            now = _progress(planned.folder)
+            left = RETRIES if now != progress else left - 1
+            progress = now
+            if left == 0:
+                raise StepFailed(f"Step {planned.name!r} lost its workers {RETRIES} times in a row: {error}") from error
+            cluster.say(
+                f"{planned.name}: workers were lost ({type(error).__name__}); going on from the last checkpoint"
+            )
+            task = replace(task, attempt=uuid.uuid4().hex)
+            planned.folder.write("attempt", task.attempt.encode())
+
+
+def _progress(folder: Storage) -> list[str]:
+    return [entry.path for entry in folder.list("checkpoints")]
+
+
+def raise_own(error: BaseException, planned: Planned) -> None:
+    """Raise what a worker's own code raised, out of Ray's ``error``: starting again would not help.
+
+    A RuntimeError or OSError is what ranks see whose peer was lost, so nothing is raised for those.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, MvrayError):
+            # Ray's copy of it also is a RayTaskError, whose text is the whole traceback.
+            raise getattr(cause, "cause", cause) from error
+    for cause in causes:
+        if isinstance(cause, BUGS):
+            planned.folder.write("error.txt", str(error).encode())
+            own = getattr(cause, "cause", cause)
+            raise StepFailed(
+                f"Step {planned.name!r} ended with {type(own).__name__}: {own}. The "
+                f"traceback is in {planned.folder.uri}/error.txt; --workers 0 runs the step in this process."
+            ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """``error``, what it was raised from, and what the workers of a Ray Train run raised."""
+    if error is None:
+        return
+    yield error
+    for failure in getattr(error, "worker_failures", {}).values():
+        yield from _causes(getattr(failure, "_base_exc", None) or failure)
+    yield from _causes(error.__cause__ or getattr(error, "cause", None))
+
+
+def _fit(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], bool]) -> None:
+    """Train on a worker group that waits, or on a new one."""
+    scale = task.step.scale
+
+    def taken() -> WorkerGroup | None:
+        planned.folder.delete("progress.json")  # what its last workers said is over
+        return cluster.groups.take(scale, cluster.gpus(), planned.name, stopping)
+
+    while group := taken():
+        if scale.min_workers not in (None, scale.workers):
+            cluster.say(f"{planned.name}: {group.size} of {scale.workers} workers")
+        if group.train(task, stopping):
+            if group.ends:
+                cluster.say(f"{planned.name}: {group.ends}; going on from a checkpoint written now")
+            cluster.groups.give_back(group)
+            return

@@ -1,0 +1,110 @@
+"""What a job has found so far, read from the storage: the report's content and its pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mvray.experiment.exhibits import Groups, Matches, Row, Sheet
+from mvray.experiment.inputs import Clips
+from mvray.pipeline.plan import Plan
+from mvray.reports import attention_sheet, strips
+from mvray.tuning.study import Study
+
+
+def collect(plan: Plan) -> dict[str, Any]:
+    """The report as plain data: {"job", "steps": [...], "table": {"rows": [...]}, "search"} (see report.py)."""
+    steps = [
+        {
+            "name": planned.name,
+            "seed": planned.seed,
+            "id": planned.id,
+            "path": planned.folder.uri,
+            "state": planned.state,
+            "seconds": planned.manifest()["seconds"] if planned.finished else None,
+            "metrics": planned.metrics(),
+        }
+        for planned in plan.steps
+    ]
+    rows = [_row(plan, row) for row in plan.job.table.rows] if plan.job.table else []
+    return {"job": plan.job.name, "steps": steps, "table": {"rows": rows}, "search": _search(plan)}
+
+
+def _study(plan: Plan) -> Study | None:
+    """The job's search, as far as it has trials."""
+    search = plan.job.search
+    if search is None:
+        return None
+    step = next(planned.step for planned in plan.steps if planned.name == search.step)
+    study = Study(plan.job, plan.of(step, plan.job.seeds[0]))
+    return study if study.trials else None
+
+
+def _search(plan: Plan) -> dict[str, Any] | None:
+    study = _study(plan)
+    return None if study is None else study.collected()
+
+
+def _row(plan: Plan, row: Row) -> dict[str, Any]:
+    from mvray.metrics.classification import mean_interval
+
+    assert plan.job.table is not None
+    measured = [plan.of(row.measure, seed).metrics() for seed in plan.job.seeds]
+    values = {column.metric: [m.get(column.metric) for m in measured] for column in plan.job.table.columns}
+    means: dict[str, float | None] = {}
+    intervals: dict[str, list[float] | None] = {}
+    for metric, found in values.items():
+        known = [value for value in found if value is not None]
+        mean, low, high = mean_interval(known) if known else (None, None, None)
+        means[metric] = mean
+        intervals[metric] = None if low is None or high is None else [low, high]
+    return {"name": row.name, "values": values, "mean": means, "interval95": intervals, "paper": dict(row.paper)}
+
+
+def means(plan: Plan) -> dict[str, float]:
+    """The table's means as flat metrics: "table/ROW/METRIC"."""
+    rows = collect(plan)["table"]["rows"]
+    found = {f"table/{row['name']}/{metric}": value for row in rows for metric, value in row["mean"].items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def pictures(plan: Plan) -> dict[str, bytes]:
+    """The job's sheets of pictures for each seed, by artifact path, as far as their steps are finished."""
+    found: dict[str, bytes] = {}
+    if study := _study(plan):
+        from mvray.reports import search_figures
+
+        found |= search_figures.pictures(study.search, study.collected())
+    for sheet in plan.job.sheets:
+        for seed in plan.job.seeds:
+            found |= _drawn(plan, sheet, seed)
+    return found
+
+
+def _drawn(plan: Plan, sheet: Sheet | Groups | Matches, seed: int) -> dict[str, bytes]:
+    if isinstance(sheet, Groups):
+        from mvray.reports import group_sheet
+
+        return group_sheet.draw(plan, sheet, seed)
+    if isinstance(sheet, Matches):
+        from mvray.reports import match_sheet
+
+        return match_sheet.draw(plan, sheet, seed)
+    draw = strips.draw if isinstance(sheet.data.pictures, Clips) else attention_sheet.draw
+    return draw(plan, sheet, seed)
+
+
+def comparison(plan: Plan) -> dict[str, bytes]:
+    """The table's first column as a picture, with intervals and the paper's figures; empty until it is measured.
+
+    A row whose Measure does not give that number is left out.
+    """
+    from mvray.reports import figures
+
+    table, seeds = plan.job.table, plan.job.seeds
+    if table is None or not all(plan.of(row.measure, seed).finished for row in table.rows for seed in seeds):
+        return {}
+    column = table.columns[0]
+    rows = [row for row in collect(plan)["table"]["rows"] if row["mean"][column.metric] is not None]
+    if not rows:
+        return {}
+    return {"comparison.png": figures.comparison(rows, column.metric, column.title, column.factor, column.digits)}

@@ -1,0 +1,1 @@
+"""tracking: docstring to be written."""

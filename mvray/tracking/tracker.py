@@ -1,0 +1,233 @@
+"""Tracking: what is logged reaches MLflow, however long its server is away.
+
+A Tracker appends each event to a local spool (spool.py) and returns at once; a thread delivers them to
+the MLflow store (mlflow_store.py). Passwords and keys are taken out before.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from mvray.tracking.mlflow_store import HANDLE, HOST, PID, PROCESS_STARTED, MlflowStore, without_password
+from mvray.tracking.outbox import Courier, Event, Spool
+from mvray.tracking.outbox_backup import SpoolCopy, fetch, forget
+from mvray.tracking.redact import redacted_all
+from mvray.tracking.system_metrics import load
+
+if TYPE_CHECKING:
+    from mvray.storage.storage import Storage
+
+HELD_EVENTS, HELD_BYTES = 10_000, 64 << 20
+"""What may be in memory while the disk takes nothing: events, and the contents of files."""
+
+log = logging.getLogger(__name__)
+
+
+class _Desk:
+    """Puts events into a spool in the order in which they come; while the disk takes none, they wait in memory."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._mutex = threading.Lock()
+        self._held: list[tuple[Event, bytes | None]] = []
+        self._lost: Counter[str] = Counter()
+        self._error = ""
+
+    def put(self, event: Event, content: bytes | None = None) -> None:
+        """``content`` is that of the file that the event names, where it names one."""
+        with self._mutex:
+            self._held.append((event, content))
+            self._write()
+            while self._held and (oldest := self._one_too_many()) is not None:
+                self._lost[self._held.pop(oldest)[0]["kind"]] += 1
+
+    def close(self) -> None:
+        """Try a last time, and say what is lost."""
+        with self._mutex:
+            self._write()
+            self._lost.update(event["kind"] for event, _ in self._held)
+            self._held.clear()
+            if self._lost:
+                counted = ", ".join(f"{number} {kind}" for kind, number in sorted(self._lost.items()))
+                self._warn("Lost for MLflow, as %s could not be written: %s.", counted)
+
+    def _write(self) -> None:
+        try:
+            while self._held:
+                event, content = self._held[0]
+                if content is not None:
+                    self._held[0] = ({**event, "content": self._spool.keep(content)}, None)
+                self._spool.append(self._held[0][0])
+                del self._held[0]
+        except OSError as error:
+            said = error.strerror or str(error)
+            if said != self._error:
+                self._warn("%s cannot be written (%s): what is for MLflow waits in memory until it can be.", said)
+            self._error = said
+        else:
+            self._error = ""  # the next time is said again
+
+    def _one_too_many(self) -> int | None:
+        """Which to give up, as there are too many: the oldest metrics or file, without which a run still is one."""
+        big = sum(len(content) for _, content in self._held if content is not None) > HELD_BYTES
+        if not big and len(self._held) <= HELD_EVENTS:
+            return None
+        kinds = () if big else ("metrics",)
+        return next((i for i, (event, content) in enumerate(self._held) if content or event["kind"] in kinds), 0)
+
+    def _warn(self, text: str, *more: str) -> None:
+        log.disabled = False  # MLflow's database migrations switch off every logger there is
+        log.warning(text, self._spool.folder, *more)
+
+
+class Tracker:
+    """Logs the runs of one job execution to the MLflow store ``uri``, without ever waiting for it.
+
+    ``spool`` is a local folder that executions share: each keeps its events in a sub-folder of its
+    own and delivers what killed ones left there. Runs that a killed execution on this host left
+    open are closed as KILLED. Delivery begins ``delay_s`` after the start, so that importing MLflow
+    does not compete with the start of training. What waits is also copied to ``refuge`` every two
+    minutes, where one is given: this node's disk may go with it. Methods may be called from any thread.
+    """
+
+    def __init__(
+        self, uri: str, experiment: str, spool: Path, delay_s: float = 0.0, refuge: Storage | None = None
+    ) -> None:
+        self._experiment = experiment
+        self._seen: set[tuple[str, str, int]] = set()
+        self._ended = threading.Event()
+        self._watchers: list[threading.Thread] = []
+        self._courier = Courier(MlflowStore(uri).take)
+        self._spool = Spool.create(spool, without_password(uri))
+        self._desk = _Desk(self._spool)
+        self._copy = SpoolCopy(self._spool, refuge) if refuge else None
+        self._put("stale", "")
+        delivery = (spool, without_password(uri), delay_s, refuge)
+        self._thread = threading.Thread(target=self._deliver, args=delivery, name="mvray-tracking", daemon=True)
+        self._thread.start()
+
+    def start_run(
+        self,
+        name: str,
+        parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Open a run and return the handle by which the other methods know it.
+
+        A run without ``parent`` is tagged with this process. A run with the tags ``mvray.step_id``
+        and ``mvray.reused`` = "true" is linked to the run that made that step.
+        """
+        handle = uuid.uuid4().hex
+        process = psutil.Process()
+        own = {HOST: socket.gethostname(), PID: str(process.pid), PROCESS_STARTED: str(process.create_time())}
+        tags = {"mlflow.user": process.username(), **({} if parent else own), **(tags or {}), HANDLE: handle}
+        shown = {key: str(value) for key, value in (params or {}).items()}
+        self._put("start", handle, name=name, parent=parent, tags=tags, params=shown)
+        return handle
+
+    def metrics(self, handle: str, values: Mapping[str, float], step: int, time_s: float | None = None) -> None:
+        """Log named numbers at ``step``. What the run has at that step already is left as it is."""
+        new = {key: float(value) for key, value in values.items() if (handle, key, int(step)) not in self._seen}
+        self._seen.update((handle, key, int(step)) for key in new)
+        if new:
+            self._put("metrics", handle, values=new, step=int(step), measured_s=time_s or time.time())
+
+    def tags(self, handle: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        self._put("tags", handle, tags=dict(tags))
+
+    def data(
+        self, handle: str, name: str, fingerprint: str, source: str, context: str, facts: Mapping[str, Any]
+    ) -> None:
+        """Name the data set that the run reads for ``context`` ("training"); ``facts`` are shown beside it."""
+        about = {"name": name, "fingerprint": fingerprint, "source": source, "context": context}
+        self._put("data", handle, **about, facts=dict(facts))
+
+    def artifact(self, handle: str, local_path: Path, folder: str = "") -> None:
+        """Log a small file; a copy is kept until it has been delivered."""
+        self.figure(handle, local_path.read_bytes(), f"{folder}/{local_path.name}".lstrip("/"))
+
+    def figure(self, handle: str, content: bytes, path: str) -> None:
+        """Log bytes, such as a PNG, as the artifact ``path`` ("heatmaps/plain.png")."""
+        self._put("file", handle, content, path=path)
+
+    def end_run(self, handle: str, status: str = "FINISHED") -> None:
+        """Close a run as FINISHED, FAILED or KILLED."""
+        assert status in ("FINISHED", "FAILED", "KILLED"), status
+        self._put("end", handle, status=status)
+
+    def watch_machine(self, handle: str, interval_s: float = 10.0) -> None:
+        """Log load, memory and GPUs of this node under "system/" until the Tracker is closed."""
+
+        def watch() -> None:
+            load()  # the CPU is measured since the call before
+            step = 0
+            while not self._ended.wait(interval_s):
+                self.metrics(handle, load(), step)
+                step += 1
+
+        self._watchers.append(threading.Thread(target=watch, name="mvray-system-metrics", daemon=True))
+        self._watchers[-1].start()
+
+    def close(self, timeout_s: float = 60.0) -> str:
+        """Deliver what is left, at most 15 s where nobody answers. Returns "" or a sentence that says what waits.
+
+        What the disk never took is lost; a warning says how much that is.
+        """
+        self._ended.set()
+        for watcher in self._watchers:
+            watcher.join()
+        self._desk.close()
+        self._courier.hurry(timeout_s)
+        self._thread.join(timeout_s + 1)
+        left = self._spool.report()
+        copied = self._copy.close() if self._copy else ""
+        if not left:
+            self._spool.remove()
+        elif not self._thread.is_alive():
+            self._spool.close()
+        return " ".join(part for part in (left, copied, self._courier.error) if part) if left else ""
+
+    def _put(self, kind: str, handle: str, file: bytes | None = None, /, **more: Any) -> None:
+        event = {"kind": kind, "run": handle, "experiment": self._experiment, "time_s": time.time(), **more}
+        self._desk.put(redacted_all(event) if kind in ("start", "tags", "data") else event, file)
+        self._courier.wake()
+
+    def _deliver(self, spool: Path, address: str, delay_s: float, refuge: Storage | None) -> None:
+        self._ended.wait(delay_s)
+        if refuge:
+            fetch(refuge, spool, address)
+        # One attempt: what cannot be delivered must not hold up the runs of this execution.
+        self._courier.deliver_left(spool, address, patient=False)
+        if refuge:
+            forget(refuge, spool, address)
+        self._courier.deliver(self._spool, wait_for_more=True)
+
+
+def deliver(
+    spool: Path, uri: str, timeout_s: float = 60.0, refuge: Storage | None = None, former: str = ""
+) -> tuple[int, str]:
+    """Send to ``uri`` what earlier executions left in ``spool`` and in ``refuge``, also what was meant for the
+    address ``former``. Returns how many events went, and "" or what still waits, in words."""
+    courier = Courier(MlflowStore(uri).take)
+    courier.hurry(timeout_s)
+    said = []
+    for address in dict.fromkeys(without_password(name) for name in (uri, former) if name):
+        if refuge:
+            fetch(refuge, spool, address)
+        said.append(courier.deliver_left(spool, address))
+        if refuge:
+            forget(refuge, spool, address)
+    left = " ".join(part for part in said if part)
+    return courier.sent, f"{left} {courier.error}".strip() if left else ""

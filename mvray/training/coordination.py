@@ -1,0 +1,59 @@
+"""When the ranks of a training run stop, and when they write a checkpoint: the same answer on every rank.
+
+What they speak of by the way: how busy their nodes' GPUs are, for rank 0's board.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mvray.training.live_progress import gpu_use
+from mvray.training.ranks import gathered
+
+if TYPE_CHECKING:
+    from mvray.experiment.steps import Scale
+    from mvray.training.environment import Environment
+
+AGREE_EVERY_S = 1.0
+"""How often the ranks speak of it: one tiny collective each time. A notice of preemption gives seconds to minutes."""
+MOST_STEPS = 100
+
+
+class Agreement:
+    """Asked by every rank after every step but the last one of an epoch, and after every epoch (`stopping`)."""
+
+    def __init__(self, scale: Scale, here: Environment) -> None:
+        self._scale, self._here = scale, here
+        self._gpus = gpu_use() if here.device.type == "cuda" else None
+        self._steps = self._left = 1
+        self._spoke_at = self._saved_at = time.monotonic()
+
+    def saved(self) -> None:
+        """A checkpoint was handed over to be written."""
+        self._saved_at = time.monotonic()
+
+    def stopping(self) -> bool:
+        """Whether to stop now, where a checkpoint was just written. The ranks speak of it each time."""
+        return any(gathered(self._here.stopping(), self._here))
+
+    def reached(self, position: int) -> tuple[bool, bool]:
+        """Whether to stop now, with a checkpoint, and whether one is due after ``position`` batches of the epoch."""
+        due = self._scale.checkpoint_steps is not None and position % self._scale.checkpoint_steps == 0
+        # Half the minutes: a checkpoint counts once it is stored, which may take until the next one is due.
+        late = time.monotonic() - self._saved_at > 60 * self._scale.checkpoint_minutes / 2
+        if self._here.world == 1:
+            return self._here.stopping(), due or late
+        self._left -= 1
+        if self._left:
+            return False, due
+        now = time.monotonic()
+        busy = self._gpus.here if self._gpus else None
+        wishes = gathered((self._here.stopping(), late, now - self._spoke_at, busy), self._here)
+        if self._gpus:
+            self._gpus.everywhere = [wish[3] for wish in wishes]
+        # Rank 0's clock decides how many steps there are until they speak again.
+        per_step_s = wishes[0][2] / self._steps
+        self._steps = self._left = max(1, min(MOST_STEPS, int(AGREE_EVERY_S / max(per_step_s, 1e-6))))
+        self._spoke_at = now
+        return any(wish[0] for wish in wishes), due or wishes[0][1]

@@ -1,0 +1,129 @@
+"""What one rank of a Train step works on: the task, its samples, and words between the ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from mvray.data import node_cache, sampler
+from mvray.data.columns import Joined, joined
+from mvray.data.dataset import SampleDataset
+from mvray.data.loader import dataset, loader, readable
+from mvray.data.tables import read_table
+from mvray.storage.storage import Storage
+from mvray.training.optim import precision
+from mvray.training.ranks import gathered
+from mvray.training.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mvray.nn.method import Method
+    from mvray.training.environment import Environment
+
+Batches = Generator[dict[str, "Tensor"], None, None]
+"""Closing it ends the threads that decode ahead."""
+
+
+class Samples:
+    """The training and validation samples of a task, as this rank reads them."""
+
+    def __init__(self, task: Task, here: Environment) -> None:
+        step = task.step
+        node_cache.begin(step.scale.cache_gb)
+        rows = read_table(Storage(task.folder), "index.parquet")
+        needs, uses = step.method.needs, step.method.predict_uses
+        columns = joined(task.columns, needs, step.name, step.data.masks, uses)
+        predicted = {name: column for name, column in columns.items() if name in uses}
+        self._task, self._here = task, here
+
+        def of(split: str, columns: Mapping[str, Joined], augmented: bool = False) -> SampleDataset:
+            found = rows.filter(pc.equal(rows["split"], split))
+            return dataset(step.data, found, columns, seed=task.seed, train=augmented)
+
+        train_columns = {name: column for name, column in columns.items() if name in needs}
+        self._sets = {"train": of("train", train_columns, augmented=True), "validation": of("validation", predicted)}
+        # Training samples as evaluation sees them: unaugmented, without columns.
+        self._plain = of("train", {})
+        self.samples, self.total = len(self._plain), len(rows)
+        self.labels = torch.from_numpy(rows["label"].to_numpy()[pc.equal(rows["split"], "train").to_numpy()]).long()
+        self.batch_size = min(step.optim.batch_size, self.samples)
+        """Samples of one step over all ranks; an incomplete last batch of an epoch is left out."""
+        self.batches = sampler.batches(self.samples, self.batch_size)
+
+    def train_batches(self, epoch: int, position: int, values: Mapping[str, Tensor]) -> Batches:
+        """This rank's part of each global batch of ``epoch`` from ``position`` on, on the device."""
+        values = dict(values)
+        weights, rows = values.pop("weight", None), values.pop("order", None)
+        order = sampler.order(
+            self.samples,
+            self.batch_size,
+            rank=self._here.rank,
+            world=self._here.world,
+            seed=self._task.seed,
+            epoch=epoch,
+            position=position,
+            weights=None if weights is None else weights.double().cpu().numpy(),
+            rows=None if rows is None else rows.cpu().numpy(),
+        )
+        on_device = {name: value.to(self._here.device) for name, value in values.items()}
+        with contextlib.closing(self._loaded(self._sets["train"], order, epoch)) as batches:
+            for batch in batches:
+                given = self._placed(batch)
+                yield given | {name: value[given["index"]] for name, value in on_device.items()}
+
+    def predictions(self, method: Method, split: str) -> dict[str, np.ndarray]:
+        """``method.predict`` and ``label`` over a whole split, in its order, on every rank."""
+        mine: dict[str, list[Tensor]] = {}
+        for batch, made in self._predicted(method, self._sets[split]):
+            for name, values in {**made, "label": batch["label"]}.items():
+                # A GPU goes on with the next batch; these are read once, when all of them are there.
+                mine.setdefault(name, []).append(values.to("cpu", non_blocking=True))
+        if self._here.device.type == "cuda":
+            torch.cuda.synchronize(self._here.device)
+        parts = gathered({name: torch.cat(values).numpy() for name, values in mine.items()}, self._here)
+        parts = [part for part in parts if part]  # a rank has none where there are fewer samples than ranks
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def train_predictions(self, method: Method) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """(index_B, columns) over this rank's share of the training samples, in order."""
+        for batch, made in self._predicted(method, self._plain):
+            yield batch["index"], made
+
+    def failures(self) -> dict[str, str]:
+        """Samples that this rank could not decode, by location, with the reason."""
+        return {
+            each.location(row): reason
+            for each in (*self._sets.values(), self._plain)
+            for row, reason in each.failures.items()
+        }
+
+    def _predicted(
+        self, method: Method, samples: SampleDataset
+    ) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+        """Batches and what ``method`` predicts for them; samples that cannot be decoded are left out."""
+        training = method.training
+        method.eval()
+        order = sampler.in_order(len(samples), self.batch_size, rank=self._here.rank, world=self._here.world)
+        try:
+            with contextlib.closing(self._loaded(samples, order, 0)) as batches:
+                for batch in batches:
+                    given = self._placed(readable(batch))
+                    with torch.no_grad(), precision(self._task.step.optim, self._here.device):
+                        made = method.predict(given)
+                    yield given, made
+        finally:
+            method.train(training)
+
+    def _loaded(self, samples: SampleDataset, order: Iterable[np.ndarray], epoch: int) -> Batches:
+        """Batches on the CPU, in page-locked memory where a GPU takes them."""
+        pin = self._here.device.type == "cuda"
+        return loader(samples, order, epoch, self._task.step.scale.loader_workers, pin)
+
+    def _placed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values.to(self._here.device, non_blocking=True) for name, values in batch.items()}

@@ -1,0 +1,43 @@
+"""A Train step, ready to be executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mvray.experiment.contracts import Facts
+    from mvray.experiment.steps import Train
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The task is trial ``number`` of a search, whose actor is named ``scores`` (scoreboard.py).
+
+    It is told of every epoch. After each epoch of ``waits`` (how many are done) training waits for its word.
+    """
+
+    scores: str
+    number: int
+    waits: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A Train step, ready to be executed: sent to every rank.
+
+    ``folder`` is the step's folder; its index.parquet holds the rows of both splits. ``columns``
+    are the folders of the Generate steps that are joined; ``start_weights`` is the URI of the
+    weights to begin with; ``epochs`` is what is left to train.
+    """
+
+    step: Train
+    seed: int
+    folder: str
+    facts: Facts
+    epochs: int
+    attempt: str = ""
+    """Who may write to the folder: its file ``attempt`` names the newest driver that took the step on."""
+    columns: tuple[str, ...] = ()
+    start_weights: str | None = None
+    watched: Watched | None = None

@@ -1,0 +1,22 @@
+"""The method of a finished Train step, with its weights."""
+
+from __future__ import annotations
+
+from mvray.experiment.contracts import Facts
+from mvray.experiment.identity import without_files
+from mvray.experiment.steps import Train
+from mvray.nn.method import Method, built
+from mvray.storage.storage import Storage
+
+
+def load_method(step: Train, facts: Facts, folder: Storage) -> Method:
+    """The trained method of a finished Train step, in eval mode on the GPU where there is one."""
+    import torch
+
+    from mvray.training.checkpoint import weights_from_bytes
+    from mvray.training.environment import placed
+
+    method = built(without_files(step.method), facts)
+    method.load_state_dict(weights_from_bytes(folder.read("weights.safetensors")))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return placed(method, device, channels_last=True).eval()

@@ -1,0 +1,1 @@
+"""tuning: docstring to be written."""
