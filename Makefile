@@ -22,8 +22,8 @@ $(SAMPLE)/books.txt: | .venv/ready
 	$(BIN)/mvray sample comics $(SAMPLE)
 
 # The real Detectron2's Python code, for tests and the benchmark alone.
-.venv/detectron2: tests/segmenters/unpack_detectron2.py tests/segmenters/requirements.lock tests/segmenters/detectron2.lock | .venv/ready
-	$(BIN)/python tests/segmenters/unpack_detectron2.py $@
+.venv/detectron2: tests/generators/segmenters/unpack_detectron2.py tests/generators/segmenters/requirements.lock tests/generators/segmenters/detectron2.lock | .venv/ready
+	$(BIN)/python tests/generators/segmenters/unpack_detectron2.py $@
 
 demo: .venv/ready $(SAMPLE)/books.txt ## compose sample comics, run the tiny experiment on them, write report.html
 	$(BIN)/mvray run $(JOB) --tiny --data $(SAMPLE)

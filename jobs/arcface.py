@@ -18,15 +18,28 @@ for 512, a rate of 0.01; 40 epochs; a fifth of the characters unseen. The tiny j
 to tell 48 characters apart. Its batches are shuffled; method.per_class=4 makes them of 4 pictures of each character.
 """
 
-from mvray.data.readers.animeface import AnimeFace
-from mvray.experiment.exhibits import Column, Matches, Row, Table
-from mvray.experiment.inputs import Pictures
-from mvray.experiment.job import Job
-from mvray.experiment.search_space import Choice, LogUniform, Search, Uniform
-from mvray.experiment.steps import Data, Generate, Measure, Optim, Scale, Train
+from mvray import (
+    Choice,
+    Column,
+    Data,
+    Generate,
+    Job,
+    LogUniform,
+    Matches,
+    Measure,
+    Optim,
+    Pictures,
+    Row,
+    Scale,
+    Search,
+    Table,
+    Train,
+    Uniform,
+)
+from mvray.data.readers import AnimeFace
 from mvray.generators import features, predictions
 from mvray.methods import arcface
-from mvray.metrics.retrieval import Retrieval
+from mvray.metrics import Retrieval
 
 PAPER = (("test/f1", 0.6244), ("test/precision", 0.8661), ("test/recall", 0.5070))
 

@@ -25,16 +25,28 @@ the paper does not list its own.
 
 from dataclasses import replace
 
-from mvray.data.readers.manga109_faces import Manga109Faces
-from mvray.experiment.exhibits import Column, Groups, Row, Table
-from mvray.experiment.inputs import Pictures
-from mvray.experiment.job import Job
-from mvray.experiment.search_space import Choice, Integers, Search
-from mvray.experiment.steps import LAST, Data, Generate, Measure, Optim, Scale, Train
+from mvray import (
+    LAST,
+    Choice,
+    Column,
+    Data,
+    Generate,
+    Groups,
+    Integers,
+    Job,
+    Measure,
+    Optim,
+    Pictures,
+    Row,
+    Scale,
+    Search,
+    Table,
+    Train,
+)
+from mvray.data.readers import Manga109Faces
 from mvray.generators import features
 from mvray.methods import deepcluster
-from mvray.metrics.clustering import Clusters, Hdbscan
-from mvray.metrics.reduction import Umap
+from mvray.metrics import Clusters, Hdbscan, Umap
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2")
 PAPER = {

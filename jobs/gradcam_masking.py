@@ -21,15 +21,27 @@ with the page's mean. The tiny job uses Adam and a small AlexNet on pages of a t
 
 from dataclasses import replace
 
-from mvray.data.readers.manga109 import Manga109
-from mvray.experiment.exhibits import Column, Row, Sheet, Table
-from mvray.experiment.inputs import Pictures
-from mvray.experiment.job import Job
-from mvray.experiment.search_space import Choice, Search, Uniform
-from mvray.experiment.steps import Data, Generate, Measure, Optim, Scale, Train
+from mvray import (
+    Choice,
+    Column,
+    Data,
+    Generate,
+    Job,
+    Measure,
+    Optim,
+    Pictures,
+    Row,
+    Scale,
+    Search,
+    Sheet,
+    Table,
+    Train,
+    Uniform,
+    metrics,
+)
+from mvray.data.readers import Manga109
 from mvray.generators import gradcam
 from mvray.methods import classifier
-from mvray.metrics import classification
 
 PAPER = {"plain": 0.852, "erasing": 0.862, "masked": 0.878}
 TITLES = {"plain": "A  AlexNet", "erasing": "B  AlexNet + Random Erasing", "masked": "proposed: Grad-CAM masking"}
@@ -74,7 +86,7 @@ def job(tiny: bool = False) -> Job:
         scores[name] = Measure(
             f"score-{name}",
             tested.with_columns(looks[name]),
-            (classification.accuracy, classification.attention_entropy, classification.attention_inside),
+            (metrics.accuracy, metrics.attention_entropy, metrics.attention_inside),
         )
 
     table = Table(

@@ -19,17 +19,29 @@ reports on the test list, and so does this); batch size 32. The tiny job trains 
 weights on clips of 8 x 64 x 64.
 """
 
-from mvray.data.readers.ucf101 import UCF101
-from mvray.experiment.contracts import SegmenterConfig
-from mvray.experiment.exhibits import Column, Row, Sheet, Table
-from mvray.experiment.inputs import Clips, Masks
-from mvray.experiment.job import Job
-from mvray.experiment.search_space import LogUniform, Search
-from mvray.experiment.steps import Data, Generate, Measure, Optim, Scale, Train
+from mvray import (
+    Clips,
+    Column,
+    Data,
+    Generate,
+    Job,
+    LogUniform,
+    Masks,
+    Measure,
+    Optim,
+    Row,
+    Scale,
+    Search,
+    Sheet,
+    Table,
+    Train,
+    metrics,
+)
+from mvray.data.readers import UCF101
+from mvray.experiment import SegmenterConfig
 from mvray.generators import instance_masks, predictions
 from mvray.generators.segmenters import detectron2, files
 from mvray.methods import object_abn
-from mvray.metrics import classification
 
 PAPER = {
     "abn": (("test/accuracy", 0.9396), ("test/top5", 0.9915), ("test/attention_entropy_bits", 3.064)),
@@ -85,7 +97,7 @@ def experiment(
         scores[which] = Measure(
             f"score-{which}",
             clips.test.with_columns(looks[which]),
-            (classification.accuracy, classification.top5, classification.attention_on_masks),
+            (metrics.accuracy, metrics.top5, metrics.attention_on_masks),
         )
 
     table = Table(

@@ -10,7 +10,7 @@ Score: none of a paper; IoU and pointing are against the exact masks.
 from object_abn import experiment
 from segmenter import LEAST_SCORE, steps
 
-from mvray.experiment.job import Job
+from mvray import Job
 from mvray.generators.segmenters import mask_rcnn
 
 

@@ -13,15 +13,11 @@ With it masks can be made without weights from elsewhere: jobs/object_abn_segmen
 
 from dataclasses import replace
 
-from mvray.data.readers.ucf101 import UCF101
-from mvray.experiment.exhibits import Column, Row, Table
-from mvray.experiment.inputs import Clips, Masks
-from mvray.experiment.job import Job
-from mvray.experiment.steps import Data, Generate, Measure, Optim, Scale, Train
+from mvray import Clips, Column, Data, Generate, Job, Masks, Measure, Optim, Row, Scale, Table, Train, metrics
+from mvray.data.readers import UCF101
 from mvray.generators import instance_masks, predictions
 from mvray.generators.segmenters import files
 from mvray.methods import mask_rcnn
-from mvray.metrics import classification
 
 LEAST_SCORE = 0.1
 """From which score on something found counts."""
@@ -68,9 +64,7 @@ def job(tiny: bool = False) -> Job:
     """Train it, and compare its masks with the true ones."""
     seen, _, segmenter = steps(tiny)
     found = Generate("found", predictions.Config(of=segmenter, batch_size=8), seen.test, segmenter.scale)
-    score = Measure(
-        "score", Data(seen.source, seen.pictures).test.with_columns(found), (classification.mask_agreement,)
-    )
+    score = Measure("score", Data(seen.source, seen.pictures).test.with_columns(found), (metrics.mask_agreement,))
     table = Table(
         rows=(Row("small Mask R-CNN" if tiny else "Mask R-CNN", score),),
         columns=(

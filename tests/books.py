@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from mvray import Job
 from mvray.data.readers.folder import Folder
 from mvray.data.synthetic.drawings import artists, drawing
 from mvray.data.tables import write_table
 from mvray.experiment.contracts import Batch, Facts, MethodConfig
 from mvray.experiment.inputs import Clips, Pictures
-from mvray.experiment.job import Job
 from mvray.experiment.steps import LAST, Data, Train
 from mvray.methods import classifier
 from mvray.nn import networks

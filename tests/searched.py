@@ -1,8 +1,8 @@
 """A job whose search takes seconds: a step that starts from another one, on pictures in a folder per class."""
 
+from mvray import Job
 from mvray.data.readers.folder import Folder
 from mvray.experiment.inputs import Pictures
-from mvray.experiment.job import Job
 from mvray.experiment.search_space import Choice, LogUniform, Search
 from mvray.experiment.steps import Data, Optim, Scale, Train
 from mvray.methods import classifier

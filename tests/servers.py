@@ -166,3 +166,9 @@ class Browser:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 result: dict[str, Any] = answer["result"]
                 return result
+
+
+def client_of(server):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(server.address)

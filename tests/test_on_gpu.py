@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_contract import STEPS, batch_of, built, losses, predicted, sized
+from contract import STEPS, batch_of, built, losses, predicted, sized
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from toys import Here, Linear, Shared, step_of, task, weights

@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import git
 from nodes import Net, net_of_nodes
 from PIL import Image
 from s3_proxy import SLOW_DOWN, S3Proxy
-from servers import Browser, MlflowServer
-from test_server import client_of
-from test_shipment import git
+from servers import Browser, MlflowServer, client_of
 
 from mvray.storage.storage import Storage
 

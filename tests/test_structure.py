@@ -186,7 +186,7 @@ def test_loading_a_job_loads_nothing_heavy(job):
 def test_drawing_curves_loads_no_torch():
     """Matplotlib asks whether numbers are a torch.Tensor; that must not cost a run seconds between its steps."""
     code = (
-        "from mvray.cli import _lazy; _lazy('torch'); import mvray.data.pictures; from mvray.reports.figures import curves; "
+        "import mvray.data.pictures; from mvray.reports.figures import curves; "
         "curves({'a': [(0.0, 1.0), (1.0, 2.0)]}, 'title', 'value')"
     )
     assert "torch._C" not in _loaded_after(code)

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from mvray import Job
 from mvray.data.readers.folder import Folder
 from mvray.data.tables import write_table
 from mvray.experiment.contracts import Batch, Facts, Generator, GeneratorConfig, MethodConfig
 from mvray.experiment.inputs import Pictures
-from mvray.experiment.job import Job
 from mvray.experiment.steps import Data, Optim, Scale, Train
 from mvray.nn.copy_paste import CopyPaste
 from mvray.nn.method import EpochWork, Method

@@ -20,11 +20,11 @@ from mvray.cli.supervisor import supervised
 from mvray.errors import DataError, MvrayError, SettingError, UserError
 
 if TYPE_CHECKING:
-    from mvray.experiment.job import Job
-    from mvray.pipeline.plan import Plan
-    from mvray.reports.mlflow_runs import RunLog
-    from mvray.storage.storage import Storage
-    from mvray.tracking.terminal import Progress
+    from mvray.experiment import Job
+    from mvray.pipeline import Plan
+    from mvray.reports import RunLog
+    from mvray.storage import Storage
+    from mvray.tracking import Progress
 
 
 def add(commands: Any) -> None:
@@ -48,8 +48,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
 
 def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> Job:
     """The job of a job file, with the changes of the command line."""
-    from mvray.experiment.job import Job
-    from mvray.experiment.overrides import replaced
+    from mvray.experiment import Job, replaced
 
     if not path.is_file():
         raise SettingError(f"There is no job file {path}. Expected a file as jobs/gradcam_masking.py.")
@@ -78,7 +77,7 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
         line = f", line {where[-1].lineno} ({where[-1].line})" if where else ""
         raise SettingError(f"{path}{line}: {type(error).__name__}: {error}. Mend the job file.") from error
     if not isinstance(job, Job):
-        raise SettingError(f"job() of {path} returned {type(job).__name__}; expected a Job (mvray/job.py).")
+        raise SettingError(f"job() of {path} returned {type(job).__name__}; expected a Job (mvray.Job).")
     changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -93,7 +92,7 @@ def load_job(path: Path, tiny: bool, data: str | None, settings: list[str]) -> J
 def asked_for(given: argparse.Namespace) -> Job:
     """The job that the options name, with its workers. Raises SettingError for what none of it is, --only and
     the search among it."""
-    from mvray.experiment.overrides import replaced
+    from mvray.experiment import replaced
 
     job = load_job(given.job, given.tiny, given.data, given.set)
     if workers := workers_of(getattr(given, "workers", None)):
@@ -115,7 +114,7 @@ def asked_for(given: argparse.Namespace) -> Job:
 def planned(given: argparse.Namespace, one_seed: bool = False) -> tuple[Plan, Storage]:
     """The job that the options name, planned; with ``one_seed`` for the first of its seeds alone."""
     from mvray.pipeline import plan
-    from mvray.storage.storage import Storage
+    from mvray.storage import Storage
 
     if given.data and "://" not in given.data and not Path(given.data).is_dir():
         raise DataError(f"--data {given.data}: there is no such folder.")
@@ -134,14 +133,22 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
-    from mvray.cluster.session import Cluster
-    from mvray.experiment.provenance import git_commit, versions
-    from mvray.pipeline.run import chosen, execute
+    from mvray.cluster import Cluster
+    from mvray.experiment import git_commit, versions
+    from mvray.pipeline import chosen, execute
+    from mvray.reports import (
+        RunLog,
+        collect,
+        comparison,
+        means,
+        pictures,
+        refuge,
+        spool_folder,
+        tracking_uri,
+        where_tracked,
+    )
     from mvray.reports import page as pages
-    from mvray.reports.mlflow_runs import RunLog, refuge, spool_folder, tracking_uri, where_tracked
-    from mvray.reports.results import collect, comparison, means, pictures
-    from mvray.tracking.terminal import Progress
-    from mvray.tracking.tracker import Tracker
+    from mvray.tracking import Progress, Tracker
 
     heed_signals()
     workers = workers_of(given.workers)
@@ -189,10 +196,9 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
 
 def where_runs_are(storage: str) -> str:
     """The page with the runs, or the command that shows it."""
-    from mvray.reports.mlflow_runs import tracking_uri
-    from mvray.storage.storage import Storage
-    from mvray.tracking.mlflow_store import without_password
-    from mvray.tracking.ui import page
+    from mvray.reports import tracking_uri
+    from mvray.storage import Storage
+    from mvray.tracking import page, without_password
 
     uri = tracking_uri(Storage(storage))
     if uri.startswith(("http://", "https://")):
@@ -269,8 +275,8 @@ def _no_page(file: Path, error: OSError) -> SettingError:
 
 
 def _report(given: argparse.Namespace) -> int:
+    from mvray.reports import collect, comparison, pictures
     from mvray.reports import page as pages
-    from mvray.reports.results import collect, comparison, pictures
 
     if given.html:
         _check_page(given.html)

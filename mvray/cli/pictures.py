@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 
 def _look(given: argparse.Namespace) -> int:
-    from mvray.inference.look import look
+    from mvray.inference import look
 
     sheet = look(given.step, given.files, given.out, given.layer)
     print(f"Wrote {sheet}.")
@@ -44,7 +44,7 @@ def _look(given: argparse.Namespace) -> int:
 
 
 def _group(given: argparse.Namespace) -> int:
-    from mvray.inference.group import group
+    from mvray.inference import group
 
     for line in group(given.step, given.folder, given.out, given.layer, given.per_folder, given.min_size):
         print(line)
@@ -53,7 +53,7 @@ def _group(given: argparse.Namespace) -> int:
 
 
 def _find(given: argparse.Namespace) -> int:
-    from mvray.inference.find import find
+    from mvray.inference import find
 
     options = {"layer": given.layer, "most": given.most, "within": given.within}
     for line in find(given.step, given.examples, given.folder, given.out, **options):

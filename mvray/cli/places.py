@@ -40,15 +40,15 @@ def _ui(given: argparse.Namespace) -> int:
         return _server(given)
     if given.add_user or given.artifacts:
         raise SettingError("--add-user and --artifacts belong to a server. Add --server.")
-    from mvray.reports.mlflow_runs import tracking_uri
-    from mvray.storage.storage import Storage
-    from mvray.tracking.ui import ui
+    from mvray.reports import tracking_uri
+    from mvray.storage import Storage
+    from mvray.tracking import ui
 
     return ui(tracking_uri(Storage(given.storage)), given.host, given.port)
 
 
 def _server(given: argparse.Namespace) -> int:
-    from mvray.storage.storage import Storage
+    from mvray.storage import Storage
     from mvray.tracking.server import add_user, serve
 
     if given.add_user:
@@ -63,12 +63,9 @@ def _server(given: argparse.Namespace) -> int:
 
 
 def _deliver(given: argparse.Namespace) -> int:
-    from mvray.reports.mlflow_runs import refuge, spool_folder, tracking_uri
-    from mvray.storage.storage import Storage
-    from mvray.tracking.mlflow_store import without_password
-    from mvray.tracking.outbox import Spool
-    from mvray.tracking.outbox_backup import waiting_for
-    from mvray.tracking.tracker import deliver
+    from mvray.reports import refuge, spool_folder, tracking_uri
+    from mvray.storage import Storage
+    from mvray.tracking import Spool, deliver, waiting_for, without_password
 
     storage = Storage(given.storage)
     uri, spool, away = tracking_uri(storage), spool_folder(storage), refuge(storage)
@@ -90,8 +87,8 @@ def _deliver(given: argparse.Namespace) -> int:
 
 def _doctor(given: argparse.Namespace) -> int:
     from mvray.cli import doctor
-    from mvray.reports.mlflow_runs import tracking_uri
-    from mvray.storage.storage import Storage
+    from mvray.reports import tracking_uri
+    from mvray.storage import Storage
 
     findings = doctor.examine(given.storage, tracking_uri(Storage(given.storage)), os.environ.get("RAY_ADDRESS"))
     print(doctor.as_text(findings))

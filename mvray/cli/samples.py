@@ -31,24 +31,24 @@ def add(commands: Any) -> None:
 
 
 def _sample_comics(given: argparse.Namespace) -> int:
-    from mvray.data.synthetic.comics import compose
+    from mvray.data.synthetic import comics
 
-    compose(given.out, titles=given.titles, pages=given.pages, seed=given.seed)
+    comics.compose(given.out, titles=given.titles, pages=given.pages, seed=given.seed)
     print(f"Wrote {given.titles} titles of {given.pages} pages to {given.out}.")
     return 0
 
 
 def _sample_actions(given: argparse.Namespace) -> int:
-    from mvray.data.synthetic.actions import compose
+    from mvray.data.synthetic import actions
 
-    compose(given.out, classes=given.classes, videos=given.videos, seed=given.seed)
+    actions.compose(given.out, classes=given.classes, videos=given.videos, seed=given.seed)
     print(f"Wrote {given.classes} classes of {given.videos} videos to {given.out}.")
     return 0
 
 
 def _sample_faces(given: argparse.Namespace) -> int:
-    from mvray.data.synthetic.faces import compose
+    from mvray.data.synthetic import faces
 
-    compose(given.out, characters=given.characters, pictures=given.pictures, seed=given.seed)
+    faces.compose(given.out, characters=given.characters, pictures=given.pictures, seed=given.seed)
     print(f"Wrote faces of {given.characters} characters to {given.out}.")
     return 0

@@ -12,8 +12,8 @@ from mvray.cli.supervisor import supervised
 from mvray.errors import SettingError
 
 if TYPE_CHECKING:
-    from mvray.reports.mlflow_runs import RunLog
-    from mvray.tuning.study import Study
+    from mvray.reports import RunLog
+    from mvray.tuning import Study
 
 
 def add(commands: Any) -> None:
@@ -35,14 +35,11 @@ def _tune(given: argparse.Namespace) -> int:
 
 
 def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
-    from mvray.cluster.session import Cluster
-    from mvray.experiment.provenance import git_commit, versions
-    from mvray.pipeline.plan import Plan
-    from mvray.pipeline.run import chosen, execute
-    from mvray.reports import search_table
-    from mvray.reports.mlflow_runs import RunLog, refuge, spool_folder, tracking_uri, where_tracked
-    from mvray.tracking.terminal import Progress
-    from mvray.tracking.tracker import Tracker
+    from mvray.cluster import Cluster
+    from mvray.experiment import git_commit, versions
+    from mvray.pipeline import Plan, chosen, execute
+    from mvray.reports import RunLog, refuge, search_table, spool_folder, tracking_uri, where_tracked
+    from mvray.tracking import Progress, Tracker
     from mvray.tuning import study
 
     study.check(load_job(given.job, given.tiny, given.data, given.set))

@@ -17,8 +17,7 @@ from mvray.cli.searching import check_options
 from mvray.errors import DataError, SettingError
 
 if TYPE_CHECKING:
-    from mvray.cluster.code_archive import Shipment
-    from mvray.cluster.job_client import Jobs, Submitted
+    from mvray.cluster import Jobs, Shipment, Submitted
 
 
 def add(commands: Any) -> None:
@@ -90,7 +89,7 @@ def _check_job(given: argparse.Namespace) -> None:
 
 
 def _check_places(given: argparse.Namespace) -> None:
-    from mvray.storage.storage import Storage
+    from mvray.storage import Storage
 
     if given.storage == STORAGE or not _is_everywhere(given.storage):
         found = "no --storage" if given.storage == STORAGE else f"--storage {given.storage}"
@@ -113,8 +112,7 @@ def _is_everywhere(place: str) -> bool:
 
 
 def _submit(given: argparse.Namespace) -> int:
-    from mvray.cluster.code_archive import LIMIT_MIB, pack
-    from mvray.cluster.job_client import Jobs, beside, environment
+    from mvray.cluster import LIMIT_MIB, Jobs, beside, environment, pack
 
     shipment = pack(given.job, given.code_limit if given.code_limit is not None else LIMIT_MIB)
     words = words_of(given, shipment.job)
@@ -169,7 +167,7 @@ def _ended(job: Submitted) -> int:
 
 
 def _jobs(given: argparse.Namespace) -> int:
-    from mvray.cluster.job_client import Jobs
+    from mvray.cluster import Jobs
 
     print(as_table(Jobs(given.address).all(), time.time()))
     return 0
@@ -177,7 +175,7 @@ def _jobs(given: argparse.Namespace) -> int:
 
 def as_table(jobs: list[Submitted], now_s: float) -> str:
     """The jobs as lines, newest first."""
-    from mvray.tracking.terminal import duration
+    from mvray.tracking import duration
 
     rows = [("ID", "STATE", "JOB", "USER", "SINCE", "DURATION")]
     for job in jobs:
@@ -195,7 +193,7 @@ def _shown(name: str) -> str:
 
 
 def _logs(given: argparse.Namespace) -> int:
-    from mvray.cluster.job_client import Jobs
+    from mvray.cluster import Jobs
 
     cluster = Jobs(given.address)
     if given.follow:
@@ -205,7 +203,7 @@ def _logs(given: argparse.Namespace) -> int:
 
 
 def _stop(given: argparse.Namespace) -> int:
-    from mvray.cluster.job_client import ENDED, Jobs
+    from mvray.cluster import ENDED, Jobs
 
     cluster, asked = Jobs(given.address), False
     for job in cluster.stop(given.id):

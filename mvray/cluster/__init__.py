@@ -1,1 +1,30 @@
-"""cluster: docstring to be written."""
+"""Ray: the connection, worker groups and where they are placed, jobs that are sent to a cluster."""
+
+from mvray.cluster import placement
+from mvray.cluster.code_archive import LIMIT_MIB, Shipment, pack
+from mvray.cluster.connection import HEADROOM_CPUS
+from mvray.cluster.job_client import ENDED, Jobs, Submitted, beside, environment
+from mvray.cluster.node_versions import check_here
+from mvray.cluster.placement import NODE_ID
+from mvray.cluster.session import Cluster, needs
+from mvray.cluster.trial_reports import Scoreboard
+from mvray.cluster.worker_group import WorkerGroup
+
+__all__ = [
+    "ENDED",
+    "HEADROOM_CPUS",
+    "LIMIT_MIB",
+    "NODE_ID",
+    "Cluster",
+    "Jobs",
+    "Scoreboard",
+    "Shipment",
+    "Submitted",
+    "WorkerGroup",
+    "beside",
+    "check_here",
+    "environment",
+    "needs",
+    "pack",
+    "placement",
+]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mvray.errors import SettingError
-from mvray.experiment.provenance import NOTE, git_commit
+from mvray.experiment import NOTE, git_commit
 
 LOCK = "requirements.lock"
 LIMIT_MIB = 50

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from mvray.cluster import local_ray, node_versions, placement
 from mvray.errors import ClusterError
-from mvray.experiment.job import Job
-from mvray.experiment.steps import Train
-from mvray.storage.storage import Storage
+from mvray.experiment import Job, Train
+from mvray.storage import Storage
 
 OBJECT_STORE_BYTES = 1 << 30
 HEAD_EVERY_S = 3.0

@@ -26,8 +26,7 @@ from urllib.parse import urlsplit
 
 from mvray.cluster.code_archive import LOCK, Shipment
 from mvray.errors import ClusterError, SettingError
-from mvray.tracking.mlflow_store import without_password
-from mvray.tracking.system_metrics import loopback
+from mvray.tracking import loopback, without_password
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 PORTS = {"https": 443, "ray": 10001}

@@ -17,8 +17,8 @@ from typing import Any
 
 from mvray.cluster.code_archive import LOCK, reference
 from mvray.errors import ClusterError
-from mvray.experiment.provenance import NOTE, shipped
-from mvray.tracking.terminal import duration
+from mvray.experiment import NOTE, shipped
+from mvray.tracking import duration
 
 TASK_TIMEOUT_S = 120.0
 SOON_S = 2.0

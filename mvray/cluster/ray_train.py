@@ -10,9 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mvray.cluster.local_ray import (
-    BEYOND_THIS_MACHINE,
-)
+from mvray.cluster.local_ray import BEYOND_THIS_MACHINE
 
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from mvray.cluster.connection import HEADROOM_CPUS, Connection
 from mvray.cluster.worker_group import WorkerGroups
-from mvray.experiment.steps import Generate, Step
-from mvray.storage.storage import Storage
+from mvray.experiment import Generate, Step
+from mvray.storage import Storage
 
 
 class Cluster(Connection):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mvray.training.task import Watched
+    from mvray.training import Watched
 
 Row = dict[str, float]
 """Metrics of one epoch."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from mvray.training.task import Task
+    from mvray.training import Task
 
 
 AT_WORK, TOLD_TO_END = threading.Event(), threading.Event()
@@ -40,7 +40,7 @@ class OnRay:
         import ray.train.torch
 
         from mvray.cluster.node_versions import check_here
-        from mvray.training.environment import use_given_threads
+        from mvray.training import use_given_threads
 
         check_here()
         use_given_threads()

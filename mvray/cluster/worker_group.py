@@ -27,8 +27,8 @@ from mvray.errors import ClusterError, StepFailed
 if TYPE_CHECKING:
     from mvray.cluster.connection import Connection
     from mvray.cluster.placement import Bundle
-    from mvray.experiment.steps import Scale
-    from mvray.training.task import Task
+    from mvray.experiment import Scale
+    from mvray.training import Task
 
 IDLE_S = 120.0
 IDLE_SHARED_S = 30.0
@@ -116,7 +116,7 @@ def _on_worker(config: dict[str, Any]) -> None:
     from ray import cloudpickle
 
     from mvray.cluster.worker import OnRay
-    from mvray.training.loop import train
+    from mvray.training import train
 
     queue, here, number = config["queue"], OnRay(), 0
     while not here.ending() and (task := ray.get(queue.next.remote(number))) is not None:

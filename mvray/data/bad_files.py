@@ -17,13 +17,13 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from mvray.errors import DataError
-from mvray.experiment.source import BadRecord
+from mvray.experiment import BadRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from mvray.experiment.source import Index
-    from mvray.storage.storage import Entry, Storage
+    from mvray.experiment import Index
+    from mvray.storage import Entry, Storage
 
 MAX_MEGAPIXELS = 100
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mvray.data.columns import Joined
-    from mvray.experiment.inputs import Clips
-    from mvray.experiment.source import Source
+    from mvray.experiment import Clips, Source
 
 
 class ClipDataset(SampleDataset):

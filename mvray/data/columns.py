@@ -22,8 +22,8 @@ from mvray.data.masks import MaskColumn, found_in
 from mvray.data.node_cache import made_once, node_folder
 from mvray.data.tables import read_table
 from mvray.errors import DataError, SettingError
-from mvray.experiment.inputs import Masks
-from mvray.storage.storage import Storage
+from mvray.experiment import Masks
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

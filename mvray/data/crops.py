@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from mvray.storage.storage import Entry
+    from mvray.storage import Entry
 
 _LAYOUT = 1  # grows when the same crops are stored in another way or cut otherwise
 _THREADS = 16

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.experiment.source import UNSEEN
+from mvray.experiment import UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mvray.experiment.source import Index
+    from mvray.experiment import Index
 
 _COLUMNS = ("key", "part", "label", "split", "group", "regions", "bytes")
 

@@ -12,7 +12,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mvray.experiment.inputs import Clips, Pictures
+    from mvray.experiment import Clips, Pictures
 
 _64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mvray.data.columns import Joined
-    from mvray.experiment.steps import Data
+    from mvray.experiment import Data
 
 
 def dataset(
@@ -30,7 +30,7 @@ def dataset(
 ) -> SampleDataset:
     """The samples of ``rows`` as ``data`` says: clips of videos, or pictures."""
     from mvray.data.readers.base import FileSource
-    from mvray.experiment.inputs import Clips
+    from mvray.experiment import Clips
 
     if isinstance(data.source, FileSource):
         data.source.expect(rows)

@@ -16,13 +16,13 @@ from PIL import Image, ImageFilter
 
 from mvray.data.geometry import seen
 from mvray.errors import DataError, SettingError
-from mvray.experiment.inputs import ALL, PEOPLE, PEOPLE_AND_OBJECTS
+from mvray.experiment import ALL, PEOPLE, PEOPLE_AND_OBJECTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mvray.data.geometry import View
-    from mvray.experiment.inputs import Masks
+    from mvray.experiment import Masks
 
 SCENERY = frozenset(
     (

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvray.errors import DataError
-from mvray.storage.retry import is_full
+from mvray.storage import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

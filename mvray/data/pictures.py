@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mvray.data.columns import Joined
-    from mvray.experiment.inputs import Pictures
-    from mvray.experiment.source import Source
+    from mvray.experiment import Pictures, Source
 
 
 class PictureDataset(SampleDataset):

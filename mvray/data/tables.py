@@ -13,7 +13,7 @@ from mvray.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mvray.storage.storage import Storage
+    from mvray.storage import Storage
 
 
 _SCHEMA, _EXTENSION, _MAGIC = b"ARROW:schema", b"ARROW:extension:name", b"PAR1"

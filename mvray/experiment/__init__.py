@@ -1,1 +1,87 @@
-"""experiment: docstring to be written."""
+"""What an experiment is, in words: a job, its steps, their settings, and their names and ids. Imports nothing heavy."""
+
+from mvray.experiment.contracts import (
+    Batch,
+    Facts,
+    Frame,
+    FrameGenerator,
+    Generator,
+    GeneratorConfig,
+    Instances,
+    MethodConfig,
+    Read,
+    Segmenter,
+    SegmenterConfig,
+)
+from mvray.experiment.exhibits import Column, Groups, Matches, Row, Sheet, Table
+from mvray.experiment.fields import FILE, NOT_IDENTITY, check_above_0
+from mvray.experiment.identity import described, identify, without_files
+from mvray.experiment.inputs import ALL, PEOPLE, PEOPLE_AND_OBJECTS, Clips, Masks, Pictures
+from mvray.experiment.job import Job
+from mvray.experiment.overrides import replaced
+from mvray.experiment.provenance import NOTE, git_commit, shipped, versions
+from mvray.experiment.search_space import Choice, Domain, Integers, LogUniform, Search, Uniform, as_text, set_line
+from mvray.experiment.serialisation import decoded, encoded, flat
+from mvray.experiment.source import UNSEEN, BadRecord, Index, Source
+from mvray.experiment.steps import LAST, Data, Generate, Measure, Optim, Scale, Step, Train
+
+__all__ = [
+    "ALL",
+    "FILE",
+    "LAST",
+    "NOTE",
+    "NOT_IDENTITY",
+    "PEOPLE",
+    "PEOPLE_AND_OBJECTS",
+    "UNSEEN",
+    "BadRecord",
+    "Batch",
+    "Choice",
+    "Clips",
+    "Column",
+    "Data",
+    "Domain",
+    "Facts",
+    "Frame",
+    "FrameGenerator",
+    "Generate",
+    "Generator",
+    "GeneratorConfig",
+    "Groups",
+    "Index",
+    "Instances",
+    "Integers",
+    "Job",
+    "LogUniform",
+    "Masks",
+    "Matches",
+    "Measure",
+    "MethodConfig",
+    "Optim",
+    "Pictures",
+    "Read",
+    "Row",
+    "Scale",
+    "Search",
+    "Segmenter",
+    "SegmenterConfig",
+    "Sheet",
+    "Source",
+    "Step",
+    "Table",
+    "Train",
+    "Uniform",
+    "as_text",
+    "check_above_0",
+    "decoded",
+    "described",
+    "encoded",
+    "flat",
+    "git_commit",
+    "identify",
+    "replaced",
+    "set_line",
+    "shipped",
+    "versions",
+    "without_files",
+]

@@ -107,7 +107,7 @@ class GeneratorConfig(ABC):
 
 @dataclass(frozen=True)
 class SegmenterConfig(ABC):
-    """Settings of what finds instances in a frame; the files of mvray/segmenters/ hold it beside its Segmenter.
+    """Settings of what finds instances in a frame; a file of generators/segmenters/ holds it beside its Segmenter.
 
     ``of``, ``reads`` and ``uses_gpu`` are as in GeneratorConfig.
     """

@@ -19,10 +19,7 @@ from mvray.experiment import steps
 from mvray.experiment.inputs import Clips, Pictures
 from mvray.experiment.job import Job
 from mvray.experiment.search_space import Search
-from mvray.experiment.serialisation import (
-    CATALOGUE,
-    flat,
-)
+from mvray.experiment.serialisation import CATALOGUE, flat
 from mvray.experiment.source import Source
 from mvray.experiment.steps import Data, Scale, Step
 

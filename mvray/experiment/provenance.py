@@ -9,16 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mvray import __version__
-
 NOTE = ".mvray-shipped.json"
 """Beside code that `mvray submit` sent to a cluster: the commit that it is, and the versions that it needs."""
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides results."""
-    names = ("torch", "torchvision", "ray", "numpy", "pillow", "pyarrow", "mlflow")
-    return {"python": platform.python_version(), "mvray": __version__, **{name: version(name) for name in names}}
+    names = ("mvray", "torch", "torchvision", "ray", "numpy", "pillow", "pyarrow", "mlflow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def shipped(folder: Path | None = None) -> dict[str, Any] | None:

@@ -215,7 +215,7 @@ Metric = Callable[["pa.Table", tuple[str, ...]], "Mapping[str, float | np.ndarra
 
 @dataclass(frozen=True)
 class Measure(Step):
-    """Numbers out of columns: ``metrics`` are functions of mvray/metrics.py, or frozen dataclasses that are called.
+    """Numbers out of columns: ``metrics`` are functions of mvray.metrics, or frozen dataclasses that are called.
 
     Each gets the joined table (index columns and generated columns of the samples of ``data``, one
     split at a time) and the names of the classes, and returns named numbers, reported as

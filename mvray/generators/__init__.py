@@ -1,1 +1,6 @@
-"""generators: docstring to be written."""
+"""What is made once per sample: one file per generator, with its settings (Config)."""
+
+from mvray.generators import features, gradcam, instance_masks, predictions
+from mvray.generators.features import Features
+
+__all__ = ["Features", "features", "gradcam", "instance_masks", "predictions"]

@@ -17,13 +17,8 @@ import pyarrow as pa
 import torch
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import Batch, Generator, GeneratorConfig, Read
-from mvray.experiment.fields import FILE, NOT_IDENTITY, check_above_0
-from mvray.experiment.inputs import Clips
-from mvray.experiment.steps import Train
-from mvray.nn import networks
-from mvray.nn.layers import Layers
-from mvray.nn.method import Method
+from mvray.experiment import FILE, NOT_IDENTITY, Batch, Clips, Generator, GeneratorConfig, Read, Train, check_above_0
+from mvray.nn import Layers, Method, networks
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,11 +10,8 @@ import pyarrow as pa
 import torch
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment.contracts import Batch, Generator, GeneratorConfig, Read
-from mvray.experiment.fields import NOT_IDENTITY
-from mvray.experiment.steps import Train
-from mvray.nn import cam
-from mvray.nn.method import Method
+from mvray.experiment import NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
+from mvray.nn import Method, cam
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""Instance masks of every k-th frame of videos, or of pictures, by a segmenter (mvray/segmenters/)."""
+"""Instance masks of every k-th frame of videos, or of pictures, by a segmenter (mvray/generators/segmenters/)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import (
+from mvray.experiment import (
+    NOT_IDENTITY,
     Frame,
     FrameGenerator,
     GeneratorConfig,
@@ -19,11 +20,10 @@ from mvray.experiment.contracts import (
     Read,
     Segmenter,
     SegmenterConfig,
+    Train,
+    check_above_0,
 )
-from mvray.experiment.fields import NOT_IDENTITY, check_above_0
-from mvray.experiment.steps import Train
-from mvray.nn import rle
-from mvray.nn.method import Method
+from mvray.nn import Method, rle
 
 if TYPE_CHECKING:
     from torch import Tensor

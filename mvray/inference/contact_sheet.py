@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mvray.inference.model import Thumbnail, shown
-from mvray.reports.page import PAGE
+from mvray.reports import PAGE
 
 AT_ONCE = 48
 """Pictures of a part that are shown at once; the rest opens at a click."""

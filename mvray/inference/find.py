@@ -19,7 +19,7 @@ from mvray.inference import contact_sheet, output_folder
 from mvray.inference.contact_sheet import Part, Shot
 from mvray.inference.group import distances, pictures
 from mvray.inference.model import ENDINGS, Looked, Model, found, shown
-from mvray.tracking.terminal import Progress
+from mvray.tracking import Progress
 
 TABLE, PAGE = "found.csv", "index.html"
 THRESHOLD = "validation/threshold"

@@ -19,7 +19,7 @@ from mvray.errors import DataError, SettingError
 from mvray.inference import contact_sheet, output_folder
 from mvray.inference.contact_sheet import Part, Shot
 from mvray.inference.model import ENDINGS, Looked, Model, scaled, shown
-from mvray.tracking.terminal import Progress
+from mvray.tracking import Progress
 
 ALONE = "alone"
 TABLE, PAGE, FOLDERS = "groups.csv", "index.html", "groups"
@@ -104,9 +104,8 @@ def grouped(vectors_ND: np.ndarray, min_size: int | None = None) -> Found:
     elif count < FEWEST:
         labels_N = np.full(count, -1)
     else:
-        from mvray.metrics.clustering import Hdbscan
-        from mvray.metrics.clustering import grouped as clustered
-        from mvray.metrics.reduction import Umap
+        from mvray.metrics import Hdbscan, Umap
+        from mvray.metrics import grouped as clustered
 
         least = min(min_size or least_size(count), count)
         how = Hdbscan(min_cluster_size=least, min_samples=1)

@@ -8,19 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mvray.data.bad_files import Unreadable
-from mvray.data.geometry import ClipView
-from mvray.data.readers.base import picture
-from mvray.data.readers.videos import SUFFIXES
-from mvray.data.video.video import Video
+from mvray.data import ClipView, Unreadable
+from mvray.data.readers import SUFFIXES, picture
+from mvray.data.video import Video
 from mvray.errors import DataError, SettingError
-from mvray.experiment.contracts import Facts, Generator
-from mvray.experiment.inputs import Clips
-from mvray.experiment.steps import Train
+from mvray.experiment import Clips, Facts, Generator, Train
 from mvray.inference.model import ENDINGS, as_given, finished, found
-from mvray.nn.method import Method
+from mvray.nn import Method
 from mvray.reports import figures
-from mvray.storage.storage import Storage
+from mvray.storage import Storage
 
 SHEET_PICTURES = 24
 SHEET_CLIPS, SHEET_FRAMES = 12, 8
@@ -36,7 +32,7 @@ def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> P
     without attention.
     """
     from mvray.generators import gradcam
-    from mvray.training.trained import load_method
+    from mvray.training import load_method
 
     folder = Storage(step_path)
     step, facts = finished(folder, step_path)

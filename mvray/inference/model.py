@@ -17,20 +17,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mvray.data.bad_files import Unreadable
-from mvray.data.geometry import View, seen
-from mvray.data.readers.base import picture, pixels
+from mvray.data import Unreadable, View, seen
+from mvray.data.readers import picture, pixels
 from mvray.errors import DataError, SettingError
-from mvray.experiment.contracts import Facts
-from mvray.experiment.inputs import Clips
-from mvray.experiment.serialisation import decoded
-from mvray.experiment.steps import Train
-from mvray.nn.method import Method
-from mvray.pipeline.plan import MANIFEST
-from mvray.storage.storage import Storage
+from mvray.experiment import Clips, Facts, Train, decoded
+from mvray.nn import Method
+from mvray.pipeline import MANIFEST
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
-    from mvray.generators.features import Features
+    from mvray.generators import Features
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT, THUMBNAIL_QUALITY = 224, 112, 80
@@ -136,7 +132,7 @@ class Model:
     """
 
     def __init__(self, step_path: str, layer: str = "") -> None:
-        from mvray.training.trained import load_method
+        from mvray.training import load_method
 
         folder = Storage(step_path)
         self.step, self.facts = finished(folder, step_path)

@@ -1,1 +1,5 @@
-"""methods: docstring to be written."""
+"""The catalogue of what is trained: one file per method, with its settings (Config) and its Method."""
+
+from mvray.methods import arcface, classifier, deepcluster, mask_rcnn, object_abn
+
+__all__ = ["arcface", "classifier", "deepcluster", "mask_rcnn", "object_abn"]

@@ -7,7 +7,7 @@
     triplet      a picture closer to its class than to others, by ``margin`` (Schroff et al. 2015, arXiv 1503.03832)
 
 The network's last layer makes the embedding. The first three train class centres beside it, which are not
-used afterwards: the embeddings' distances are (mvray/retrieval.py).
+used afterwards: the embeddings' distances are (mvray/metrics/retrieval.py).
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment.contracts import Batch, Facts, MethodConfig
-from mvray.experiment.fields import FILE
+from mvray.experiment import FILE, Batch, Facts, MethodConfig
 from mvray.metrics import retrieval
-from mvray.nn import balanced, networks
-from mvray.nn.method import EpochWork, Method
+from mvray.nn import EpochWork, Method, balanced, networks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -222,7 +220,7 @@ class ArcFace(Method):
 
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
         """``recall_at_1``, ``map_at_r`` and the best ``f1`` over thresholds, with that ``threshold``
-        (mvray/retrieval.py): each picture is looked for among the others of the split. NaN where no two are of the
-        same class."""
+        (metrics/retrieval.py): each picture is looked for among the others of the split. NaN where no two are of
+        the same class."""
         found = retrieval.scores(retrieval.search(columns["embedding"], columns["label"]))
         return {name: found.get(name, math.nan) for name in self.config.scores}

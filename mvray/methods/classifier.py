@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import Batch, Facts, MethodConfig
-from mvray.experiment.fields import FILE
-from mvray.nn import hiding, networks
-from mvray.nn.method import Method
+from mvray.experiment import FILE, Batch, Facts, MethodConfig
+from mvray.nn import Method, hiding, networks
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,11 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment.contracts import Batch, Facts, MethodConfig
-from mvray.experiment.fields import FILE
-from mvray.nn import layers, networks, whitening
-from mvray.nn.kmeans import Clusters, kmeans
-from mvray.nn.method import EpochWork, Method
+from mvray.experiment import FILE, Batch, Facts, MethodConfig
+from mvray.nn import Clusters, EpochWork, Method, kmeans, layers, networks, whitening
 
 if TYPE_CHECKING:
     import numpy as np

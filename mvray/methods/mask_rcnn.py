@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment.contracts import Batch, Facts, Instances, MethodConfig
-from mvray.experiment.fields import FILE
-from mvray.nn import detectors, draws
-from mvray.nn.method import Method
+from mvray.experiment import FILE, Batch, Facts, Instances, MethodConfig
+from mvray.nn import Method, detectors, draws
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +84,7 @@ class MaskRcnn(Method):
     """A Mask R-CNN on every frame of the batch."""
 
     def __init__(self, config: Config) -> None:
-        from mvray.nn.copy_paste import CopyPaste
+        from mvray.nn import CopyPaste
 
         super().__init__()
         self.config, self.classes = config, config.classes
@@ -117,7 +115,7 @@ class MaskRcnn(Method):
 
     def segment(self, images: Sequence[Tensor]) -> list[Instances]:
         """The instances of pictures, 3 x H x W uint8 of any sizes, with any score."""
-        from mvray.nn.mask_rcnn import segment
+        from mvray.nn import segment
 
         if self.config.learns == PIXELS:
             return detectors.regions(self.model, images)

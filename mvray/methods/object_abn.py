@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import Batch, Facts, MethodConfig
-from mvray.experiment.fields import FILE
-from mvray.nn import sharpness, x3d
-from mvray.nn.method import Method
+from mvray.experiment import FILE, Batch, Facts, MethodConfig
+from mvray.nn import Method, sharpness, x3d
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +91,7 @@ class ObjectAbn(Method):
     """``extractor`` and ``perception`` are the two parts of X3D, ``branch`` the attention branch between them."""
 
     def __init__(self, config: Config, facts: Facts) -> None:
-        from mvray.nn.attention_branch import AttentionBranch
+        from mvray.nn import AttentionBranch
 
         super().__init__()
         self.config = config
@@ -105,7 +103,7 @@ class ObjectAbn(Method):
     def outputs(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Scores before softmax of the perception branch (B x K); the map (B x T x h x w) and the attention
         branch's scores (B x K), None for X3D alone."""
-        from mvray.nn.attention_branch import apply
+        from mvray.nn import apply
 
         normal_BCTHW = (clips_BCTHW.float() / 255 - self.config.mean) / self.config.std
         features_BCThw = self.extractor(normal_BCTHW)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment.fields import check_above_0
+from mvray.experiment import check_above_0
 from mvray.metrics.reduction import Pca as Pca
 from mvray.metrics.reduction import Umap as Umap
 from mvray.metrics.reduction import flat_map

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mvray.errors import SettingError
-from mvray.experiment.fields import check_above_0
+from mvray.experiment import check_above_0
 
 METRICS = ("euclidean", "cosine", "manhattan", "correlation")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import Instances
+from mvray.experiment import Instances
 from mvray.nn.small_pyramid import FINEST
 
 if TYPE_CHECKING:

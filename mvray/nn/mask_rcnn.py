@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import Instances
+from mvray.experiment import Instances
 from mvray.nn.lanes import in_passes
 
 if TYPE_CHECKING:

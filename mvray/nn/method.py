@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import Batch, Facts, MethodConfig
+from mvray.experiment import Batch, Facts, MethodConfig
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mvray.errors import DataError
-from mvray.storage.storage import Storage
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
     from torch import Tensor

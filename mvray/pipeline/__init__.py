@@ -1,1 +1,24 @@
-"""pipeline: docstring to be written."""
+"""A job here and now: what it means (plan), and one driver per kind of step."""
+
+from mvray.pipeline import cost, plan, train
+from mvray.pipeline.outputs import columns_of, joined, samples_of
+from mvray.pipeline.plan import MANIFEST, Plan, Planned, rows_of
+from mvray.pipeline.run import chosen, do, execute
+from mvray.pipeline.step_log import SearchLog
+
+__all__ = [
+    "MANIFEST",
+    "Plan",
+    "Planned",
+    "SearchLog",
+    "chosen",
+    "columns_of",
+    "cost",
+    "do",
+    "execute",
+    "joined",
+    "plan",
+    "rows_of",
+    "samples_of",
+    "train",
+]

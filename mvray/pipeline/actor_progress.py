@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mvray.tracking.terminal import duration
-from mvray.training.live_progress import gpu_words, where
+from mvray.tracking import duration
+from mvray.training import gpu_words, where
 
 if TYPE_CHECKING:
-    from mvray.experiment.steps import Generate
-    from mvray.storage.storage import Storage
+    from mvray.experiment import Generate
+    from mvray.storage import Storage
 
 LOOK_S = 1.0
 

@@ -12,13 +12,13 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from mvray.tracking.terminal import duration
+from mvray.tracking import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mvray.experiment.steps import Scale
-    from mvray.storage.storage import Storage
+    from mvray.experiment import Scale
+    from mvray.storage import Storage
 
 KEEP_EVERY_S = 15.0
 

@@ -25,10 +25,10 @@ from mvray.pipeline import actor_progress
 from mvray.pipeline.actor_progress import PoolBoard
 from mvray.pipeline.plan import Planned
 from mvray.pipeline.shards import Maker, Work, samples_in, shard_path, work_of
-from mvray.storage.storage import Storage
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
-    from mvray.cluster.session import Cluster
+    from mvray.cluster import Cluster
 
 T = TypeVar("T")
 

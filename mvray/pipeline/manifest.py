@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mvray.experiment.provenance import git_commit, versions
-from mvray.experiment.serialisation import encoded, flat
-from mvray.tracking.redact import plain_addresses, redacted_all
-from mvray.tracking.terminal import now
+from mvray.experiment import encoded, flat, git_commit, versions
+from mvray.tracking import now, plain_addresses, redacted_all
 
 if TYPE_CHECKING:
     from mvray.pipeline.cost import Spent

@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mvray.cluster import placement
-from mvray.data.tables import write_table
+from mvray.data import write_table
 from mvray.errors import Interrupted, StepFailed
-from mvray.experiment.steps import Generate, Measure
+from mvray.experiment import Generate, Measure
 from mvray.pipeline.outputs import SAMPLES, joined
 from mvray.pipeline.plan import Planned
 
 if TYPE_CHECKING:
-    from mvray.cluster.session import Cluster
+    from mvray.cluster import Cluster
 
 RETRIES = 5
 """How often Ray begins again where the node or the process of a Measure step was lost."""
@@ -83,7 +83,7 @@ def _as_task(planned: Planned, cpus: float, group: Any, cluster: Cluster) -> dic
 
 
 def _on_node(planned: Planned, cpus: float) -> dict[str, float]:
-    from mvray.cluster.node_versions import check_here
+    from mvray.cluster import check_here
 
     check_here()
     said = {"text": f"on {socket.gethostname()}", "cpus": cpus}

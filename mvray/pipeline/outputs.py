@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.data.tables import read_table
+from mvray.data import read_table
 from mvray.errors import DataError
 from mvray.pipeline.plan import Planned
-from mvray.storage.storage import Storage
+from mvray.storage import Storage
 
 SAMPLES = "samples.parquet"
 

@@ -14,15 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.data.bad_files import check
-from mvray.data.fingerprint import fingerprint
+from mvray.data import check, fingerprint
 from mvray.errors import DataError
-from mvray.experiment.contracts import Facts
-from mvray.experiment.identity import identify
-from mvray.experiment.job import Job
-from mvray.experiment.source import Index, Source
-from mvray.experiment.steps import Data, Generate, Measure, Step, Train
-from mvray.storage.storage import Storage
+from mvray.experiment import Data, Facts, Generate, Index, Job, Measure, Source, Step, Train, identify
+from mvray.storage import Storage
 
 MANIFEST = "step.json"
 

@@ -9,19 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from mvray.cluster.session import Cluster, needs
-from mvray.data.bad_files import as_table
-from mvray.data.tables import write_table
+from mvray.cluster import Cluster, needs
+from mvray.data import as_table, write_table
 from mvray.errors import DataError, SettingError
-from mvray.experiment.source import BadRecord
-from mvray.experiment.steps import Generate, Measure, Train
+from mvray.experiment import BadRecord, Generate, Measure, Train
 from mvray.pipeline import cost as costs
 from mvray.pipeline import generate, measure, train
 from mvray.pipeline.manifest import manifest_of
 from mvray.pipeline.plan import MANIFEST, Plan, Planned
 from mvray.pipeline.step_log import JobLog, ProgressLines, StepLog
 from mvray.storage import retry
-from mvray.tracking.terminal import Progress, duration
+from mvray.tracking import Progress, duration
 
 Work = Callable[[Planned, Cluster], dict[str, float]]
 WORK: dict[type, Work] = {

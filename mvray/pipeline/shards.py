@@ -16,18 +16,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.data import node_cache, sampler
-from mvray.data.columns import Joined, joined
-from mvray.data.loader import dataset, loader, readable
-from mvray.data.tables import metadata_of, read_table, write_table
-from mvray.data.video.frames import frames
+from mvray.data import (
+    Joined,
+    dataset,
+    frames,
+    joined,
+    loader,
+    metadata_of,
+    node_cache,
+    read_table,
+    readable,
+    sampler,
+    write_table,
+)
 from mvray.errors import DataError
-from mvray.experiment.contracts import Facts, Frame, FrameGenerator, Generator
-from mvray.experiment.steps import Generate
+from mvray.experiment import Facts, Frame, FrameGenerator, Generate, Generator
 from mvray.pipeline.plan import Planned
-from mvray.storage.storage import Storage
-from mvray.training.live_progress import gpu_use
-from mvray.training.trained import load_method
+from mvray.storage import Storage
+from mvray.training import gpu_use, load_method
 
 SHARD_ROWS = 256
 """Samples in a shard, or frames where every frame is looked at."""
@@ -112,7 +118,7 @@ class Maker:
 
     @cached_property
     def _generator(self) -> Generator | FrameGenerator:
-        from mvray.training.environment import use_given_threads
+        from mvray.training import use_given_threads
 
         use_given_threads()
         work, of = self._work, self._work.step.of

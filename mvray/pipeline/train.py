@@ -9,14 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mvray.errors import Interrupted, MvrayError, StepFailed
-from mvray.experiment.steps import Train
+from mvray.experiment import Train
 from mvray.pipeline.plan import Planned
-from mvray.storage.storage import Storage
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
-    from mvray.cluster.session import Cluster
-    from mvray.cluster.worker_group import WorkerGroup
-    from mvray.training.task import Task, Watched
+    from mvray.cluster import Cluster, WorkerGroup
+    from mvray.training import Task, Watched
 
 RETRIES = 5
 """How often a Train step is started again after its workers or its controller were lost without progress."""
@@ -28,7 +27,7 @@ BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupErro
 
 def task_of(planned: Planned, epochs_before: int) -> Task:
     """The task of a Train step, whose index.parquet must be in its folder."""
-    from mvray.training.task import Task
+    from mvray.training import Task
 
     step = planned.step
     assert isinstance(step, Train)
@@ -65,8 +64,7 @@ def run(
         task = replace(task_of(planned, before), watched=watched)
         planned.folder.write("attempt", task.attempt.encode())
         if cluster.workers == 0:
-            from mvray.training.environment import Local
-            from mvray.training.loop import train
+            from mvray.training import Local, train
 
             train(task, Local(stopping))
         else:

@@ -9,12 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.data.loader import dataset
+from mvray.data import dataset
 from mvray.errors import DataError
-from mvray.experiment.exhibits import Sheet
-from mvray.experiment.steps import Data
-from mvray.pipeline.outputs import columns_of
-from mvray.pipeline.plan import Plan, rows_of
+from mvray.experiment import Data, Sheet
+from mvray.pipeline import Plan, columns_of, rows_of
 from mvray.reports import figures
 
 

@@ -9,13 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.data.loader import dataset
+from mvray.data import dataset
 from mvray.errors import DataError, SettingError
-from mvray.experiment.exhibits import Groups
-from mvray.experiment.steps import Data
-from mvray.metrics.clustering import LEFT_OUT, work_keys
-from mvray.pipeline.outputs import samples_of
-from mvray.pipeline.plan import Plan, Planned
+from mvray.experiment import Data, Groups
+from mvray.metrics import LEFT_OUT, work_keys
+from mvray.pipeline import Plan, Planned, samples_of
 from mvray.reports import cluster_figures
 
 Scores = dict[str, float]

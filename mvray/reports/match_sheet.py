@@ -10,14 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.data.loader import dataset
+from mvray.data import dataset
 from mvray.errors import DataError
-from mvray.experiment.exhibits import Matches
-from mvray.experiment.inputs import Clips
-from mvray.experiment.steps import Data
+from mvray.experiment import Clips, Data, Matches
 from mvray.metrics import retrieval
-from mvray.pipeline.outputs import columns_of
-from mvray.pipeline.plan import Plan, Planned, rows_of
+from mvray.pipeline import Plan, Planned, columns_of, rows_of
 from mvray.reports import figures
 from mvray.reports.attention_sheet import chosen
 from mvray.reports.figures import FAINT, INK, LINES, PAD_PX, TEXT_PX, TITLE_PX, WIDTH_PX

@@ -9,15 +9,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from mvray.experiment.provenance import shipped
-from mvray.experiment.serialisation import flat
-from mvray.experiment.source import UNSEEN
-from mvray.experiment.steps import Measure, Train
-from mvray.pipeline.plan import Plan, Planned
-from mvray.storage.storage import Storage
-from mvray.tracking.mlflow_store import REUSED, STEP_ID, without_password
-from mvray.tracking.system_metrics import loopback
-from mvray.tracking.tracker import Tracker
+from mvray.experiment import UNSEEN, Measure, Train, flat, shipped
+from mvray.pipeline import Plan, Planned
+from mvray.storage import Storage
+from mvray.tracking import REUSED, STEP_ID, Tracker, loopback, without_password
 
 
 def tracking_uri(storage: Storage) -> str:
@@ -197,8 +192,8 @@ class RunLog:
         return {}
 
     def _confusions(self, planned: Planned) -> dict[str, bytes]:
-        from mvray.metrics.classification import confusion
-        from mvray.pipeline.outputs import joined
+        from mvray.metrics import confusion
+        from mvray.pipeline import joined
         from mvray.reports import figures
 
         table = joined(planned)

@@ -18,7 +18,7 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
-from mvray.experiment.exhibits import Column, Table
+from mvray.experiment import Column, Table
 from mvray.reports import search_table
 
 Report = Mapping[str, Any]
@@ -64,7 +64,7 @@ def verdict(rows: Sequence[Row], column: Column) -> str:
 
 def _compared(best: Row, other: Row, column: Column) -> str:
     """How far ``best`` is above ``other``, and what that means; "" where less than two seeds have both."""
-    from mvray.metrics.classification import mean_interval
+    from mvray.metrics import mean_interval
 
     pairs = zip(best["values"][column.metric], other["values"][column.metric], strict=True)
     differences = [one - two for one, two in pairs if one is not None and two is not None]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvray.experiment.exhibits import Groups, Matches, Row, Sheet
-from mvray.experiment.inputs import Clips
-from mvray.pipeline.plan import Plan
+from mvray.experiment import Clips, Groups, Matches, Row, Sheet
+from mvray.pipeline import Plan
 from mvray.reports import attention_sheet, strips
-from mvray.tuning.study import Study
+from mvray.tuning import Study
 
 
 def collect(plan: Plan) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def _search(plan: Plan) -> dict[str, Any] | None:
 
 
 def _row(plan: Plan, row: Row) -> dict[str, Any]:
-    from mvray.metrics.classification import mean_interval
+    from mvray.metrics import mean_interval
 
     assert plan.job.table is not None
     measured = [plan.of(row.measure, seed).metrics() for seed in plan.job.seeds]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvray.experiment.search_space import Choice, Domain, Integers, LogUniform, Search, as_text
+from mvray.experiment import Choice, Domain, Integers, LogUniform, Search, as_text
 from mvray.reports.figures import FAINT, INK, LINES, PAPER, WIDTH_PX, _axes, _drawn, _plain
-from mvray.tuning.suggest import Known, as_optuna
+from mvray.tuning import Known, as_optuna
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

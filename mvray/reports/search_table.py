@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mvray.experiment.search_space import as_text as typed
-from mvray.tracking.terminal import duration
+from mvray.experiment import as_text as typed
+from mvray.tracking import duration
 
 ROWS = 25
 """The text shows so many trials; the page shows all."""

@@ -1,1 +1,30 @@
-"""tracking: docstring to be written."""
+"""MLflow: what is told to it, kept while it is away, and shown by it; lines on the terminal."""
+
+from mvray.tracking.mlflow_store import REUSED, STEP_ID, without_password
+from mvray.tracking.mlflow_ui import check, page, ui
+from mvray.tracking.outbox import Spool
+from mvray.tracking.outbox_backup import waiting_for
+from mvray.tracking.redact import plain_addresses, redacted_all
+from mvray.tracking.system_metrics import load, loopback
+from mvray.tracking.terminal import Progress, duration, now
+from mvray.tracking.tracker import Tracker, deliver
+
+__all__ = [
+    "REUSED",
+    "STEP_ID",
+    "Progress",
+    "Spool",
+    "Tracker",
+    "check",
+    "deliver",
+    "duration",
+    "load",
+    "loopback",
+    "now",
+    "page",
+    "plain_addresses",
+    "redacted_all",
+    "ui",
+    "waiting_for",
+    "without_password",
+]

@@ -22,7 +22,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvray.storage.storage import Storage
+from mvray.storage import Storage
 from mvray.tracking.outbox import FOREIGN, Spool, event_of, is_kept
 from mvray.tracking.redact import redacted
 

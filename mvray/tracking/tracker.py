@@ -25,7 +25,7 @@ from mvray.tracking.redact import redacted_all
 from mvray.tracking.system_metrics import load
 
 if TYPE_CHECKING:
-    from mvray.storage.storage import Storage
+    from mvray.storage import Storage
 
 HELD_EVENTS, HELD_BYTES = 10_000, 64 << 20
 """What may be in memory while the disk takes nothing: events, and the contents of files."""

@@ -27,7 +27,7 @@ from mvray.errors import StepFailed, StorageFailed, TakenOver
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mvray.storage.storage import Storage
+    from mvray.storage import Storage
 
 MODEL, STATE, COMPLETE = "model.safetensors", "state.pt", "complete.json"
 

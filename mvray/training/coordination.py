@@ -12,7 +12,7 @@ from mvray.training.live_progress import gpu_use
 from mvray.training.ranks import gathered
 
 if TYPE_CHECKING:
-    from mvray.experiment.steps import Scale
+    from mvray.experiment import Scale
     from mvray.training.environment import Environment
 
 AGREE_EVERY_S = 1.0

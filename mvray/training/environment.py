@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from torch import device
 
-    from mvray.nn.method import Method
+    from mvray.nn import Method
     from mvray.training.task import Task
 
 

@@ -11,14 +11,13 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from mvray.tracking.system_metrics import load
-from mvray.tracking.terminal import duration
+from mvray.tracking import duration, load
 from mvray.training.ranks import gathered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mvray.storage.storage import Storage
+    from mvray.storage import Storage
     from mvray.training.checkpoint import Checkpoints
     from mvray.training.environment import Environment
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mvray.errors import DataError, NonFiniteLoss
-from mvray.experiment.steps import LAST
-from mvray.nn.method import built
-from mvray.storage.storage import Storage
+from mvray.experiment import LAST
+from mvray.nn import built
+from mvray.storage import Storage
 from mvray.training.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.training.coordination import Agreement
 from mvray.training.environment import placed
@@ -33,7 +33,7 @@ from mvray.training.state import EpochView, Parts, State, resume, save
 from mvray.training.task import Task
 
 if TYPE_CHECKING:
-    from mvray.experiment.steps import Optim
+    from mvray.experiment import Optim
     from mvray.training.environment import Environment
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from mvray.experiment.steps import Optim
-    from mvray.nn.method import Method
+    from mvray.experiment import Optim
+    from mvray.nn import Method
 
 
 def optimiser(optim: Optim, method: Method, phase: str) -> torch.optim.Optimizer:

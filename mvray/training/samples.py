@@ -10,12 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from mvray.data import node_cache, sampler
-from mvray.data.columns import Joined, joined
-from mvray.data.dataset import SampleDataset
-from mvray.data.loader import dataset, loader, readable
-from mvray.data.tables import read_table
-from mvray.storage.storage import Storage
+from mvray.data import Joined, SampleDataset, dataset, joined, loader, node_cache, read_table, readable, sampler
+from mvray.storage import Storage
 from mvray.training.optim import precision
 from mvray.training.ranks import gathered
 from mvray.training.task import Task
@@ -23,7 +19,7 @@ from mvray.training.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mvray.nn.method import Method
+    from mvray.nn import Method
     from mvray.training.environment import Environment
 
 Batches = Generator[dict[str, "Tensor"], None, None]

@@ -13,7 +13,7 @@ from mvray.training.ranks import gathered
 from mvray.training.samples import Samples
 
 if TYPE_CHECKING:
-    from mvray.nn.method import Method
+    from mvray.nn import Method
     from mvray.training.checkpoint import Checkpoints
     from mvray.training.coordination import Agreement
     from mvray.training.environment import Environment

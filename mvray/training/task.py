@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mvray.experiment.contracts import Facts
-    from mvray.experiment.steps import Train
+    from mvray.experiment import Facts, Train
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from mvray.experiment.contracts import Facts
-from mvray.experiment.identity import without_files
-from mvray.experiment.steps import Train
-from mvray.nn.method import Method, built
-from mvray.storage.storage import Storage
+from mvray.experiment import Facts, Train, without_files
+from mvray.nn import Method, built
+from mvray.storage import Storage
 
 
 def load_method(step: Train, facts: Facts, folder: Storage) -> Method:

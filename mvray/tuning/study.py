@@ -22,14 +22,10 @@ from threading import RLock
 from typing import Any
 
 from mvray.errors import SettingError, TakenOver
-from mvray.experiment.identity import described
-from mvray.experiment.job import Job
-from mvray.experiment.overrides import replaced
-from mvray.experiment.search_space import Search, as_text, set_line
-from mvray.experiment.steps import LAST, Train
-from mvray.pipeline.plan import Planned
-from mvray.storage.storage import Storage
-from mvray.tracking.terminal import now
+from mvray.experiment import LAST, Job, Search, Train, as_text, described, replaced, set_line
+from mvray.pipeline import Planned
+from mvray.storage import Storage
+from mvray.tracking import now
 from mvray.tuning.suggest import Known, Settings, bred, drawn, suggest
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"

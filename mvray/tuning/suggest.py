@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from mvray.experiment.search_space import Choice, Domain, Integers, LogUniform, Search
+from mvray.experiment import Choice, Domain, Integers, LogUniform, Search
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -21,9 +21,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from mvray.cluster.connection import HEADROOM_CPUS
-from mvray.cluster.placement import NODE_ID
-from mvray.cluster.session import Cluster, needs
+from mvray.cluster import HEADROOM_CPUS, NODE_ID, Cluster, needs
 from mvray.errors import (
     ClusterError,
     DataError,
@@ -34,13 +32,10 @@ from mvray.errors import (
     StorageRefused,
     TakenOver,
 )
-from mvray.experiment.steps import Train
-from mvray.pipeline import train
-from mvray.pipeline.plan import Planned
-from mvray.pipeline.run import do
-from mvray.pipeline.step_log import SearchLog
+from mvray.experiment import Train
+from mvray.pipeline import Planned, SearchLog, do, train
 from mvray.storage import retry
-from mvray.tracking.terminal import Progress, duration
+from mvray.tracking import Progress, duration
 from mvray.tuning.study import FAILED, FINISHED, RUNNING, STOPPED, Study, Trial, at_epoch, brief
 
 ROOM_EVERY_S = 5.0
@@ -60,7 +55,7 @@ class Trials:
     ) -> None:
         import ray
 
-        from mvray.cluster.trial_reports import Scoreboard
+        from mvray.cluster import Scoreboard
 
         self._study, self._cluster, self._log, self._progress = study, cluster, log, progress
         self.epochs = _epochs(study)
@@ -185,7 +180,7 @@ class Trials:
     def _do(self, trial: Trial, planned: Planned, stop: threading.Event) -> None:
         import ray
 
-        from mvray.training.task import Watched
+        from mvray.training import Watched
 
         if planned.finished:
             rows = planned.history()

@@ -30,19 +30,20 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from mvray import Job
 from mvray.cluster.session import Cluster
 from mvray.data.readers.folder import Folder
 from mvray.data.synthetic import drawings
-from mvray.data.tables import write_table
+from mvray.data.tables import read_table, write_table
 from mvray.experiment.inputs import Pictures
-from mvray.experiment.job import Job
 from mvray.experiment.steps import Data, Generate, Scale, Train
 from mvray.generators import features
 from mvray.methods import classifier
 from mvray.nn import layers
-from mvray.pipeline import generate, plan
+from mvray.pipeline import generate, plan, shards
 from mvray.pipeline.plan import Planned
 from mvray.storage.storage import Storage
+from mvray.training import load_method
 from mvray.training.checkpoint import weights_to_bytes
 
 WANTED = 1.0
@@ -78,13 +79,13 @@ def step(root: Path, place: Path, network: str, wanted: tuple[str, ...], given: 
 
 
 def ours(planned: Planned) -> Run:
-    work = generate.work_of(planned)
-    shards = list(range(len(work.shards) - 1))
-    maker = generate.Maker(work, shards)
+    work = shards.work_of(planned)
+    missing = list(range(len(work.shards) - 1))
+    maker = shards.Maker(work, missing)
 
     def run() -> None:
-        for shard in shards:
-            planned.folder.delete(generate.shard_path(shard))
+        for shard in missing:
+            planned.folder.delete(shards.shard_path(shard))
             maker.make(shard)
 
     return run
@@ -93,7 +94,7 @@ def ours(planned: Planned) -> Run:
 def loop(planned: Planned, wanted: tuple[str, ...], given: argparse.Namespace, out: Path) -> Run:
     """As one would write it."""
     of = planned.inputs["first"]
-    method = generate.load_method(of.step, of.facts, of.folder)
+    method = load_method(of.step, of.facts, of.folder)
     named = layers.names(method.network)
     extractor = create_feature_extractor(method.network, {named[name]: name for name in wanted}).eval()
     prepare = [transforms.Resize((given.side, given.side)), transforms.ToTensor()]
@@ -119,7 +120,7 @@ def loop(planned: Planned, wanted: tuple[str, ...], given: argparse.Namespace, o
 
 def agree(planned: Planned, wanted: tuple[str, ...], out: Path) -> None:
     """Both made the same features, but for how a picture is scaled."""
-    table = generate.read_table(planned.folder, generate.shard_path(0))
+    table = read_table(planned.folder, shards.shard_path(0))
     theirs = np.load(out)
     for name in wanted:
         mine = np.array(table[name].to_pylist(), np.float64)

@@ -36,11 +36,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
+from mvray import Job
 from mvray.data.readers.folder import Folder
 from mvray.data.tables import write_table
 from mvray.experiment.contracts import Batch, Facts, MethodConfig
 from mvray.experiment.inputs import Pictures
-from mvray.experiment.job import Job
 from mvray.experiment.steps import LAST, Data, Optim, Scale, Train
 from mvray.generators import features, gradcam
 from mvray.methods import classifier, deepcluster, object_abn

@@ -38,7 +38,7 @@ def make(file: Path, points: int, dims: int, clusters: int) -> None:
     import torch
 
     from mvray.nn import whitening
-    from mvray.nn.kmeans import kmeans
+    from mvray.nn.k_means import kmeans
 
     rand = torch.Generator().manual_seed(0)
     centres = torch.randn(CLASSES, LATENT, generator=rand)
@@ -59,7 +59,7 @@ def make(file: Path, points: int, dims: int, clusters: int) -> None:
 def ours(points: np.ndarray, start: np.ndarray, iterations: int, rank: int, world: int, port: int) -> dict[str, float]:
     import torch
 
-    from mvray.nn.kmeans import kmeans
+    from mvray.nn.k_means import kmeans
 
     def reduced(tensor: torch.Tensor) -> torch.Tensor:
         if world > 1:

@@ -1,7 +1,7 @@
 """Instance masks, frames per second: our generator with Detectron2 against a loop over its DefaultPredictor.
 
 The same Mask R-CNN R50-FPN with the same weights (random, made to find --instances in each frame: see
-tests/segmenters/lively.py), the same frames of UCF101's size, the same device and threads, in one run.
+tests/generators/segmenters/lively.py), the same frames of UCF101's size, the same device and threads, in one run.
 Ours ends with a table of run lengths; the loop ends with masks as numpy arrays and, second figure, with
 these as run lengths. Rounds alternate and each ratio is taken within a round, so what else the machine
 does falls on all; the median round counts. "one by one" is ours given a frame at a time: what is left
@@ -36,7 +36,7 @@ from mvray.generators.segmenters import detectron2 as ours
 from mvray.nn import rle
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests/segmenters")]
+sys.path[:0] = [str(ROOT / "tests/generators/segmenters")]
 sys.path.append(str(ROOT / ".venv/detectron2"))
 from lively import CONFIG, frame, make_lively  # noqa: E402
 

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import psutil
 
+from mvray import Job
 from mvray.data.readers.manga109 import Manga109
 from mvray.experiment.inputs import Pictures
-from mvray.experiment.job import Job
 from mvray.experiment.steps import Data, Optim, Scale, Train
 from mvray.methods import classifier
 

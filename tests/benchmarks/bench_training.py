@@ -25,9 +25,9 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from mvray import Job
 from mvray.data.readers.folder import Folder
 from mvray.experiment.inputs import Pictures
-from mvray.experiment.job import Job
 from mvray.experiment.steps import Data, Optim, Scale, Train
 from mvray.methods import classifier
 

@@ -190,7 +190,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import mvray.data.crops as crops
-from mvray.storage import Storage
+from mvray.storage.storage import Storage
 count, slow, plain = 0, float(sys.argv[3]), crops.picture
 def picture(*given, **how):
     global count

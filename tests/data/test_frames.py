@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from footage import film, numbers_in
 
+from mvray.data.frames import AHEAD_FRAMES, frames
 from mvray.data.readers.folder import Folder
 from mvray.data.readers.videos import Videos
-from mvray.data.video.frames import AHEAD_FRAMES, frames
 from mvray.experiment.contracts import Frame
 
 

@@ -20,10 +20,10 @@ from s3_proxy import S3Proxy
 
 from mvray.data import node_cache
 from mvray.data.dataset import SampleDataset
+from mvray.data.frames import frames
 from mvray.data.loader import dataset
 from mvray.data.readers.folder import Folder
 from mvray.data.readers.videos import Videos
-from mvray.data.video.frames import frames
 from mvray.errors import DataError
 from mvray.experiment.inputs import Clips, Pictures
 from mvray.experiment.steps import Data

@@ -20,7 +20,7 @@ from mvray.experiment.contracts import Facts
 from mvray.experiment.inputs import Pictures
 from mvray.experiment.steps import LAST
 from mvray.methods import classifier, deepcluster
-from mvray.nn.kmeans import kmeans
+from mvray.nn.k_means import kmeans
 from mvray.storage.storage import Storage
 from mvray.training.loop import train
 from mvray.training.task import Task

@@ -18,7 +18,7 @@ PORTS = {5000: "mvray ui", 6379: "a Ray head", 8265: "Ray's dashboard"}
 
 
 def disk(storage_uri: str) -> Iterator[Finding]:
-    from mvray.storage.storage import Storage
+    from mvray.storage import Storage
 
     places = {"Ray's temporary files": Path(tempfile.gettempdir())}
     folder = Storage(storage_uri).local()
@@ -39,7 +39,7 @@ def disk(storage_uri: str) -> Iterator[Finding]:
 
 
 def storage(storage_uri: str) -> Iterator[Finding]:
-    from mvray.storage.storage import Storage
+    from mvray.storage import Storage
 
     try:
         storage = Storage(storage_uri)
@@ -56,7 +56,7 @@ def storage(storage_uri: str) -> Iterator[Finding]:
 
 
 def tracking(tracking_uri: str) -> Iterator[Finding]:
-    from mvray.tracking.ui import check
+    from mvray.tracking import check
 
     try:
         yield Finding("tracking", "ok", check(tracking_uri))

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from mvray.data.readers.identities import Identities
 from mvray.errors import DataError
-from mvray.experiment.source import Index
-from mvray.storage.storage import Storage
+from mvray.experiment import Index
+from mvray.storage import Storage
 
 _PLACES = ("thumb", "animeface-character-dataset/thumb")
 

@@ -19,9 +19,8 @@ from mvray.data.node_cache import kept
 from mvray.data.video.ranges import Ranges
 from mvray.data.video.video import Video
 from mvray.errors import DataError, SettingError
-from mvray.experiment.source import Source
-from mvray.storage import s3
-from mvray.storage.storage import Entry, Storage
+from mvray.experiment import Source
+from mvray.storage import Entry, Storage, s3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -15,8 +15,8 @@ from mvray.data.readers.base import REGION
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mvray.experiment.source import BadRecord
-    from mvray.storage.storage import Storage
+    from mvray.experiment import BadRecord
+    from mvray.storage import Storage
 
 KINDS = ("frame", "face", "body", "text")
 SIDES = ("right", "left")  # manga is read from right to left

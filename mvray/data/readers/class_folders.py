@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, ClassVar
 from mvray.data.bad_files import Note
 from mvray.data.readers.base import Shares, drawn, rows
 from mvray.errors import DataError
-from mvray.experiment.source import UNSEEN, BadRecord, Index
+from mvray.experiment import UNSEEN, BadRecord, Index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mvray.storage.storage import Entry
+    from mvray.storage import Entry
 
 SPLIT_FOLDERS: Mapping[str, str] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 

@@ -13,7 +13,7 @@ from mvray.data.readers.class_folders import ClassFolders
 if TYPE_CHECKING:
     import numpy as np
 
-    from mvray.storage.storage import Entry
+    from mvray.storage import Entry
 
 
 @dataclass(frozen=True, kw_only=True)

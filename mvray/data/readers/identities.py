@@ -17,10 +17,10 @@ from mvray.data.readers.class_folders import SPLIT_FOLDERS
 from mvray.data.readers.folder import Folder
 from mvray.data.readers.works import check_asked, how_many, in_drawn_order
 from mvray.errors import DataError, SettingError
-from mvray.experiment.source import UNSEEN, Index
+from mvray.experiment import UNSEEN, Index
 
 if TYPE_CHECKING:
-    from mvray.storage.storage import Entry
+    from mvray.storage import Entry
 
 
 @dataclass(frozen=True, kw_only=True)

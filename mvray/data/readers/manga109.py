@@ -20,8 +20,7 @@ from mvray.data.readers.boxes import SIDES, Book, annotations_of, books_of, regi
 from mvray.data.readers.spreads import Spread, SpreadSource
 from mvray.data.readers.works import VOLUMES, authors_of, by_volumes, check_known, series_of
 from mvray.errors import DataError, SettingError
-from mvray.experiment.fields import NOT_IDENTITY
-from mvray.experiment.source import BadRecord, Index
+from mvray.experiment import NOT_IDENTITY, BadRecord, Index
 
 if TYPE_CHECKING:
     import numpy as np

@@ -32,8 +32,7 @@ from mvray.data.readers.works import (
     set_apart,
 )
 from mvray.errors import DataError, SettingError
-from mvray.experiment.fields import NOT_IDENTITY
-from mvray.experiment.source import UNSEEN, BadRecord, Index
+from mvray.experiment import NOT_IDENTITY, UNSEEN, BadRecord, Index
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ from mvray.data.readers.base import PictureSource
 from mvray.errors import DataError
 
 if TYPE_CHECKING:
-    from mvray.storage.storage import Entry
+    from mvray.storage import Entry
 
 
 class Spread(NamedTuple):

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mvray.data.readers.base import VideoSource, drawn, rows
 from mvray.errors import DataError, SettingError
-from mvray.experiment.source import BadRecord, Index
-from mvray.storage.storage import Storage
+from mvray.experiment import BadRecord, Index
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
-    from mvray.storage.storage import Entry
+    from mvray.storage import Entry
 
 _VIDEOS = "UCF-101"
 _LISTS = ("ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "")

@@ -10,7 +10,7 @@ from mvray.data.readers.base import VideoSource as VideoSource
 from mvray.data.readers.class_folders import ClassFolders
 
 if TYPE_CHECKING:
-    from mvray.storage.storage import Entry
+    from mvray.storage import Entry
 
 SUFFIXES = (
     *(".avi", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".ogv", ".flv", ".wmv", ".asf"),

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mvray.errors import DataError, SettingError
-from mvray.storage.storage import Storage
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

@@ -1,1 +1,5 @@
-"""Small data sets, composed out of real drawings in the public layouts that mvray/data reads."""
+"""Sample data sets, composed of drawings that may be shipped, in public layouts."""
+
+from mvray.data.synthetic import actions, comics, faces
+
+__all__ = ["actions", "comics", "faces"]

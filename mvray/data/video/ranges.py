@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-    from mvray.storage.storage import Entry, Storage
+    from mvray.storage import Entry, Storage
 
 _BLOCK_BYTES = 256 << 10
 

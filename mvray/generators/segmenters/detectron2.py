@@ -20,12 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment.contracts import Frame, Instances, Read, Segmenter, SegmenterConfig
-from mvray.experiment.fields import FILE
-from mvray.nn.lanes import in_passes
-from mvray.nn.method import Method
-from mvray.nn.roi_align import roi_align
-from mvray.nn.weights import local
+from mvray.experiment import FILE, Frame, Instances, Read, Segmenter, SegmenterConfig
+from mvray.nn import Method, in_passes, local, roi_align
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from mvray.errors import DataError
-from mvray.experiment.contracts import Frame, Instances, Read, Segmenter, SegmenterConfig
-from mvray.nn import rle
-from mvray.nn.method import Method
+from mvray.experiment import Frame, Instances, Read, Segmenter, SegmenterConfig
+from mvray.nn import Method, rle
 
 LAYOUT = "COCO's layout (images, annotations, categories) or YouTube-VIS' (videos, annotations, categories)"
 _NAMES_IN_MESSAGE = 3

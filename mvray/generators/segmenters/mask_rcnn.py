@@ -9,11 +9,8 @@ from typing import Protocol, cast
 import torch
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import Frame, Instances, Read, Segmenter, SegmenterConfig
-from mvray.experiment.fields import FILE
-from mvray.experiment.steps import Train
-from mvray.nn import mask_rcnn, weights
-from mvray.nn.method import Method
+from mvray.experiment import FILE, Frame, Instances, Read, Segmenter, SegmenterConfig, Train
+from mvray.nn import Method, mask_rcnn, weights
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from mvray.errors import ClusterError, DataError
+from mvray.tracking.mlflow_ui import LOOPBACK, free_port, page
 from mvray.tracking.server import objects, postgres
 from mvray.tracking.server.objects import Objects
 from mvray.tracking.server.postgres import Postgres
 from mvray.tracking.server.processes import Service, end_left, start
-from mvray.tracking.ui import LOOPBACK, free_port, page
 
 ADMIN = "admin"
 FIRST_START_S = 300.0

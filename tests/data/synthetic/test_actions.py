@@ -1,0 +1,463 @@
+"""Sample actions: whole, in UCF101's layout, with exact masks, and nothing but the motion tells the class."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvray.cli import main
+from mvray.data.synthetic import drawings, players
+from mvray.data.synthetic.actions import clips_of, compose, groups_tested, names_of
+from mvray.data.synthetic.film import HEIGHT, WIDTH, Film, Layer, shoot
+from mvray.data.synthetic.motions import MOTIONS
+from mvray.data.synthetic.sprites import Pose, Sprite, sprite, warped
+from mvray.data.synthetic.staging import film_of
+from mvray.errors import DataError, SettingError
+
+CLASSES, VIDEOS, SEED = 3, 3, 5
+
+pytestmark = pytest.mark.slow  # drawn samples, some seconds each
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("art") / "actions"
+    compose(out, classes=CLASSES, videos=VIDEOS, seed=SEED, processes=2)
+    return out
+
+
+@pytest.fixture(scope="module")
+def instances(sample: Path) -> dict[str, Any]:
+    return dict(json.loads((sample / "instances.json").read_text(encoding="utf-8")))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def lines(root: Path, name: str) -> list[str]:
+    return (root / "ucfTrainTestlist" / name).read_text(encoding="utf-8").splitlines()
+
+
+def group_of(file: str) -> str:
+    return file.split("_")[2]
+
+
+# -- layout --------------------------------------------------------------------------------------
+
+
+def test_has_the_layout_of_ucf101(sample: Path) -> None:
+    assert {path.name for path in sample.iterdir()} == {
+        "UCF-101", "ucfTrainTestlist", "instances.json", "README.txt", "NOTICE.md", "sample.json",
+    }  # fmt: skip
+    assert "CC-BY-4.0" in (sample / "NOTICE.md").read_text(encoding="utf-8")
+    assert lines(sample, "classInd.txt") == ["1 Jump", "2 Spin", "3 Walk"]
+    files = {str(path.relative_to(sample / "UCF-101")) for path in sample.rglob("*.avi")}
+    assert files == {
+        f"{name}/v_{name}_g{group:02d}_c01.avi" for name in ("Jump", "Spin", "Walk") for group in (1, 2, 3)
+    }
+    for split in ("01", "02", "03"):
+        numbered = [line.split(" ") for line in lines(sample, f"trainlist{split}.txt")]
+        train, test = [file for file, _ in numbered], lines(sample, f"testlist{split}.txt")
+        assert {f"{number} {file.split('/')[0]}" for file, number in numbered} == set(lines(sample, "classInd.txt"))
+        assert set(train) | set(test) == files
+        assert len(train) + len(test) == len(files)
+        assert not {group_of(file) for file in train} & {group_of(file) for file in test}
+        assert {file.split("/")[0] for file in test} == {"Jump", "Spin", "Walk"}
+
+
+def test_splits_test_on_groups_as_ucf101_does() -> None:
+    assert [list(groups_tested(25, split)) for split in (1, 2, 3)] == [
+        list(range(0, 7)),
+        list(range(7, 14)),
+        list(range(14, 21)),
+    ]
+    assert [list(groups_tested(10, split)) for split in (1, 2, 3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    for groups in range(3, 100):
+        parts = [set(groups_tested(groups, split)) for split in (1, 2, 3)]
+        assert not parts[0] & parts[1] | parts[1] & parts[2] | parts[0] & parts[2]
+        assert all(part and part < set(range(groups)) for part in parts)
+
+
+def test_groups_have_two_clips_or_one() -> None:
+    assert clips_of(30) == [2] * 15
+    for videos in range(3, 301):
+        clips = clips_of(videos)
+        assert sum(clips) == videos
+        assert len(clips) >= 3
+        assert 1 <= min(clips) <= max(clips) <= 2
+
+
+def test_videos_are_as_they_are_listed(sample: Path, instances: dict[str, Any]) -> None:
+    assert {video["name"] for video in instances["videos"]} == {
+        str(path.relative_to(sample / "UCF-101")) for path in sample.rglob("*.avi")
+    }
+    lengths = set()
+    for video in instances["videos"]:
+        with av.open(str(sample / "UCF-101" / video["name"])) as file:
+            stream = file.streams.video[0]
+            assert len(file.streams) == 1, "a sound track"
+            assert (stream.codec_context.name, stream.codec_context.codec_tag) == ("mpeg4", "XVID")
+            assert (stream.average_rate, stream.width, stream.height) == (25, video["width"], video["height"])
+            frames = list(file.decode(stream))
+        assert len(frames) == video["length"] == len(video["file_names"])
+        assert [frame.pts for frame in frames] == list(range(len(frames)))
+        keys = [i for i, frame in enumerate(frames) if frame.key_frame]
+        assert keys[0] == 0
+        assert min(np.diff(keys)) >= 12
+        assert max(np.diff(keys)) <= 25
+        assert video["file_names"][7] == f"{video['name']}/00007"
+        lengths.add(len(frames))
+    assert min(lengths) >= 40
+    assert max(lengths) <= 80
+    assert len(lengths) > 3
+
+
+# -- masks ---------------------------------------------------------------------------------------
+
+
+def decoded(rle: dict[str, Any]) -> np.ndarray:
+    """A mask from COCO's compressed RLE, slowly: runs of 0 and 1 in turn, down the columns. From the third on,
+    a run is written as the difference to the one two before it, in pieces of five bits, the lowest first."""
+    runs: list[int] = []
+    value = bits = 0
+    for letter in rle["counts"]:
+        piece = ord(letter) - 48
+        value |= (piece & 0x1F) << bits
+        bits += 5
+        if not piece & 0x20:
+            value -= (1 << bits) if piece & 0x10 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = bits = 0
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return flat.reshape(rle["size"][::-1]).T
+
+
+def masks_in(instances: dict[str, Any], video: dict[str, Any]) -> np.ndarray:
+    """Every instance of a video as the file has it: N x T x H x W."""
+    found = [each for each in instances["annotations"] if each["video_id"] == video["id"]]
+    nothing = np.zeros((HEIGHT, WIDTH), bool)
+    return np.array([[nothing if rle is None else decoded(rle) for rle in each["segmentations"]] for each in found])
+
+
+def test_instances_are_youtube_vis(instances: dict[str, Any]) -> None:
+    assert instances["categories"] == [{"id": 1, "name": "person"}, {"id": 2, "name": "object"}]
+    length = {video["id"]: video["length"] for video in instances["videos"]}
+    ids = [each["id"] for each in instances["annotations"]]
+    assert len(ids) == len(set(ids))
+    persons = [each["video_id"] for each in instances["annotations"] if each["category_id"] == 1]
+    assert sorted(persons) == sorted(length), "not exactly one actor in each video"
+    for each in instances["annotations"]:
+        assert (each["iscrowd"], each["width"], each["height"]) == (0, WIDTH, HEIGHT)
+        rles, boxes, areas = each["segmentations"], each["bboxes"], each["areas"]
+        assert len(rles) == len(boxes) == len(areas) == length[each["video_id"]]
+        for rle, box, area in zip(rles, boxes, areas, strict=True):
+            assert (rle is None) == (box is None) == (area is None)
+            if rle is not None:
+                assert rle["size"] == [HEIGHT, WIDTH]
+                rows, columns = np.nonzero(decoded(rle))
+                assert area == len(rows) > 0
+                x, y = columns.min(), rows.min()
+                assert box == [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
+
+
+def test_masks_are_the_film_s_and_never_overlap(sample: Path, instances: dict[str, Any]) -> None:
+    for video in instances["videos"][::4]:
+        masks_NTHW = masks_in(instances, video)
+        assert masks_NTHW.sum(axis=0).max() == 1
+        name, group = video["name"].split("/")[0], int(group_of(video["name"])[1:])
+        frames, masks = zip(*shoot(film_of(name, group - 1, 0, SEED)), strict=True)
+        expected_NTHW = np.stack(masks, axis=1)
+        seen = expected_NTHW.any(axis=(1, 2, 3))
+        assert np.array_equal(masks_NTHW, expected_NTHW[seen])
+        with av.open(str(sample / "UCF-101" / video["name"])) as file:
+            played = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        for made, read in zip(frames, played, strict=True):
+            assert np.abs(made.astype(int) - read).mean() < 8, "another picture than was encoded"
+
+
+def first_frames(film: Film, frames: int) -> Film:
+    layers = tuple(replace(layer, poses=layer.poses[:frames]) for layer in film.layers)
+    return Film(film.backdrop, layers, film.camera[:frames])
+
+
+def alone(layer: Layer, film: Film, colour: bool) -> np.ndarray:
+    """One layer over black, T x H x W x 3: in its colours, or white, so that its alpha shows."""
+    cut = layer.sprite
+    if not colour:
+        white = [Image.merge("RGBa", [level.getchannel("a")] * 4) for level in cut.levels]
+        cut = Sprite(tuple(white), cut.width, cut.height)
+    black = Image.new("RGB", film.backdrop.size)
+    shot = Film(black, (replace(layer, sprite=cut),), film.camera)
+    return np.stack([frame_HW3 for frame_HW3, _ in shoot(shot)])
+
+
+def test_frames_and_masks_equal_a_slow_composition() -> None:
+    """Layer by layer in floats: out = colour + (1 - alpha) out; the front layer with alpha >= 1/2 owns a pixel."""
+    film = first_frames(film_of("Hop", 2, 1, seed=4), 14)
+    frames, masks = zip(*shoot(film), strict=True)
+    out_THW3 = np.stack([frame for frame, _ in shoot(Film(film.backdrop, (), film.camera))]).astype(float)
+    owner_THW = np.full(out_THW3.shape[:3], -1)
+    for n, layer in enumerate(film.layers):
+        alpha_THW3 = alone(layer, film, colour=False)
+        out_THW3 = alone(layer, film, colour=True) + (1 - alpha_THW3 / 255) * out_THW3
+        owner_THW[alpha_THW3[..., 0] >= 128] = n
+    assert np.abs(np.stack(frames) - out_THW3).max() <= 2
+    for n, layer in enumerate(film.layers):
+        assert np.array_equal(np.stack(masks)[:, n], owner_THW == n), layer.drawing
+    assert len(film.layers) >= 3
+    covered = [(alone(layer, film, colour=False)[..., 0] >= 128).sum() for layer in film.layers]
+    assert sum(covered) > sum((owner_THW == n).sum() for n in range(len(covered))), "nothing hides anything here"
+
+
+def test_a_sprite_that_is_not_moved_is_the_drawing() -> None:
+    cut = sprite("noto", "penguin")
+    x0, y0, x1, y1 = drawings.extent("noto", "penguin")
+    drawn_HW4 = np.asarray(drawings.drawing("noto", "penguin").image.convert("RGBa"))[y0:y1, x0:x1]
+    for angle, face, expected in ((0, 1, drawn_HW4), (0, -1, drawn_HW4[:, ::-1]), (90, 1, np.rot90(drawn_HW4, -1))):
+        h, w = expected.shape[:2]
+        made = warped(cut, Pose(20 + w / 2, 10 + h / 2, angle, 1.0, face), (200, 200))
+        assert made is not None
+        (rows, columns), rgba_hw4 = made
+        whole = np.zeros((200, 200, 4), np.uint8)
+        whole[rows, columns] = rgba_hw4
+        assert np.abs(whole[10 : 10 + h, 20 : 20 + w].astype(int) - expected).max() <= 1
+        outside = whole.copy()
+        outside[10 : 10 + h, 20 : 20 + w] = 0
+        assert outside[..., 3].max() < 128
+    assert warped(cut, Pose(-200, 50, 0, 1.0, 1), (200, 200)) is None
+
+
+def test_sprites_move_by_fractions_of_a_pixel() -> None:
+    cut = sprite("noto", "soccer-ball")
+    middles = []
+    for x in np.arange(60, 62, 0.25):
+        made = warped(cut, Pose(x, 60.0, 30.0, 0.4, 1.0), (160, 120))
+        assert made is not None
+        (_, columns), rgba_hw4 = made
+        weight_w = rgba_hw4[..., 3].sum(axis=0).astype(float)
+        middles.append((weight_w * (np.arange(columns.start, columns.stop) + 0.5)).sum() / weight_w.sum())
+    assert np.abs(np.diff(middles) - 0.25).max() < 0.03
+
+
+# -- what tells the class ------------------------------------------------------------------------
+
+
+@cache
+def films() -> dict[tuple[str, int, int], Film]:
+    """Ten groups of two clips of each of the eight classes, staged but not shot."""
+    return {(name, g, c): film_of(name, g, c, 0) for g in range(10) for c in range(2) for name in names_of(8)}
+
+
+def actor_of(film: Film) -> Layer:
+    (actor,) = (layer for layer in film.layers if layer.category == "person")
+    return actor
+
+
+def test_every_class_has_the_same_actors_and_scenes() -> None:
+    for group in range(10):
+        for clip in range(2):
+            of_clip = [films()[name, group, clip] for name in names_of(8)]
+            assert len({film.backdrop.tobytes() for film in of_clip}) == 1
+            assert len({actor_of(film).drawing for film in of_clip}) == 1
+    walks = [films()["Walk", group, clip] for group in range(10) for clip in range(2)]
+    assert len({actor_of(film).drawing for film in walks}) == 20, "an actor in two clips of a class"
+    assert len({film.backdrop.tobytes() for film in walks}) == 20
+
+
+def test_things_in_view_are_each_videos_own() -> None:
+    things = [{layer.drawing for layer in film.layers if layer.category == "object"} for film in films().values()]
+    assert len({frozenset(each) for each in things}) > 0.95 * len(things)
+    assert len(set.union(*things)) > 150
+
+
+def nearest(train_NF: np.ndarray, labels_N: np.ndarray, test_MF: np.ndarray, k: int) -> np.ndarray:
+    """The commonest label among the k nearest neighbours, features scaled to unit deviation."""
+    scale_F = train_NF.std(axis=0) + 1e-9
+    far_MN = ((test_MF[:, None] / scale_F - train_NF[None] / scale_F) ** 2).sum(axis=-1)
+    votes_MK = labels_N[np.argsort(far_MN, axis=1)[:, :k]]
+    return np.array([np.bincount(votes_K).argmax() for votes_K in votes_MK])
+
+
+def test_the_motion_tells_the_class_and_a_single_frame_does_not() -> None:
+    """Even who knows the actor's true place, size and angle in a frame cannot say much; who follows them can."""
+    rng = np.random.default_rng(0)
+    frames, paths, labels, groups = [], [], [], []
+    for (name, group, _), film in films().items():
+        poses = actor_of(film).poses
+        turn_T = np.deg2rad([p.angle_deg for p in poses])
+        where_T4 = np.array([(p.x / WIDTH, p.y / HEIGHT, p.scale, p.face) for p in poses])
+        track_T6 = np.concatenate([where_T4, np.cos(turn_T)[:, None], np.sin(turn_T)[:, None]], axis=1)
+        frames.append(track_T6[rng.integers(len(poses), size=12)])
+        steps_T6 = np.abs(np.diff(track_T6, axis=0))
+        path = [track_T6.std(axis=0), steps_T6.mean(axis=0), steps_T6.std(axis=0), np.abs(track_T6[-1] - track_T6[0])]
+        paths.append(np.concatenate(path))
+        labels.append(names_of(8).index(name))
+        groups.append(group)
+    label, test = np.array(labels), np.array(groups) < 3
+    frames_VK6, paths_VF = np.array(frames), np.array(paths)
+    guess = nearest(frames_VK6[~test].reshape(-1, 6), np.repeat(label[~test], 12), frames_VK6[test].reshape(-1, 6), 25)
+    from_frames = (guess == np.repeat(label[test], 12)).mean()
+    from_motion = (nearest(paths_VF[~test], label[~test], paths_VF[test], 3) == label[test]).mean()
+    assert from_frames < 0.4
+    assert from_motion > 0.85
+
+
+def test_actors_are_large_and_in_view() -> None:
+    heights = []
+    for film in list(films().values())[::23]:
+        n = film.layers.index(actor_of(film))
+        masks_THW = np.stack([masks[n] for _, masks in shoot(film)])
+        alone_THW = np.stack([masks[0] for _, masks in shoot(replace(film, layers=(film.layers[n],)))])
+        shares_T = masks_THW.sum(axis=(1, 2)) / alone_THW.sum(axis=(1, 2))
+        assert shares_T.min() > 0.3
+        assert shares_T.mean() > 0.6
+        heights += [np.ptp(np.nonzero(mask_HW.any(axis=1))) / HEIGHT for mask_HW in alone_THW]
+    assert 0.35 < np.median(heights) < 0.7
+    assert np.quantile(heights, 0.05) > 0.2
+
+
+def test_cameras_rest_pan_and_are_held_by_hand() -> None:
+    spans = np.array([np.ptp(film.camera, axis=0) for film in films().values()])
+    assert 0.15 < (spans.max(axis=1) == 0).mean() < 0.55
+    assert (spans[:, 0] > 12).mean() > 0.15
+    assert (spans[:, 1] > 0.5).mean() > 0.15
+    for film in films().values():
+        assert np.abs(film.camera[:, 0]).max() < 27
+        assert np.abs(film.camera[:, 1]).max() < 13
+
+
+def test_every_subject_was_drawn_by_somebody() -> None:
+    for name in (*players.PEOPLE, *players.ANIMALS, *players.STANDING, *players.FLYING):
+        assert [artist for artist in drawings.artists() if name in drawings.names(artist)], name
+    assert not {*players.PEOPLE, *players.ANIMALS} & {*players.STANDING, *players.FLYING}
+    every = players.actors(99, np.random.default_rng(0))
+    assert len(set(every)) == 99
+
+
+@pytest.mark.parametrize("name", MOTIONS)
+def test_motions_are_smooth_and_never_rest_long(name: str) -> None:
+    for group in range(3):
+        layer = actor_of(film_of(name, group, 0, seed=7))
+        size_px = layer.poses[0].scale * layer.sprite.height
+        track_T4 = np.array([(p.x / size_px, p.y / size_px, np.deg2rad(p.angle_deg), p.scale) for p in layer.poses])
+        steps_T4 = np.abs(np.diff(track_T4, axis=0))
+        assert steps_T4[:, :2].max() < 0.3, "it leaps"
+        assert steps_T4[:, 2].max() < np.deg2rad(30)
+        changes_T = steps_T4.max(axis=1) + np.abs(np.diff([p.face for p in layer.poses]))
+        still = max(len(run) for run in "".join("." if c < 1e-3 else "#" for c in changes_T).split("#"))
+        assert still <= 20
+
+
+# -- whole or not at all -------------------------------------------------------------------------
+
+
+def test_composing_again_leaves_what_is_whole_and_mends_what_is_not(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "actions"
+    shutil.copytree(sample, out)
+    made = out.stat().st_ino
+    compose(out, classes=CLASSES, videos=VIDEOS, seed=SEED, processes=1)
+    assert out.stat().st_ino == made, "composed again although nothing was missing"
+    next(out.rglob("*.avi")).write_bytes(b"broken")
+    compose(out, classes=CLASSES, videos=VIDEOS, seed=SEED, processes=1)
+    assert out.stat().st_ino != made
+    assert contents(out) == contents(sample), "one process films otherwise than two"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_fewer_classes_are_the_same_videos() -> None:
+    assert set(names_of(4)) < set(names_of(12)) == set(MOTIONS)
+    assert names_of(8) == sorted(names_of(8))
+
+
+def test_another_seed_gives_other_films() -> None:
+    films = [film_of("Walk", 0, 0, seed) for seed in (0, 0, 1)]
+    first, again, other = (next(shoot(film))[0] for film in films)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_interrupted_composing_leaves_nothing(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+
+    def interrupt(done: int, total: int) -> None:
+        calls.append((done, total))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compose(tmp_path / "actions", classes=2, videos=4, processes=1, progress=interrupt)
+    assert calls == [(2, 8)]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_killed_composing_leaves_no_sample_and_no_worker(tmp_path: Path) -> None:
+    out = tmp_path / "actions"
+    code = (
+        f"import pathlib; from mvray.data.synthetic import actions as c; "
+        f"c.compose(pathlib.Path({str(out)!r}), processes=2)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.avi")):
+        assert child.poll() is None, "it ended before it filmed anything"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    assert not out.exists()
+    deadline = time.monotonic() + 60
+    while _alive(child.pid):
+        assert time.monotonic() < deadline, "a worker lives on without its parent"
+        time.sleep(0.05)
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["thesis", "comics"])
+def test_refuses_a_place_where_something_else_is(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "sample.json").write_text(json.dumps({"sample": kind}))
+    with pytest.raises(DataError, match="expected a new or empty folder, or sample actions to replace"):
+        compose(tmp_path, classes=2, videos=3)
+    assert json.loads((tmp_path / "sample.json").read_text()) == {"sample": kind}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"classes": 13}, "classes is 13; expected 2 to 12, the number of motions"),
+        ({"classes": 1}, "classes is 1; expected 2 to 12"),
+        ({"videos": 2}, "videos is 2; expected 3 to 300 of each class"),
+        ({"videos": 301}, "videos is 301; expected 3 to 300"),
+        ({"seed": -1}, "seed is -1"),
+        ({"processes": 0}, "processes is 0"),
+    ],
+)
+def test_refuses_numbers_that_do_not_fit(settings: dict[str, int], said: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=said):
+        compose(tmp_path / "actions", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "actions", str(tmp_path / "actions"), "--classes", "40"]) == 2
+    assert "classes is 40; expected 2 to 12" in capsys.readouterr().err

@@ -1,0 +1,268 @@
+"""Comics are composed whole, in Manga109's layout, the same from the same seed, and by their scripts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import numpy as np
+import pytest
+from defusedxml.ElementTree import parse
+from PIL import Image
+
+from mvray.data.synthetic.casting import face_of
+from mvray.data.synthetic.comics import compose, shifted_of, titles_of
+from mvray.data.synthetic.page import draw_spread
+from mvray.data.synthetic.script import LEAST_PX, script_of
+from mvray.errors import DataError, SettingError
+
+BOXES = ("frame", "face", "body", "text")
+
+pytestmark = pytest.mark.slow  # drawn samples, some seconds each
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("art") / "comics"
+    compose(out, titles=2, pages=4, seed=5, processes=2)
+    return out
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def books(root: Path) -> dict[str, Element]:
+    return {title: parse(root / "annotations" / f"{title}.xml").getroot() for title in titles_in(root)}
+
+
+def titles_in(root: Path) -> list[str]:
+    return (root / "books.txt").read_text(encoding="utf-8").split()
+
+
+def box_of(element: Element) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = (int(element.attrib[name]) for name in ("xmin", "ymin", "xmax", "ymax"))
+    return x0, y0, x1, y1
+
+
+def test_has_the_layout_of_manga109(sample: Path) -> None:
+    assert {path.name for path in sample.iterdir()} == {
+        "images", "annotations", "shifted", "books.txt", "README.txt", "NOTICE.md", "sample.json",
+    }  # fmt: skip
+    assert "CC-BY-4.0" in (sample / "NOTICE.md").read_text(encoding="utf-8")
+    for root, spreads in ((sample, 2), (sample / "shifted", 2)):
+        titles = titles_in(root)
+        assert titles == titles_in(sample)
+        assert len(set(titles)) == 2
+        assert {path.name for path in (root / "images").iterdir()} == set(titles)
+        assert {path.name for path in (root / "annotations").iterdir()} == {f"{title}.xml" for title in titles}
+        for title in titles:
+            names = sorted(path.name for path in (root / "images" / title).iterdir())
+            assert names == [f"{number:03d}.jpg" for number in range(spreads)]
+
+
+def test_spreads_are_grey_jpegs_of_manga109s_size(sample: Path) -> None:
+    for path in sample.rglob("*.jpg"):
+        with Image.open(path) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "L", (1654, 1170))
+            grey = np.asarray(image)
+        assert (grey < 60).mean() > 0.02, "no ink"
+        assert grey.std() > 30, "an empty page"
+
+
+def test_annotations_are_manga109s(sample: Path) -> None:
+    for root in (sample, sample / "shifted"):
+        seen: list[str] = []
+        for title, book in books(root).items():
+            assert (book.tag, book.attrib) == ("book", {"title": title})
+            cast = [character.attrib["id"] for character in book.findall("characters/character")]
+            seen += cast
+            for index, page in enumerate(book.findall("pages/page")):
+                assert page.attrib == {"index": str(index), "width": "1654", "height": "1170"}
+                assert {element.tag for element in page} == set(BOXES)
+                seen += [element.attrib["id"] for element in page]
+                assert {element.attrib["character"] for element in page if element.tag in ("face", "body")} <= set(cast)
+                assert all(element.text for element in page if element.tag == "text")
+        assert len(seen) == len(set(seen)), "an id is used twice"
+        assert all(len(name) == 8 and int(name, 16) for name in seen)
+
+
+def test_boxes_are_inside_the_spread_and_faces_inside_their_bodies(sample: Path) -> None:
+    for book in [*books(sample).values(), *books(sample / "shifted").values()]:
+        for page in book.findall("pages/page"):
+            for element in page:
+                x0, y0, x1, y1 = box_of(element)
+                assert 0 <= x0 < x1 <= 1654
+                assert 0 <= y0 < y1 <= 1170
+            for face in page.findall("face"):
+                x0, y0, x1, y1 = box_of(face)
+                bodies = [box_of(b) for b in page.findall("body") if b.attrib["character"] == face.attrib["character"]]
+                assert any(b[0] <= x0 and b[1] <= y0 and x1 <= b[2] and y1 <= b[3] for b in bodies)
+
+
+def test_characters_are_the_same_in_both_sets(sample: Path) -> None:
+    plain, shifted = books(sample), books(sample / "shifted")
+    for title, book in plain.items():
+        cast, again = ([c.attrib for c in b.findall("characters/character")] for b in (book, shifted[title]))
+        assert cast == again
+        boxes = [{e.attrib["id"] for e in b.iter() if e.tag in BOXES} for b in (book, shifted[title])]
+        assert not boxes[0] & boxes[1]
+
+
+def test_composing_again_leaves_what_is_whole_and_mends_what_is_not(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "comics"
+    shutil.copytree(sample, out)
+    made = out.stat().st_ino
+    compose(out, titles=2, pages=4, seed=5, processes=1)
+    assert out.stat().st_ino == made, "composed again although nothing was missing"
+    next(out.rglob("*.jpg")).write_bytes(b"broken")
+    compose(out, titles=2, pages=4, seed=5, processes=1)
+    assert out.stat().st_ino != made
+    assert contents(out) == contents(sample), "one process draws other pages than two"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_another_seed_gives_other_titles() -> None:
+    assert titles_of(4, seed=0) == titles_of(4, seed=0)
+    assert titles_of(4, seed=0) != titles_of(4, seed=1)
+
+
+def test_every_character_returns_often_with_changing_size_angle_side_and_tone() -> None:
+    for number, title in enumerate(titles_of(14, seed=0)):
+        shots = [
+            shot
+            for spread in range(20)
+            for panel in script_of(title, spread, np.random.default_rng([number, spread])).panels
+            for shot in panel.shots
+        ]
+        counts = Counter(shot.who for shot in shots)
+        assert set(counts) == set(range(len(title.troupe.cast)))
+        assert min(counts.values()) >= 20
+        for who in counts:
+            mine = [shot for shot in shots if shot.who == who]
+            sizes = [shot.size_px for shot in mine]
+            assert min(sizes) >= LEAST_PX
+            assert max(sizes) > 1.5 * min(sizes)
+            assert {shot.mirror for shot in mine} == {True, False}
+            assert np.ptp([shot.angle_deg for shot in mine]) > 4
+            assert np.ptp([shot.tone for shot in mine]) > 0.2
+
+
+def test_faces_are_annotated_ten_times_in_forty_pages() -> None:
+    title = titles_of(14, seed=0)[3]
+    faces: Counter[int] = Counter()
+    for spread in range(20):
+        script = script_of(title, spread, np.random.default_rng(spread))
+        _, regions = draw_spread(title, script, np.random.default_rng(spread))
+        faces.update(region.who for region in regions if region.kind == "face")
+    named = [who for who, one in enumerate(title.troupe.cast) if face_of(title.troupe.artist, one.drawings[0])]
+    assert len(named) == 7
+    assert min(faces[who] for who in named) >= 10
+    assert set(faces) == set(named)
+
+
+def test_titles_by_one_artist_have_no_drawing_in_common() -> None:
+    titles = titles_of(28, seed=3)
+    assert len({title.name for title in titles}) == 28
+    for artist in {title.troupe.artist for title in titles}:
+        playing = [d for t in titles if t.troupe.artist == artist for c in t.troupe.cast for d in c.drawings]
+        assert len(playing) == len(set(playing))
+    assert set(Counter(title.troupe.artist for title in titles[:14]).values()) == {2}
+
+
+@pytest.mark.parametrize("count", [2, 8, 14, 40])
+def test_shifted_titles_have_another_artists_habits(count: int) -> None:
+    titles = titles_of(count, seed=1)
+    habits = {title.habits: title for title in titles}
+    assert len(habits) == count, "two titles have the same habits"
+    moved = shifted_of(titles)
+    assert [title.troupe for title in moved] == [title.troupe for title in titles]
+    assert {title.habits for title in moved} == set(habits)
+    for before, after in zip(titles, moved, strict=True):
+        assert before.name == after.name
+        assert habits[after.habits].troupe.artist != before.troupe.artist
+
+
+def test_interrupted_composing_leaves_nothing_and_keeps_what_was_there(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "comics"
+    calls: list[tuple[int, int]] = []
+
+    def interrupt(done: int, total: int) -> None:
+        calls.append((done, total))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compose(out, titles=2, pages=2, processes=1, progress=interrupt)
+    assert calls == [(1, 6)]
+    assert list(tmp_path.iterdir()) == []
+    shutil.copytree(sample, out)
+    with pytest.raises(KeyboardInterrupt):
+        compose(out, titles=2, pages=2, processes=1, progress=interrupt)
+    assert contents(out) == contents(sample)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.slow
+def test_killed_composing_leaves_no_sample_no_worker_and_no_obstacle(tmp_path: Path) -> None:
+    out = tmp_path / "comics"
+    script = (
+        f"import pathlib; from mvray.data.synthetic import comics as c; "
+        f"c.compose(pathlib.Path({str(out)!r}), processes=2)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.jpg")):
+        assert child.poll() is None, "it ended before it drew anything"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    assert not out.exists()
+    deadline = time.monotonic() + 60
+    while _alive(child.pid):
+        assert time.monotonic() < deadline, "a worker lives on without its parent"
+        time.sleep(0.05)
+    compose(out, titles=2, pages=2, processes=1)
+    assert len(list(out.rglob("*.jpg"))) == 6
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_refuses_a_place_where_something_else_is(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "file"):
+        with pytest.raises(DataError, match="expected a new or empty folder"):
+            compose(tmp_path / name, titles=2, pages=2)
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pages": 7}, "pages is 7; expected an even number"),
+        ({"pages": 0}, "pages is 0"),
+        ({"titles": 1}, "titles is 1; expected 2 or more"),
+        ({"titles": 500}, "500 titles; the art is enough for"),
+        ({"seed": -1}, "seed is -1"),
+        ({"processes": 0}, "processes is 0"),
+    ],
+)
+def test_refuses_numbers_that_do_not_fit(settings: dict[str, int], said: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=said):
+        compose(tmp_path / "comics", **settings)
+    assert list(tmp_path.iterdir()) == []
