@@ -7,11 +7,11 @@ a child for every worker that Ray asks for.
 
 Ray starts a worker with a command line, and this file is in it (one_machine.start):
 
-    raylet      runs   python forked.py SOCKET [what Ray would give its own script]
-    forked.py   hands arguments, environment and output files over to the process behind SOCKET, and ends
+    raylet      runs   python fork_server.py SOCKET [what Ray would give its own script]
+    fork_server.py   hands arguments, environment and output files over to the process behind SOCKET, and ends
     that one    forks; the child is Ray's default_worker.py with those arguments
 
-Where nobody answers at SOCKET, or Ray wants a runtime environment for the worker, forked.py becomes
+Where nobody answers at SOCKET, or Ray wants a runtime environment for the worker, fork_server.py becomes
 Ray's own script, so that the worker starts as it always did, only later.
 """
 
@@ -153,7 +153,7 @@ def _id_of_a_child() -> bytes:
 
 
 def _received(given: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """What a forked.py hands over, with its standard output and error; None where it was killed meanwhile."""
+    """What a fork_server.py hands over, with its standard output and error; None where it was killed meanwhile."""
     with contextlib.suppress(OSError, ValueError, struct.error):
         head, files, _, _ = socket.recv_fds(given, LENGTH.size, 2)
         (length,) = LENGTH.unpack(head)
@@ -163,7 +163,7 @@ def _received(given: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 
 
 def _answered(given: socket.socket) -> bool:
-    """Tell forked.py that it may end; False where it was killed meanwhile, so that nobody waits for the worker."""
+    """Tell fork_server.py that it may end; False where it was killed meanwhile, so that nobody waits for the worker."""
     with contextlib.suppress(OSError):
         given.sendall(TAKEN)
         return True
@@ -171,7 +171,7 @@ def _answered(given: socket.socket) -> bool:
 
 
 def _become_worker(wanted: dict[str, Any], files: list[int]) -> NoReturn:
-    """In the forked child: be what forked.py was started as."""
+    """In the forked child: be what fork_server.py was started as."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), *files)):

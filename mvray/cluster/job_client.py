@@ -93,7 +93,7 @@ def environment(names: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[
 
 
 def beside(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the note beside the code says of MLflow at a loopback address, which only the head can judge (runlog.py).
+    """What the note beside the code says of MLflow at a loopback address, which only the head can judge.
 
     Its address may lead to the head's own MLflow, to nothing, or to the same one as here.
     """

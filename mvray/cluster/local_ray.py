@@ -8,13 +8,13 @@ Ray 2.60, where the parts of `ray.init()` and of one `TorchTrainer.fit()` cost, 
     dashboard server         1.1    left out, also where include_dashboard=False would start it
     autoscaler's monitor     0.8    left out: there is one machine
     log monitor              0.9    left out: workers' output is not shown on the terminal
-    a training worker        5.8    0.5: forked.py
+    a training worker        5.8    0.5: fork_server.py
     controller               4.3    0.2: without torch (our backend), in a process that Ray started ahead
     synchronisation          2.3    0.1: in a process that Ray started ahead
     placement group cleaner  2.5    left out: the placement group is the driver's, and goes with it
     dataset manager          1.9    left out: mvray reads its data itself
     autoscaling coordinator  1.9    left out: a placement group that waits asks Ray's autoscaler too
-    preemption watcher       1.9    left out: group.py asks Ray once a second, not every five
+    preemption watcher       1.9    left out: worker_group.py asks Ray once a second, not every five
 
 Ray's processes that wait for work fit only actors without a runtime environment. Ray Train gives its
 controller one (a variable that silences a warning), and everything below the controller inherits it.

@@ -1,6 +1,6 @@
 """Whether every node has the same versions of what decides results.
 
-What is expected is in the note beside code that `mvray submit` sent (shipment.py): the lock file's versions. For a
+What is expected is in the note beside code that `mvray submit` sent (code_archive.py): the lock file's versions. For a
 job that was started on a cluster's machine itself, it is what that machine has. Nodes have the Python of the head,
 which decides the lock file's markers; that of the machine that submitted does not matter.
 """

@@ -1,9 +1,9 @@
 """Where the trials of a search say what each epoch gave, and hear whether to go on: an actor, and who talks to it.
 
     rank 0 of a trial   tells each epoch's numbers                    tell -> Scoreboard.told
-    Tune's trial        takes them one by one to Ray Tune             mediator.py -> Scoreboard.next
+    Tune's trial        takes them one by one to Ray Tune             tuning/ray_tune.py -> Scoreboard.next
     every rank          waits after some epochs for Tune's word       tell -> Scoreboard.goes_on
-    the driver          says that a trial was stopped, or has ended   tune.py -> Scoreboard.stop, .end
+    the driver          says that a trial was stopped, or has ended   tuning/tune.py -> Scoreboard.stop, .end
 
 That Tune's trial asks for the next epoch means that Tune lets it go on.
 """

@@ -7,7 +7,7 @@ it is closed, is idle too long, or loses a worker. It is used again for a step o
 Ray Train can change the number of workers by itself (``ScalingConfig(num_workers=(1, 4))``), but takes 33 to 78 s
 to go on after a lost node: it first asks for as many workers as before and waits out a timeout. It also knows
 nothing of our checkpoints. So the size of a group is decided here, in the driver: a group never changes its size; a
-task is ended early with a checkpoint and the next group, smaller or larger, goes on (train.py).
+task is ended early with a checkpoint and the next group, smaller or larger, goes on (pipeline/train.py).
 """
 
 from __future__ import annotations
@@ -380,7 +380,7 @@ def _trainer(cluster: Connection, bundle: Bundle, placement_group: Any, size: in
         run_config=ray.train.RunConfig(
             name=f"group-{uuid.uuid4().hex}",
             storage_path=cluster.scratch(),
-            # Whatever happens is told to the driver at once, which then decides (train.py).
+            # Whatever happens is told to the driver at once, which then decides (pipeline/train.py).
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
         ),
     )

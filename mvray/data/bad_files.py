@@ -1,7 +1,7 @@
 """Files that cannot be read: found cheaply while indexing, left out, counted, listed.
 
 A picture costs two small reads and no decoding, except where its end looks suspicious: that one file is
-decoded to decide. What a video costs is in video_file.py.
+decoded to decide. What a video costs is in data/video/video_file.py.
 """
 
 from __future__ import annotations

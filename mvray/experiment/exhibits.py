@@ -56,7 +56,7 @@ class Sheet:
 class Groups:
     """Pictures of how samples were grouped: maps of each row's groups, and a bar for each work.
 
-    ``rows`` pairs a title with the Measure whose clustering metric is called ``metric`` (clustering.py).
+    ``rows`` pairs a title with the Measure whose clustering metric is called ``metric`` (metrics/clustering.py).
     """
 
     title: str

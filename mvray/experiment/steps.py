@@ -219,7 +219,7 @@ class Measure(Step):
 
     Each gets the joined table (index columns and generated columns of the samples of ``data``, one
     split at a time) and the names of the classes, and returns named numbers, reported as
-    "split/name", and arrays with one value per row, kept in samples.parquet (measure.py). One that
+    "split/name", and arrays with one value per row, kept in samples.parquet (pipeline/measure.py). One that
     cannot work with any data has a method ``check(rows)``, called with the index's rows before
     anything is started.
     """

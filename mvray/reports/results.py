@@ -11,7 +11,7 @@ from mvray.tuning import Study
 
 
 def collect(plan: Plan) -> dict[str, Any]:
-    """The report as plain data: {"job", "steps": [...], "table": {"rows": [...]}, "search"} (see report.py)."""
+    """The report as plain data: {"job", "steps": [...], "table": {"rows": [...]}, "search"} (see page.py)."""
     steps = [
         {
             "name": planned.name,

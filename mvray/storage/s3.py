@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CONNECT_S, SILENCE_S = 3.0, 20.0
 """A connection must stand after the first; a request in which nothing arrives for the second has failed."""
 ATTEMPTS = 3
-"""How often one request is sent before it counts as failed; patience.py begins there."""
+"""How often one request is sent before it counts as failed; retry.py begins there."""
 PART_BYTES = 16 << 20
 """What is larger is written in parts of so much: what a failed request sends again, and what is copied in memory."""
 _AT_ONCE_BYTES = 64 << 10
@@ -120,7 +120,7 @@ class _NoSuchUpload(Exception):
 
 @contextmanager
 def _as_arrow_says(uri: str) -> Iterator[None]:
-    """botocore's errors as OSErrors with the names that Arrow's have: patience.py goes by these."""
+    """botocore's errors as OSErrors with the names that Arrow's have: retry.py goes by these."""
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,

@@ -1,6 +1,6 @@
 """Files below one root: a local folder or an S3 bucket, through the same few methods.
 
-S3 is used with AWS's own conventions (s3.py). What fails there for a while is tried again (patience.py).
+S3 is used with AWS's own conventions (s3.py). What fails there for a while is tried again (retry.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tracking: what is logged reaches MLflow, however long its server is away.
 
-A Tracker appends each event to a local spool (spool.py) and returns at once; a thread delivers them to
+A Tracker appends each event to a local spool (outbox.py) and returns at once; a thread delivers them to
 the MLflow store (mlflow_store.py). Passwords and keys are taken out before.
 """
 

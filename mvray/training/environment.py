@@ -1,4 +1,4 @@
-"""What the loop needs to know of the place where it runs. train.py has the one on Ray Train."""
+"""What the loop needs to know of the place where it runs. pipeline/train.py has the one on Ray Train."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def gpu_words(busy: Iterable[float]) -> str:
 class GpuUse:
     """How busy the GPUs of this node are, in percent, asked for in a thread of its own; None where nobody knows.
 
-    ``everywhere`` is the same for each rank's node, as far as the ranks told one another (agreement.py).
+    ``everywhere`` is the same for each rank's node, as far as the ranks told one another (coordination.py).
     """
 
     def __init__(self) -> None:

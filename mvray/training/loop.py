@@ -1,4 +1,4 @@
-"""THE training loop: one rank of any method, on any environment (environment.py, train.py).
+"""THE training loop: one rank of any method, on any environment (environment.py, pipeline/train.py).
 
 Everything that decides a result is a pure function of the task and of (epoch, position): the order
 of samples, each sample's own random key, the learning rate. So a run that continues from a

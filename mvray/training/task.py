@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Watched:
-    """The task is trial ``number`` of a search, whose actor is named ``scores`` (scoreboard.py).
+    """The task is trial ``number`` of a search, whose actor is named ``scores`` (cluster/trial_reports.py).
 
     It is told of every epoch. After each epoch of ``waits`` (how many are done) training waits for its word.
     """

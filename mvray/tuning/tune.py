@@ -1,7 +1,7 @@
 """A search on Ray Tune: Tune decides which trials go on, the worker groups of this process train them.
 
     Tune asks for a trial         Suggestions gives the study's next one, and its training begins (a thread here)
-    the training tells epochs     to the scoreboard, from where a mediator brings them to Tune (mediator.py)
+    the training tells epochs     to the scoreboard, from where a mediator brings them to Tune (ray_tune.py)
     Tune stops the trial          the training, which waits for that word at the epochs where it may come, ends with its
                                   checkpoint; its worker group takes the next trial
 

@@ -1,6 +1,6 @@
 """One GPU: training steps of our loop against plain loops, Grad-CAM, features, k-means, files.
 
-    train    samples/s of loop.py's own epoch and of a loop as one writes it, on the same method and optimiser and
+    train    samples/s of the loop's own epoch and of a loop as one writes it, on the same method and optimiser and
              the same uint8 batches in page-locked memory: bf16, forward, losses, backward, a step
     files    the same for ResNet50 from JPEG files: our threads, and torchvision's ImageFolder and transforms in a
              DataLoader of as many processes

@@ -1,4 +1,4 @@
-"""What one_machine.py leans on inside Ray, and what it leaves out: these fail when a new Ray has changed it."""
+"""What cluster/local_ray.py leans on inside Ray, and what it leaves out: these fail when a new Ray has changed it."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ TWO_AT_ONCE = """
 import sys, threading, warnings
 warnings.simplefilter("error")
 import numpy as np
-from mvray.reduction import Umap
+from mvray.metrics.reduction import Umap
 given = [np.random.default_rng(seed).normal(size=(150, 16)) for seed in range(4)]
 found = {}
 def work(seed):
