@@ -86,7 +86,7 @@ def job(tiny: bool = False) -> Job:
         scores[name] = Measure(
             f"score-{name}",
             tested.with_columns(looks[name]),
-            (metrics.accuracy, metrics.attention_entropy, metrics.attention_inside),
+            (metrics.Accuracy(), metrics.AttentionEntropy(), metrics.AttentionInside()),
         )
 
     table = Table(

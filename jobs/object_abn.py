@@ -97,7 +97,7 @@ def experiment(
         scores[which] = Measure(
             f"score-{which}",
             clips.test.with_columns(looks[which]),
-            (metrics.accuracy, metrics.top5, metrics.attention_on_masks),
+            (metrics.Accuracy(), metrics.Top5(), metrics.AttentionOnMasks()),
         )
 
     table = Table(

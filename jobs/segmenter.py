@@ -64,7 +64,7 @@ def job(tiny: bool = False) -> Job:
     """Train it, and compare its masks with the true ones."""
     seen, _, segmenter = steps(tiny)
     found = Generate("found", predictions.Config(of=segmenter, batch_size=8), seen.test, segmenter.scale)
-    score = Measure("score", Data(seen.source, seen.pictures).test.with_columns(found), (metrics.mask_agreement,))
+    score = Measure("score", Data(seen.source, seen.pictures).test.with_columns(found), (metrics.MaskAgreement(),))
     table = Table(
         rows=(Row("small Mask R-CNN" if tiny else "Mask R-CNN", score),),
         columns=(

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mvray.api import Result, SearchResult, load, report, run, tune
     from mvray.experiment import (
         LAST,
         Choice,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_API = ("Result", "SearchResult", "load", "report", "run", "tune")
 __all__ = [
     "LAST",
     "Choice",
@@ -53,17 +55,23 @@ __all__ = [
     "Measure",
     "Optim",
     "Pictures",
+    "Result",
     "Row",
     "Scale",
     "Search",
+    "SearchResult",
     "Sheet",
     "Table",
     "Train",
     "Uniform",
+    "load",
+    "report",
+    "run",
+    "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("mvray.experiment"), name)
+    return getattr(importlib.import_module("mvray.api" if name in _API else "mvray.experiment"), name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -20,8 +22,6 @@ import pytest
 from nodes import free_ports
 from PIL import Image
 from servers import MlflowServer
-
-from mvray.experiment.serialisation import encoded
 
 BUCKET = "mvray-tests"
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not imported yet: as many processes as cores, so a thread each
@@ -236,7 +236,7 @@ def two_ranks() -> Iterator[Callable[..., list[str]]]:
     ranks = [each.makefile("rw") for each in ours]
 
     def train(task: object, stop_at: int = 0) -> list[str]:
-        line = json.dumps({"task": encoded(task), "stop_at": stop_at})
+        line = json.dumps({"task": base64.b64encode(pickle.dumps(task)).decode(), "stop_at": stop_at})
         for rank in ranks:
             print(line, file=rank, flush=True)
         return [rank.readline().rstrip() for rank in ranks]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mvray.cli.jobs import load_job
+from mvray.api import load_job
 from mvray.data.masks import MOST_INSTANCES
 from mvray.experiment.contracts import Batch, Facts
 from mvray.experiment.inputs import Clips, Pictures
@@ -26,7 +26,7 @@ def _train_steps() -> dict[str, Train]:
     found: dict[str, Train] = {}
     methods: list[Any] = []
     for file in sorted((Path(__file__).parents[1] / "jobs").glob("*.py")):
-        for step in load_job(file, True, None, []).walk():
+        for step in load_job(file, True, None).walk():
             if isinstance(step, Train) and encoded(step.method) not in methods:
                 methods.append(encoded(step.method))
                 found[f"{file.stem}-{step.name}"] = step

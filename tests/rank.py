@@ -3,16 +3,16 @@
 Each reads from its socket, whose numbers are the arguments: one task a line comes in, "done" or the error goes out.
 """
 
+import base64
 import json
 import os
+import pickle
 import socket
 import sys
 
 import torch._dynamo  # noqa: F401  which optimisers import, here once for both
-import toys  # noqa: F401 - its classes may be named in a task: nothing is imported because of that
 
 from mvray.errors import MvrayError
-from mvray.experiment.serialisation import decoded
 from mvray.training import coordination
 from mvray.training.environment import Torchrun
 from mvray.training.loop import train
@@ -37,7 +37,7 @@ for line in tasks:
     given = json.loads(line)
     here.stop_at = given["stop_at"]
     try:
-        train(decoded(given["task"]), here)
+        train(pickle.loads(base64.b64decode(given["task"])), here)  # noqa: S301  of our own test
         said = "done"
     except MvrayError as error:
         said = str(error)

@@ -14,7 +14,6 @@ import sys
 
 from mvray import __version__
 from mvray.cli import jobs, pictures, places, samples, searching, submitting
-from mvray.cli.jobs import load_job as load_job
 from mvray.cli.options import FAILED, INTERRUPTED, USER_MISTAKE
 from mvray.errors import MvrayError, UserError
 

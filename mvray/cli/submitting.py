@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvray.cli.jobs import asked_for, run_options
-from mvray.cli.options import FAILED, INTERRUPTED, STORAGE, same_options
+from mvray.cli.jobs import run_options
+from mvray.cli.options import FAILED, INTERRUPTED, STORAGE, job_of, same_options
 from mvray.cli.searching import check_options
 from mvray.errors import DataError, SettingError
 
@@ -74,7 +74,7 @@ def _check_job(given: argparse.Namespace) -> None:
     if not given.tune:
         if given.trials is not None or given.concurrent is not None:
             raise SettingError("--trials and --concurrent are of a search; expected --tune beside them.")
-        asked_for(given)
+        job_of(given, given.only)
         return
     if given.only is not None:
         raise SettingError(
@@ -83,7 +83,7 @@ def _check_job(given: argparse.Namespace) -> None:
     from mvray.tuning import study
 
     check_options(given)
-    search, _ = study.check(asked_for(given))
+    search, _ = study.check(job_of(given))
     if search.scheduler == "pbt" and given.trials is not None:
         replace(search, trials=given.trials)  # a population has a least size
 

@@ -6,7 +6,7 @@ from mvray.cluster.connection import HEADROOM_CPUS
 from mvray.cluster.job_client import ENDED, Jobs, Submitted, beside, environment
 from mvray.cluster.node_versions import check_here
 from mvray.cluster.placement import NODE_ID
-from mvray.cluster.session import Cluster, needs
+from mvray.cluster.session import Cluster
 from mvray.cluster.trial_reports import Scoreboard
 from mvray.cluster.worker_group import WorkerGroup
 
@@ -24,7 +24,6 @@ __all__ = [
     "beside",
     "check_here",
     "environment",
-    "needs",
     "pack",
     "placement",
 ]

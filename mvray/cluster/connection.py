@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mvray.cluster import local_ray, node_versions, placement
 from mvray.errors import ClusterError
-from mvray.experiment import Job, Train
+from mvray.experiment import Job
 from mvray.storage import Storage
 
 OBJECT_STORE_BYTES = 1 << 30
@@ -65,7 +65,7 @@ class Connection:
         """Begin to start or join Ray, without waiting for it."""
         if self.workers == 0 or self._thread is not None:
             return
-        wanted = max([step.scale.workers for step in job.walk() if isinstance(step, Train)], default=1)
+        wanted = max((step.group_size for step in job.walk()), default=0) or 1
         self._thread = threading.Thread(target=self._start, args=(wanted,), name="ray-start", daemon=True)
         self._thread.start()
 

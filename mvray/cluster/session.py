@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mvray.cluster.connection import HEADROOM_CPUS, Connection
 from mvray.cluster.worker_group import WorkerGroups
-from mvray.experiment import Generate, Step
+from mvray.experiment import Step
 from mvray.storage import Storage
 
 
@@ -29,18 +29,8 @@ class Cluster(Connection):
     def make_room(self, step: Step) -> None:
         """End worker groups that wait for work and hold what ``step`` needs."""
         self.ready()
-        cpus, gpus = needs(step, self.gpus())
+        cpus, gpus = step.room(self.gpus())
         self.groups.make_room(cpus + HEADROOM_CPUS, gpus)
 
     def _before_leaving(self) -> None:
         self.groups.close()
-
-
-def needs(step: Step, gpus: float, workers: int | None = None) -> tuple[float, float]:
-    """CPUs and GPUs that a step holds while it runs with ``workers`` (None: as many as it asks for)."""
-    scale = getattr(step, "scale", None)
-    if scale is None:
-        return 0.0, 0.0
-    workers = scale.workers if workers is None else workers
-    each = step.gpus_per_actor if isinstance(step, Generate) else 1.0
-    return workers * scale.cpus_per_worker, workers * each if gpus else 0.0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import threading
 import time
 import uuid
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvray.cluster import placement
 from mvray.errors import ClusterError, StepFailed
+from mvray.experiment import Packed
 
 if TYPE_CHECKING:
     from mvray.cluster.connection import Connection
@@ -113,7 +115,6 @@ class TaskQueue:
 def _on_worker(config: dict[str, Any]) -> None:
     """What each worker of a group does."""
     import ray
-    from ray import cloudpickle
 
     from mvray.cluster.worker import OnRay
     from mvray.training import train
@@ -121,7 +122,8 @@ def _on_worker(config: dict[str, Any]) -> None:
     queue, here, number = config["queue"], OnRay(), 0
     while not here.ending() and (task := ray.get(queue.next.remote(number))) is not None:
         threading.Thread(target=_hear, args=(queue, number, here.begin()), name="stop", daemon=True).start()
-        train(cloudpickle.loads(task), here)
+        packed: Packed = pickle.loads(task)  # noqa: S301  of our own driver
+        train(packed.open(), here)
         here.release()
         if here.ending():
             ray.get(queue.close.remote())
@@ -184,7 +186,8 @@ class WorkerGroup:
         end = _End(stopping, lambda: self._shared and wishes.to_end())
         try:
             # Pickled, so that the queue need not import torch.
-            number = ray.get(self._queue.give.remote(cloudpickle.dumps(task)))  # type: ignore[no-untyped-call]
+            packed = pickle.dumps(Packed.of(task, cloudpickle.dumps))
+            number = ray.get(self._queue.give.remote(packed))
             if number is None:
                 return False
             finished = self._queue.finished.remote(number)

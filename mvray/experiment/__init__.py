@@ -1,14 +1,17 @@
 """What an experiment is, in words: a job, its steps, their settings, and their names and ids. Imports nothing heavy."""
 
+from mvray.experiment import job_file
 from mvray.experiment.contracts import (
     Batch,
     Facts,
     Frame,
     FrameGenerator,
+    FunctionMetric,
     Generator,
     GeneratorConfig,
     Instances,
     MethodConfig,
+    Metric,
     Read,
     Segmenter,
     SegmenterConfig,
@@ -18,10 +21,12 @@ from mvray.experiment.fields import FILE, NOT_IDENTITY, check_above_0
 from mvray.experiment.identity import described, identify, without_files
 from mvray.experiment.inputs import ALL, PEOPLE, PEOPLE_AND_OBJECTS, Clips, Masks, Pictures
 from mvray.experiment.job import Job
+from mvray.experiment.job_file import Code, Packed, codes_of
 from mvray.experiment.overrides import replaced
 from mvray.experiment.provenance import NOTE, git_commit, shipped, versions
 from mvray.experiment.search_space import Choice, Domain, Integers, LogUniform, Search, Uniform, as_text, set_line
 from mvray.experiment.serialisation import decoded, encoded, flat
+from mvray.experiment.settings import Settings, kind_of, kinds
 from mvray.experiment.source import UNSEEN, BadRecord, Index, Source
 from mvray.experiment.steps import LAST, Data, Generate, Measure, Optim, Scale, Step, Train
 
@@ -38,12 +43,14 @@ __all__ = [
     "Batch",
     "Choice",
     "Clips",
+    "Code",
     "Column",
     "Data",
     "Domain",
     "Facts",
     "Frame",
     "FrameGenerator",
+    "FunctionMetric",
     "Generate",
     "Generator",
     "GeneratorConfig",
@@ -57,7 +64,9 @@ __all__ = [
     "Matches",
     "Measure",
     "MethodConfig",
+    "Metric",
     "Optim",
+    "Packed",
     "Pictures",
     "Read",
     "Row",
@@ -65,6 +74,7 @@ __all__ = [
     "Search",
     "Segmenter",
     "SegmenterConfig",
+    "Settings",
     "Sheet",
     "Source",
     "Step",
@@ -73,12 +83,16 @@ __all__ = [
     "Uniform",
     "as_text",
     "check_above_0",
+    "codes_of",
     "decoded",
     "described",
     "encoded",
     "flat",
     "git_commit",
     "identify",
+    "job_file",
+    "kind_of",
+    "kinds",
     "replaced",
     "set_line",
     "shipped",

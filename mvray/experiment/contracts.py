@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mvray.experiment.settings import Settings
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
@@ -46,7 +48,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class MethodConfig(ABC):
+class MethodConfig(Settings, ABC):
     """Settings of a training method; the file in mvray/methods/ holds it beside its Method.
 
     ``version`` grows when the method's results change with equal settings. ``scores`` names what its
@@ -55,7 +57,7 @@ class MethodConfig(ABC):
     data is joined with them.
     """
 
-    version: ClassVar[int] = 1
+    family: ClassVar[str] = "method"
     scores: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     @property
@@ -66,7 +68,7 @@ class MethodConfig(ABC):
     def predict_uses(self) -> tuple[str, ...]:
         return ()
 
-    def check(self, facts: Facts) -> None:  # noqa: B027 (most have nothing to check)
+    def check(self, facts: Facts) -> None:
         """Raise UserError for what cannot be trained on such data. Called before anything is started: be quick."""
 
     @abstractmethod
@@ -75,15 +77,28 @@ class MethodConfig(ABC):
 
 
 @dataclass(frozen=True)
-class GeneratorConfig(ABC):
+class GeneratorConfig(Settings, ABC):
     """Settings of something that is made once per sample by Ray Data (mvray/generators/).
 
-    ``of`` is the trained step that it looks through, if any. ``reads`` names files below the data's
-    root that it reads; they count by their content. ``needs`` names the generated columns that it
+    ``looks_through`` is the trained step whose method it gets, if any. ``frame_step`` is k where it looks at every
+    k-th frame (FrameGenerator), None where it gets batches of ``samples_per_batch`` samples. ``reads`` names files
+    below the data's root that it reads; they count by their content. ``needs`` names the generated columns that it
     gets in the batch where the data is joined with them. Where ``uses_gpu`` is False its actors ask for none.
     """
 
-    version: ClassVar[int] = 1
+    family: ClassVar[str] = "generator"
+
+    @property
+    def looks_through(self) -> Any:
+        return None
+
+    @property
+    def frame_step(self) -> int | None:
+        return None
+
+    @property
+    def samples_per_batch(self) -> int:
+        return 64
 
     @property
     def uses_gpu(self) -> bool:
@@ -97,22 +112,26 @@ class GeneratorConfig(ABC):
     def needs(self) -> tuple[str, ...]:
         return ()
 
-    def check(self) -> None:  # noqa: B027 (most have nothing to check)
+    def check(self) -> None:
         """Raise UserError where this cannot be made here. Called before anything is started."""
 
     @abstractmethod
     def build(self, method: Any, read: Read) -> Generator | FrameGenerator:
-        """The generator; ``method`` is that of ``of``, trained, in eval mode, on its device."""
+        """The generator; ``method`` is that of ``looks_through``, trained, in eval mode, on its device."""
 
 
 @dataclass(frozen=True)
-class SegmenterConfig(ABC):
+class SegmenterConfig(Settings, ABC):
     """Settings of what finds instances in a frame; a file of generators/segmenters/ holds it beside its Segmenter.
 
-    ``of``, ``reads`` and ``uses_gpu`` are as in GeneratorConfig.
+    ``looks_through``, ``reads`` and ``uses_gpu`` are as in GeneratorConfig.
     """
 
-    version: ClassVar[int] = 1
+    family: ClassVar[str] = "segmenter"
+
+    @property
+    def looks_through(self) -> Any:
+        return None
 
     @property
     def uses_gpu(self) -> bool:
@@ -122,12 +141,51 @@ class SegmenterConfig(ABC):
     def reads(self) -> tuple[str, ...]:
         return ()
 
-    def check(self) -> None:  # noqa: B027 (most have nothing to check)
+    def check(self) -> None:
         """Raise UserError where it cannot be built here. Called before anything is started."""
 
     @abstractmethod
     def build(self, method: Any, read: Read) -> Segmenter:
         """The segmenter, on the GPU where there is one."""
+
+
+class Metric(Settings, ABC):
+    """Numbers out of columns; a frozen dataclass.
+
+    It gets the joined table (index columns and generated columns of a split's samples) and the names of the classes,
+    and returns named numbers, and arrays with one value per row, which are kept beside the numbers.
+    """
+
+    family: ClassVar[str] = "metric"
+
+    @abstractmethod
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> Mapping[str, float | np.ndarray]:
+        """The numbers of one split."""
+
+    def check(self, rows: pa.Table) -> None:
+        """Raise UserError where it cannot work with these rows of an index. Called before anything is started."""
+
+    def seeded(self, seed: int) -> Metric:
+        """Itself under the step's seed; another one where it draws random numbers."""
+        return self
+
+    def fitted(self, tables: Mapping[str, pa.Table], names: tuple[str, ...]) -> Metric:
+        """What is called for each split, given the tables of all: a threshold may come from validation."""
+        return self
+
+
+@dataclass(frozen=True)
+class FunctionMetric(Metric):
+    """A function of a job file as a metric; a changed function gives the step another id."""
+
+    kind: ClassVar[str] = "function"
+    function: Callable[[pa.Table, tuple[str, ...]], Mapping[str, float | np.ndarray]]
+
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> Mapping[str, float | np.ndarray]:
+        return self.function(table, names)
+
+    def __str__(self) -> str:
+        return self.function.__name__
 
 
 class Generator(ABC):

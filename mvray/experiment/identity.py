@@ -1,54 +1,72 @@
 """A step's id: a hash of everything that decides its result.
 
 That is its own settings, the versions of its method, generator and reader, the fingerprint of its data, its seed,
-and the ids of its inputs.
+and the ids of its inputs. Where code lies, and what its comments say, does not count.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import inspect
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mvray.errors import DataError, SettingError
+from mvray.experiment.settings import Settings, kind_of
 from mvray.experiment.steps import Step
 
 T = TypeVar("T")
 
 
-def name_of(thing: Any) -> str:
-    """A class or function as "module:name"."""
-    return f"{thing.__module__}:{thing.__qualname__}"
-
-
 def described(value: Any, step_id: Callable[[Step], str]) -> Any:
-    """``value`` as plain JSON, without what does not change results; steps become their ids."""
+    """``value`` as plain JSON, without what does not change results; steps become their ids.
+
+    Raises SettingError for a dataclass that is no Settings, and for a function that has no name.
+    """
     if isinstance(value, Step):
         return step_id(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields: dict[str, Any] = {}
-        for f in dataclasses.fields(value):
-            if f.metadata.get("identity", True):
-                given = getattr(value, f.name)
-                fields[f.name] = _content(given) if f.metadata.get("file") else described(given, step_id)
-        return {"class": name_of(type(value)), "version": getattr(value, "version", 1), **fields}
+    if isinstance(value, Settings):
+        return {value.family: kind_of(type(value)), "version": value.version, **_fields(value, step_id)}
     if isinstance(value, tuple | list):
         return [described(item, step_id) for item in value]
+    if dataclasses.is_dataclass(value):
+        raise SettingError(f"{type(value)} is no settings class; let it inherit from mvray.experiment.Settings.")
     if callable(value):
-        return {"function": name_of(value), "text": _text(value)}
+        return {"function": value.__name__, "code": code_of(value)}
     # 7 in a job file and 7.0 from --set are the same setting.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _text(function: Callable[..., Any]) -> str:
-    """The hash of a function's text: a changed function gives other results. Raises SettingError for a lambda."""
-    if getattr(function, "__qualname__", "<lambda>").endswith("<lambda>"):
+def _fields(part: Any, step_id: Callable[[Step], str], *without: str) -> dict[str, Any]:
+    content = {}
+    for f in dataclasses.fields(part):
+        if f.metadata.get("identity", True) and f.name not in without:
+            value = getattr(part, f.name)
+            content[f.name] = _content(value) if f.metadata.get("file") else described(value, step_id)
+    return content
+
+
+def code_of(function: Callable[..., Any]) -> str:
+    """The hash of a function's code, comments and docstrings left out. Raises SettingError for a lambda."""
+    if function.__qualname__.endswith("<lambda>"):
         raise SettingError(f"{function} has no name; expected a function made with def, so that it can be told apart.")
-    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
+    return syntax_hash(textwrap.dedent(inspect.getsource(function)))
+
+
+def syntax_hash(source: str) -> str:
+    """12 hexadecimal digits for what ``source`` does: comments, docstrings and layout do not count."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
 
 
 def _content(file: str) -> str:
@@ -72,11 +90,9 @@ def without_files(config: T) -> T:
 
 def identify(step: Step, seed: int, fingerprint: str, step_id: Callable[[Step], str]) -> str:
     """The id of ``step``: 12 hexadecimal digits."""
-    own = {f.name: getattr(step, f.name) for f in dataclasses.fields(step) if f.name != "name"}
-    visible = {f.name for f in dataclasses.fields(step) if f.metadata.get("identity", True)}
     content = {
-        "kind": type(step).__name__,
-        "settings": {k: described(v, step_id) for k, v in own.items() if k in visible},
+        "step": step.kind,
+        "settings": _fields(step, step_id, "name"),
         "data": fingerprint,
         "seed": seed,
     }

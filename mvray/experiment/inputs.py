@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from mvray.errors import SettingError
 from mvray.experiment.fields import check_above_0
+from mvray.experiment.settings import Settings
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(Settings):
     """How a picture becomes a training sample: size in pixels, grey or colour, augmentation.
 
     Augmentation is drawn in training only: ``flip`` mirrors with probability 1/2; ``crop_scale``
@@ -18,6 +19,7 @@ class Pictures:
     size again (1, 1: no crop). Generated columns that are maps go through the same crop and flip.
     """
 
+    kind: ClassVar[str] = "pictures"
     frames: ClassVar[int] = 1
     height: int = 224
     width: int = 224
@@ -34,7 +36,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Clips:
+class Clips(Settings):
     """How a video becomes a training sample: every ``every``-th of frames x every consecutive frames.
 
     In training they start anywhere; the shorter side gets a size drawn from ``short_side`` (pixels), a
@@ -43,6 +45,7 @@ class Clips:
     centre. A video that is too short begins again at its end, as often as needed.
     """
 
+    kind: ClassVar[str] = "clips"
     channels: ClassVar[int] = 3
     height: int = 224
     width: int = 224
@@ -66,7 +69,7 @@ PEOPLE, PEOPLE_AND_OBJECTS, ALL = "people", "people and objects", "all"
 
 
 @dataclass(frozen=True)
-class Masks:
+class Masks(Settings):
     """What training sees of instance masks (generators/instance_masks.py), as ``batch["masks"]``.
 
     ``classes`` is "people", "people and objects" (all but scenery: see data/masks.py), "all", or names
@@ -75,6 +78,7 @@ class Masks:
     become one mask (1 where any is), else each pixel has the number of its instance.
     """
 
+    kind: ClassVar[str] = "masks"
     classes: str = ALL
     least_score: float = 0.5
     union: bool = True

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mvray.errors import SettingError
 from mvray.experiment.exhibits import Groups, Matches, Sheet, Table
 from mvray.experiment.search_space import Search
+from mvray.experiment.settings import Settings
 from mvray.experiment.steps import Step
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Settings):
     """Steps in any order; what they point at is part of the job too."""
 
+    kind: ClassVar[str] = "job"
     name: str
     steps: tuple[Step, ...]
     table: Table | None = None

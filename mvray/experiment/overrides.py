@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
-import inspect
-import pkgutil
 import re
 import types
 import typing
@@ -19,7 +16,8 @@ from mvray.experiment import steps
 from mvray.experiment.inputs import Clips, Pictures
 from mvray.experiment.job import Job
 from mvray.experiment.search_space import Search
-from mvray.experiment.serialisation import CATALOGUE, flat
+from mvray.experiment.serialisation import SWITCHED, flat
+from mvray.experiment.settings import Settings, kinds
 from mvray.experiment.source import Source
 from mvray.experiment.steps import Data, Scale, Step
 
@@ -34,19 +32,10 @@ JOB_WIDE: dict[str, Any] = {
 }
 """Settings that every part of a job shares: `--set pictures.height=224` changes them everywhere."""
 
-REPLACEABLE = ("source", "method", "generator", "segmenter")
-"""The settings whose value is such a class."""
+REPLACEABLE = tuple(base.family for base in SWITCHED)
+"""The settings whose value is a part of which there are many kinds."""
 _KEYS_INSIDE = re.compile(r"(\w+)://(?:[^/\s?#]*@|(?<=s3://)[^/\s?#'\"]*:\S)", re.IGNORECASE)
 """An address with "@" before its path or, as half of all secret keys for S3 have "/", with ":" in the bucket."""
-
-
-# -- ids -----------------------------------------------------------------------------------------
-
-
-# -- JSON ----------------------------------------------------------------------------------------
-
-
-# -- changes -------------------------------------------------------------------------------------
 
 
 def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
@@ -54,8 +43,8 @@ def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
 
     A name is ``STEP.path`` ("masked.method.probability"), or job-wide: "source.", "pictures.",
     "scale.", "search." and "seeds", for every such part that has the setting. Values may be text, as typed on
-    a command line. The value of a part with a catalogue (source, method, generator) may be the name
-    of another file of that catalogue. Raises SettingError that lists what exists where a name is
+    a command line. The value of a part of which there are many kinds (source, method, generator, segmenter) may be
+    the name of another kind. Raises SettingError that lists what exists where a name is
     unknown, where a value has the wrong type, or where one is an address with a password.
     """
     _check_addresses(changes)
@@ -83,7 +72,7 @@ def _replaced_one(job: Job, name: str, value: Any) -> Job:
     head, *path = name.split(".")
     if name == "seeds":
         return _with(job, seeds=_coerced(value, tuple[int, ...], name))
-    steps = {step.name: type(step) for step in job.walk()}
+    steps: dict[str, Any] = {step.name: type(step) for step in job.walk()}
     if head in steps and path:
         return _rebuilt(job, lambda part: _set(part, path, value, name) if _named(part, head) else part)
     if head in JOB_WIDE:
@@ -154,9 +143,8 @@ def _set(part: T, path: list[str], value: Any, whole: str) -> T:
         if not dataclasses.is_dataclass(current):
             raise SettingError(f"--set {whole}: {name!r} is {current!r} and has no settings of its own.")
         return _with(part, **{name: _set(current, rest, value, whole)})
-    for base, package in CATALOGUE.items():
-        if isinstance(current, base) and isinstance(value, str):
-            return _with(part, **{name: _from_catalogue(value, base, package, current, whole)})
+    if isinstance(current, SWITCHED) and isinstance(value, str):
+        return _with(part, **{name: _of_kind(value, current, whole)})
     made = _coerced(value, _hints(type(part))[name], whole)
     if fields[name].metadata.get("file") and made and "://" not in made:
         made = str(Path(made).expanduser().absolute())  # Ray's workers have another working folder
@@ -177,28 +165,20 @@ def _checked(part: T) -> T:
     return part
 
 
-def _from_catalogue(name: str, base: type, package: str, current: Any, whole: str) -> Any:
-    """The settings class of the file ``name`` in ``package``, keeping the root and the step that is looked through."""
-    names = [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
-    found = _class_in(f"{package}.{name}", base) if name in names else None
-    if found is None:
-        known = [other for other in names if _class_in(f"{package}.{other}", base)]
+def _of_kind(name: str, current: Settings, whole: str) -> Any:
+    """Settings of the kind ``name`` in the place of ``current``, keeping the root and the step looked through."""
+    base = next(base for base in SWITCHED if isinstance(current, base))
+    known = kinds(base)
+    if name not in known:
         raise SettingError(
-            f"--set {whole}={name}: there is no such {base.__name__} in {package}{_nearest(name, known)}. "
-            f"It has: {', '.join(known)}."
+            f"--set {whole}={name}: there is no {base.family} {name!r}{_nearest(name, list(known))}. "
+            f"There are: {', '.join(known)}."
         )
-    if isinstance(current, found):
+    cls: Any = known[name]
+    if isinstance(current, cls):
         return current
-    own = {f.name for f in dataclasses.fields(found)}
-    return found(**{name: getattr(current, name) for name in ("root", "of") if name in own and hasattr(current, name)})
-
-
-def _class_in(module: str, base: type) -> Any:
-    """The class that ``module`` adds to the catalogue of ``base``; None where it adds none."""
-    for item in vars(importlib.import_module(module)).values():
-        if isinstance(item, type) and issubclass(item, base) and item.__module__ == module:
-            return None if inspect.isabstract(item) else item
-    return None
+    both = {f.name for f in dataclasses.fields(cls)} & {f.name for f in dataclasses.fields(current)}  # type: ignore[arg-type]
+    return cls(**{name: getattr(current, name) for name in ("root", "of") if name in both})
 
 
 def _coerced(value: Any, hint: Any, name: str) -> Any:

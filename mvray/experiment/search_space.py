@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from mvray.errors import SettingError
 from mvray.experiment.fields import NOT_IDENTITY
+from mvray.experiment.settings import Settings
 
 SAMPLERS, SCHEDULERS = ("tpe", "random", "grid"), ("asha", "pbt", "none")
 DIGITS = 4
@@ -22,7 +23,7 @@ NEAR = (0.8, 1.2)
 
 
 @dataclass(frozen=True)
-class Domain(ABC):
+class Domain(Settings, ABC):
     """The values that a setting may take."""
 
     @abstractmethod
@@ -52,6 +53,7 @@ class Domain(ABC):
 class Choice(Domain):
     """One of ``options``; in population-based training neighbours are near each other."""
 
+    kind: ClassVar[str] = "choice"
     options: tuple[Any, ...]
 
     def __post_init__(self) -> None:
@@ -104,6 +106,8 @@ class _Span(Domain):
 class Uniform(_Span):
     """A number, each as likely as any other."""
 
+    kind: ClassVar[str] = "uniform"
+
     def draw(self, random: Random) -> Any:
         return self.fitted(random.uniform(self.low, self.high))
 
@@ -114,6 +118,8 @@ class Uniform(_Span):
 @dataclass(frozen=True)
 class LogUniform(_Span):
     """A number above 0, each order of magnitude as likely as any other."""
+
+    kind: ClassVar[str] = "log_uniform"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,6 +137,7 @@ class LogUniform(_Span):
 class Integers(_Span):
     """A whole number; with ``log`` each order of magnitude as likely as any other."""
 
+    kind: ClassVar[str] = "integers"
     low: int
     high: int
     log: bool = False
@@ -162,7 +169,7 @@ class Integers(_Span):
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Settings):
     """Try settings of the Train step ``step`` out: ``space`` has them by name within the step ("method.margin_rad").
 
     The best trial is the one whose ``metric``, "validation/" and one of the method's scores, is highest, or lowest
@@ -177,6 +184,7 @@ class Search:
     Trials are trained with the job's first seed; ``seed`` is the sampler's own.
     """
 
+    kind: ClassVar[str] = "search"
     step: str
     space: tuple[tuple[str, Domain], ...]
     metric: str

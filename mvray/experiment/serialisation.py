@@ -9,80 +9,74 @@ import types
 from typing import Any
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import GeneratorConfig, MethodConfig, SegmenterConfig
-from mvray.experiment.identity import name_of
+from mvray.experiment.contracts import GeneratorConfig, MethodConfig, Metric, SegmenterConfig
+from mvray.experiment.job_file import is_from_a_job
+from mvray.experiment.settings import Settings, kind_of, kinds
 from mvray.experiment.source import Source
 from mvray.experiment.steps import Step
 
-CATALOGUE = {
-    Source: "mvray.data.readers",
-    MethodConfig: "mvray.methods",
-    GeneratorConfig: "mvray.generators",
-    SegmenterConfig: "mvray.generators.segmenters",
+FAMILIES: dict[str, type[Settings]] = {
+    base.family: base for base in (Settings, Step, Source, MethodConfig, GeneratorConfig, SegmenterConfig, Metric)
 }
-"""Where `--set source=folder` looks for the class: the module of that name in this package."""
+SWITCHED = (Source, MethodConfig, GeneratorConfig, SegmenterConfig)
+"""Parts of which there are many kinds: the settings name the one that is used."""
 
 
 def encoded(value: Any) -> Any:
     """``value`` as JSON from which `decoded` builds it again."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, Settings) and dataclasses.is_dataclass(value):
         fields = {f.name: encoded(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": name_of(type(value)), "fields": fields}
+        return {value.family: kind_of(type(value)), "fields": fields}
     if isinstance(value, tuple | list):
         return [encoded(item) for item in value]
     if callable(value):
-        return {"function": name_of(value)}
+        return {"function": f"{value.__module__}:{value.__qualname__}"}
     return value
 
 
 def decoded(value: Any) -> Any:
-    """The object that `encoded` described.
+    """The object that `encoded` described. Raises SettingError for what is of another version, or not mvray's.
 
-    Only settings classes and functions of mvray are built, and those of modules that this process has
-    imported by itself (a job's own). Nothing is imported because a file names it.
+    Only settings classes of mvray and of code that this process has imported by itself (a job's own) are built, and
+    functions of a job's own. Nothing is imported because a file names it.
     """
     if isinstance(value, list):
         return tuple(decoded(item) for item in value)
-    if isinstance(value, dict) and "function" in value:
+    if not isinstance(value, dict):
+        return value
+    if "function" in value:
         return _function(str(value["function"]))
-    if isinstance(value, dict) and "class" in value:
-        cls = _settings_class(str(value["class"]))
-        try:
-            return cls(**{name: decoded(item) for name, item in value["fields"].items()})
-        except TypeError as error:
-            raise SettingError(f"These settings are of another version of mvray: {error}.") from None
-    return value
-
-
-def _settings_class(name: str) -> Any:
-    """The frozen dataclass ``name``: all settings are, and metrics that have settings of their own."""
-    cls = _imported(name)
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-        raise SettingError(f"{name} is no settings class; this step.json was not written by mvray.")
-    return cls
+    family = next(iter(value), "")
+    if "fields" not in value or family not in FAMILIES:
+        raise SettingError(
+            f"Found {str(value)[:80]} in a step's settings; expected those of this version of mvray. A step of an "
+            "older version is made again by running its job again."
+        )
+    known = kinds(FAMILIES[family])
+    if value[family] not in known:
+        raise SettingError(
+            f"A step's settings name the {family} {value[family]!r}, which is none of mvray's ({', '.join(known)}). If "
+            "it is your own, give the job file that has it: --job FILE (in Python: import it before)."
+        )
+    cls: Any = known[value[family]]
+    try:
+        return cls(**{name: decoded(item) for name, item in value["fields"].items()})
+    except TypeError as error:
+        raise SettingError(f"These settings are of another version of mvray: {error}.") from None
 
 
 def _function(name: str) -> Any:
-    """The function ``name``, of mvray or of a job file that was loaded (`mvray run` names it mvray_job_...)."""
-    found = _imported(name)
-    ours = name.startswith(("mvray.", "mvray_job_"))
-    if not (isinstance(found, types.FunctionType) and ours and found.__module__ == name.partition(":")[0]):
-        raise SettingError(f"{name} is no function of mvray or of a job; this step.json was not written by mvray.")
-    return found
-
-
-def _imported(name: str) -> Any:
-    """What is called ``name``, "module:attribute". Raises SettingError for modules that are not mvray's or loaded."""
+    """The function ``name``, "module:function", of a job that was loaded."""
     module, _, attribute = name.partition(":")
-    if module.partition(".")[0] != "mvray" and module not in sys.modules:
+    function = None
+    if module in sys.modules:
+        function = getattr(importlib.import_module(module), attribute, None)
+    if not (isinstance(function, types.FunctionType) and is_from_a_job(function)):
         raise SettingError(
-            f"{name} is named in a step's settings, but is not part of mvray; expected mvray's own, because whoever "
-            "can write to the storage could name any module. If it is yours, import it first and use mvray from Python."
+            f"{name} is no function of a job that was loaded. If it is your own, give the job file that has it: "
+            "--job FILE (in Python: import it before)."
         )
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SettingError(f"{name} is named in a step's settings but cannot be imported: {error}.") from None
+    return function
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -90,10 +84,10 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Step) and prefix:
         return {prefix: value.name}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        found = {prefix: type(value).__module__.rpartition(".")[2]} if _in_catalogue(type(value)) else {}
+        shown = {prefix: kind_of(type(value))} if isinstance(value, SWITCHED) else {}
         for f in dataclasses.fields(value):
-            found |= flat(getattr(value, f.name), f"{prefix}.{f.name}" if prefix else f.name)
-        return found
+            shown |= flat(getattr(value, f.name), f"{prefix}.{f.name}" if prefix else f.name)
+        return shown
     if isinstance(value, tuple | list):
         plain = [item.name if isinstance(item, Step) else _shown(item) for item in value]
         return {prefix: ", ".join(str(item) for item in plain)}
@@ -101,8 +95,6 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> Any:
-    return getattr(value, "__name__", str(value)) if callable(value) else value
-
-
-def _in_catalogue(cls: type) -> bool:
-    return any(issubclass(cls, base) for base in CATALOGUE)
+    if isinstance(value, Settings):
+        return str(value) if dataclasses.fields(value) else kind_of(type(value))  # type: ignore[arg-type]
+    return value.__name__ if isinstance(value, types.FunctionType) else value

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from mvray.experiment.fields import NOT_IDENTITY
+from mvray.experiment.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +52,10 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class Source(Settings, ABC):
     """A data set in one of the public layouts, below ``root``."""
 
-    version: ClassVar[int] = 1
+    family: ClassVar[str] = "source"
     root: str = field(default="", metadata=NOT_IDENTITY)
 
     @abstractmethod

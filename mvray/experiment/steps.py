@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import GeneratorConfig, MethodConfig
+from mvray.experiment.contracts import Facts, FunctionMetric, GeneratorConfig, MethodConfig, Metric
 from mvray.experiment.fields import NOT_IDENTITY, check_above_0
 from mvray.experiment.inputs import Clips, Masks, Pictures
+from mvray.experiment.settings import Settings, kind_of
 from mvray.experiment.source import Source
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 LAST = "last"
@@ -22,13 +21,14 @@ LAST = "last"
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Settings):
     """Samples of a source, some of its splits, with the columns that Generate steps made for them.
 
     ``pictures`` is Clips where the source has videos. More than ``max_bad_fraction`` unreadable samples
     end the run before training.
     """
 
+    kind: ClassVar[str] = "data"
     source: Source
     pictures: Pictures | Clips = Pictures()
     splits: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Optim:
+class Optim(Settings):
     """Optimisation. ``batch_size`` counts samples of one step over all workers and accumulations.
 
     ``schedule``: "constant", "cosine" (to zero) or "step" (times ``decay`` at each epoch of
@@ -74,6 +74,7 @@ class Optim:
     "float32" or "bf16" ask for one.
     """
 
+    kind: ClassVar[str] = "optim"
     name: str = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
@@ -99,7 +100,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Settings):
     """How a step is executed: how fast, and how the batch is shared out (of which batch norm knows). Not in the id.
 
     ``workers`` processes, with one GPU each where there are GPUs; ``loader_workers`` decode in each. With
@@ -111,6 +112,7 @@ class Scale:
     prices, in any currency, give the cost in a run's summary and in MLflow.
     """
 
+    kind: ClassVar[str] = "scale"
     workers: int = 1
     min_workers: int | None = None
     loader_workers: int = 2
@@ -136,16 +138,64 @@ class Scale:
             )
 
 
-@dataclass(frozen=True)
-class Step(ABC):
-    """A piece of work with an output of its own; ``name`` is unique in the job."""
+class Step(Settings, ABC):
+    """A piece of work with an output of its own; ``name`` is unique in the job.
 
+    A kind of step says itself what it reads, which data and room it needs, and what may be shown of it; the driver
+    that runs it is named in pipeline/drivers.py.
+    """
+
+    family: ClassVar[str] = "step"
     name: str
+    data: Data
+    scale: Scale
+
+    draws: ClassVar[bool] = False
+    """Whether it draws random numbers itself; one that does not is the same under every seed that its inputs share."""
+    must_have: ClassVar[tuple[str, ...]] = ()
+    """Splits that must have samples."""
+    curves: ClassVar[bool] = False
+    """Whether it has metrics of every epoch (history.json)."""
+    confusion: ClassVar[bool] = False
+    """Whether predictions among the columns that it reads are shown as confusion matrices."""
 
     @property
     @abstractmethod
     def inputs(self) -> tuple[Step, ...]:
         """The steps whose output this one reads."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it reads; () for all."""
+        return self.data.splits
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files below the data's root that it reads beside the samples; they count by their content."""
+        return ()
+
+    @property
+    def context(self) -> str:
+        """What its data is for, in a word."""
+        return ", ".join(self.data.splits) or "all"
+
+    @property
+    def group_size(self) -> int:
+        """Training workers that it has at most."""
+        return 0
+
+    @abstractmethod
+    def room(self, gpus: float, workers: int | None = None) -> tuple[float, float]:
+        """CPUs and GPUs that it holds with ``workers`` (None: as many as it asks for) where there are ``gpus``."""
+
+    def check_data(self, facts: Facts, rows: pa.Table) -> None:
+        """Raise UserError where it cannot work with such data; ``rows`` are those of its splits."""
+
+    def check_here(self, facts: Facts) -> None:
+        """Raise UserError where it cannot be executed as it is asked for, before a run starts anything.
+
+        What is finished may have been made with fewer workers, or elsewhere, so reports do not ask.
+        """
 
 
 @dataclass(frozen=True)
@@ -157,6 +207,11 @@ class Train(Step):
     is LAST, the last epoch's weights are the selected ones.
     """
 
+    kind: ClassVar[str] = "train"
+    draws: ClassVar[bool] = True
+    must_have: ClassVar[tuple[str, ...]] = ("train", "validation")
+    curves: ClassVar[bool] = True
+    name: str
     method: MethodConfig
     data: Data
     optim: Optim = Optim()
@@ -169,13 +224,36 @@ class Train(Step):
     def __post_init__(self) -> None:
         if self.select not in (*self.method.scores, LAST):
             raise SettingError(
-                f"{self.name}.select is {self.select!r}; {type(self.method).__module__} scores "
+                f"{self.name}.select is {self.select!r}; {kind_of(type(self.method))} scores "
                 f"{', '.join(self.method.scores)}; {LAST!r} takes the last epoch."
             )
 
     @property
     def inputs(self) -> tuple[Step, ...]:
         return (*self.data.columns, *((self.start_from,) if self.start_from else ()))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self.must_have  # training never sees the test samples
+
+    @property
+    def context(self) -> str:
+        return "training"
+
+    @property
+    def group_size(self) -> int:
+        return self.scale.workers
+
+    def room(self, gpus: float, workers: int | None = None) -> tuple[float, float]:
+        workers = self.scale.workers if workers is None else workers
+        return workers * self.scale.cpus_per_worker, float(workers) if gpus else 0.0
+
+    def check_data(self, facts: Facts, rows: pa.Table) -> None:
+        self.method.check(facts)
+
+    def check_here(self, facts: Facts) -> None:
+        # By the most workers that there may be: they could become so many hours after the start.
+        self.check_shared(facts.samples, self.scale.workers)
 
     def check_shared(self, samples: int, workers: int) -> None:
         """Raises SettingError where a batch out of ``samples`` has less than one for each worker and accumulation."""
@@ -191,14 +269,21 @@ class Train(Step):
 class Generate(Step):
     """Make ``generator``'s columns for every sample of ``data``."""
 
+    kind: ClassVar[str] = "generate"
+    name: str
     generator: GeneratorConfig
     data: Data
     scale: Scale = field(default=Scale(), metadata=NOT_IDENTITY)
 
     @property
     def of(self) -> Train | None:
-        of: Train | None = getattr(self.generator, "of", None)
+        """The trained step that is looked through, if any."""
+        of: Train | None = self.generator.looks_through
         return of
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return self.generator.reads
 
     @property
     def gpus_per_actor(self) -> float:
@@ -209,24 +294,43 @@ class Generate(Step):
     def inputs(self) -> tuple[Step, ...]:
         return (*self.data.columns, *((self.of,) if self.of else ()))
 
+    def room(self, gpus: float, workers: int | None = None) -> tuple[float, float]:
+        actors = self.scale.workers if workers is None else workers
+        return actors * self.scale.cpus_per_worker, actors * self.gpus_per_actor if gpus else 0.0
 
-Metric = Callable[["pa.Table", tuple[str, ...]], "Mapping[str, float | np.ndarray]"]
+    def check_here(self, facts: Facts) -> None:
+        self.generator.check()
 
 
 @dataclass(frozen=True)
 class Measure(Step):
-    """Numbers out of columns: ``metrics`` are functions of mvray.metrics, or frozen dataclasses that are called.
+    """Numbers out of columns: each metric's, for each split of ``data``, reported as "split/name".
 
-    Each gets the joined table (index columns and generated columns of the samples of ``data``, one
-    split at a time) and the names of the classes, and returns named numbers, reported as
-    "split/name", and arrays with one value per row, kept in samples.parquet (pipeline/measure.py). One that
-    cannot work with any data has a method ``check(rows)``, called with the index's rows before
-    anything is started.
+    A plain function with a Metric's arguments may stand for one.
     """
 
+    kind: ClassVar[str] = "measure"
+    confusion: ClassVar[bool] = True
+    name: str
     data: Data
     metrics: tuple[Metric, ...]
+
+    def __post_init__(self) -> None:
+        metrics = (one if isinstance(one, Metric) else FunctionMetric(one) for one in self.metrics)
+        object.__setattr__(self, "metrics", tuple(metrics))
 
     @property
     def inputs(self) -> tuple[Step, ...]:
         return self.data.columns
+
+    @property
+    def scale(self) -> Scale:  # type: ignore[override]
+        """One process, with as many CPUs as an actor of what it reads has: some node has them."""
+        return Scale(cpus_per_worker=max((step.scale.cpus_per_worker for step in self.data.columns), default=1.0))
+
+    def room(self, gpus: float, workers: int | None = None) -> tuple[float, float]:
+        return 0.0, 0.0  # short, so it waits for nobody
+
+    def check_data(self, facts: Facts, rows: pa.Table) -> None:
+        for metric in self.metrics:
+            metric.check(rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,7 @@ class Config(GeneratorConfig):
     from right and top from bottom.
     """
 
+    kind: ClassVar[str] = "features"
     of: Train | None = None
     layers: tuple[str, ...] = ("fc1",)
     pool: int = 2
@@ -65,6 +66,14 @@ class Config(GeneratorConfig):
             )
         if self.of is None and (named := [name for name in self.layers if name in PREDICTED]):
             raise SettingError(f"Layer {named[0]!r} is what a trained step predicts; give generator.of.")
+
+    @property
+    def looks_through(self) -> Train | None:
+        return self.of
+
+    @property
+    def samples_per_batch(self) -> int:
+        return self.batch_size
 
     @property
     def needs(self) -> tuple[str, ...]:

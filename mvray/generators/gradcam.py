@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ class Config(GeneratorConfig):
     labels) or "label". Takeuchi does not say which; on training pages they are nearly always one.
     """
 
+    kind: ClassVar[str] = "gradcam"
     of: Train
     layer: str = ""
     target: str = "predicted"
@@ -36,6 +37,14 @@ class Config(GeneratorConfig):
             raise SettingError(f"generator.target is {self.target!r}; expected label or predicted.")
         if self.batch_size < 1:
             raise SettingError(f"generator.batch_size is {self.batch_size}; expected at least 1.")
+
+    @property
+    def looks_through(self) -> Train | None:
+        return self.of
+
+    @property
+    def samples_per_batch(self) -> int:
+        return self.batch_size
 
     def build(self, method: Method | None, read: Read) -> Generator:
         assert method is not None, "Grad-CAM looks through a trained method"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,7 @@ class Config(GeneratorConfig):
     or several videos, are looked at together.
     """
 
+    kind: ClassVar[str] = "instance_masks"
     segmenter: SegmenterConfig
     every: int = 1
     least_score: float = 0.05
@@ -56,10 +57,13 @@ class Config(GeneratorConfig):
             raise SettingError(f"generator.least_score is {self.least_score}; expected a value from 0 to 1.")
 
     @property
-    def of(self) -> Train | None:
-        """The step that trained the segmenter, if one did."""
-        of: Train | None = getattr(self.segmenter, "of", None)
-        return of
+    def looks_through(self) -> Train | None:
+        trained: Train | None = self.segmenter.looks_through
+        return trained
+
+    @property
+    def frame_step(self) -> int | None:
+        return self.every
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 import torch
@@ -20,12 +20,21 @@ if TYPE_CHECKING:
 class Config(GeneratorConfig):
     """Predictions of the method that ``of`` trained; it uses generated columns where the data has them."""
 
+    kind: ClassVar[str] = "predictions"
     of: Train
     batch_size: int = field(default=32, metadata=NOT_IDENTITY)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise SettingError(f"generator.batch_size is {self.batch_size}; expected at least 1.")
+
+    @property
+    def looks_through(self) -> Train | None:
+        return self.of
+
+    @property
+    def samples_per_batch(self) -> int:
+        return self.batch_size
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -3,5 +3,6 @@
 from mvray.inference.find import find
 from mvray.inference.group import group
 from mvray.inference.look import look
+from mvray.inference.model import load_step
 
-__all__ = ["find", "group", "look"]
+__all__ = ["find", "group", "load_step", "look"]

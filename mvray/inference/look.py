@@ -13,7 +13,7 @@ from mvray.data.readers import SUFFIXES, picture
 from mvray.data.video import Video
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Clips, Facts, Generator, Train
-from mvray.inference.model import ENDINGS, as_given, finished, found
+from mvray.inference.model import ENDINGS, as_given, found, load_step
 from mvray.nn import Method
 from mvray.reports import figures
 from mvray.storage import Storage
@@ -32,14 +32,11 @@ def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> P
     without attention.
     """
     from mvray.generators import gradcam
-    from mvray.training import load_method
 
-    folder = Storage(step_path)
-    step, facts = finished(folder, step_path)
-    method = load_method(step, facts, folder)
+    method, step, facts = load_step(step_path)
     if isinstance(step.data.pictures, Clips):
         return _look_at_videos(step, facts, method, files, out)
-    generator = gradcam.Config(of=step, layer=layer).build(method, folder.read)
+    generator = gradcam.Config(of=step, layer=layer).build(method, Storage(step_path).read)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[list[np.ndarray]] = []
     names: list[str] = []

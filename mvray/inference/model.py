@@ -6,13 +6,13 @@ import copy
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -20,10 +20,11 @@ from PIL import Image
 from mvray.data import Unreadable, View, seen
 from mvray.data.readers import picture, pixels
 from mvray.errors import DataError, SettingError
-from mvray.experiment import Clips, Facts, Train, decoded
+from mvray.experiment import Clips, Facts, Step, Train, decoded, job_file
 from mvray.nn import Method
 from mvray.pipeline import MANIFEST
 from mvray.storage import Storage
+from mvray.training import load_method
 
 if TYPE_CHECKING:
     from mvray.generators import Features
@@ -34,6 +35,14 @@ BATCH_SIZE = 32
 _CORES = os.cpu_count() or 1
 _NO_LENGTH = 1e-12
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def load_step(step_path: str) -> tuple[Method, Train, Facts]:
+    """The trained method of the finished Train step in ``step_path``, in eval mode on the GPU where there is one, with
+    the step and what it was trained for. Raises DataError where it is not the folder of one."""
+    folder = Storage(step_path)
+    step, facts = finished(folder, step_path)
+    return load_method(step, facts, folder), step, facts
 
 
 def finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
@@ -50,11 +59,23 @@ def finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
             "`mvray report JOB --json` lists the path of every step."
         )
     manifest = folder.read_json(MANIFEST, dict)
-    step = decoded(manifest["step"])
+    step = _step_of(manifest)
     if not isinstance(step, Train):
         raise DataError(f"{step_path} is a {manifest['kind']} step; expected a Train step.")
     samples = manifest["data"]["samples"]["train"]
     return step, Facts.of(tuple(manifest["data"]["classes"]), step.data.pictures, samples)
+
+
+def _step_of(manifest: Mapping[str, Any]) -> Step:
+    """The step that step.json describes, whose code may be one's own (job_file.restore)."""
+    try:
+        step: Step = decoded(manifest["step"])
+    except SettingError:
+        if not manifest.get("code"):
+            raise
+        job_file.restore(manifest["code"])
+        step = decoded(manifest["step"])
+    return step
 
 
 def found(given: Sequence[Path], endings: set[str]) -> Iterator[Path]:
@@ -132,20 +153,16 @@ class Model:
     """
 
     def __init__(self, step_path: str, layer: str = "") -> None:
-        from mvray.training import load_method
-
-        folder = Storage(step_path)
-        self.step, self.facts = finished(folder, step_path)
+        method, self.step, self.facts = load_step(step_path)
         if isinstance(self.step.data.pictures, Clips):
             raise SettingError(
                 f"Step {self.step.name!r} is trained on clips; expected one that is trained on pictures."
             )
-        method = load_method(self.step, self.facts, folder)
         self.layer = layer or _best_layer(method, self.facts)
         self._idle: SimpleQueue[Features] = SimpleQueue()
         for _ in range(_CORES):
             self._idle.put(_features(self.step, _copied(method), self.layer))
-        self.metrics: dict[str, float] = folder.read_json("metrics.json", dict)
+        self.metrics: dict[str, float] = Storage(step_path).read_json("metrics.json", dict)
 
     def look(self, files: Sequence[Path], note: Callable[[int], None] = lambda done: None) -> Looked:
         """The pictures as the network sees them; ``note`` is told how many are done.

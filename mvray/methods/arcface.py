@@ -49,6 +49,7 @@ class Config(MethodConfig):
     ``weights``: see networks.network, its last layer stays random unless it has ``dimensions`` outputs.
     """
 
+    kind: ClassVar[str] = "arcface"
     scores: ClassVar[tuple[str, ...]] = ("recall_at_1", "f1", "map_at_r", "threshold")
     network: str = "resnet34"
     weights: str = field(default="", metadata=FILE)

@@ -41,6 +41,7 @@ class Config(MethodConfig):
     channel) are ImageNet's, which torchvision's weights expect. ``weights``: see networks.network.
     """
 
+    kind: ClassVar[str] = "classifier"
     scores: ClassVar[tuple[str, ...]] = ("accuracy", "accuracy_per_class_mean", "loss")
     network: str = "alexnet"
     weights: str = field(default="", metadata=FILE)

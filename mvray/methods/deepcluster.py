@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -45,6 +45,7 @@ class Config(MethodConfig):
     select by LAST.
     """
 
+    kind: ClassVar[str] = "deepcluster"
     network: str = "vgg16"
     weights: str = field(default="", metadata=FILE)
     sobel: bool = False

@@ -42,6 +42,7 @@ class Config(MethodConfig):
     such a step finds is one region for each class.
     """
 
+    kind: ClassVar[str] = "mask_rcnn"
     scores: ClassVar[tuple[str, ...]] = ("mask_iou", "union_iou")
     network: str = detectors.SMALL
     classes: tuple[str, ...] = ("person", "object")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -37,6 +37,7 @@ class Config(MethodConfig):
     ``mean`` and ``std`` (of 0..1) are those of pytorchvideo's Kinetics-400 weights.
     """
 
+    kind: ClassVar[str] = "object_abn"
     network: str = "x3d-m"
     weights: str = field(default="", metadata=FILE)
     attention: str = "multiply"

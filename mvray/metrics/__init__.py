@@ -2,14 +2,14 @@
 
 from mvray.metrics import retrieval
 from mvray.metrics.classification import (
-    accuracy,
-    attention_entropy,
-    attention_inside,
-    attention_on_masks,
+    Accuracy,
+    AttentionEntropy,
+    AttentionInside,
+    AttentionOnMasks,
+    MaskAgreement,
+    Top5,
     confusion,
-    mask_agreement,
     mean_interval,
-    top5,
 )
 from mvray.metrics.clustering import LEFT_OUT, Agglomerative, Clusters, Dbscan, Hdbscan, KMeans, grouped, work_keys
 from mvray.metrics.reduction import Pca, Umap
@@ -17,23 +17,23 @@ from mvray.metrics.retrieval import Retrieval
 
 __all__ = [
     "LEFT_OUT",
+    "Accuracy",
     "Agglomerative",
+    "AttentionEntropy",
+    "AttentionInside",
+    "AttentionOnMasks",
     "Clusters",
     "Dbscan",
     "Hdbscan",
     "KMeans",
+    "MaskAgreement",
     "Pca",
     "Retrieval",
+    "Top5",
     "Umap",
-    "accuracy",
-    "attention_entropy",
-    "attention_inside",
-    "attention_on_masks",
     "confusion",
     "grouped",
-    "mask_agreement",
     "mean_interval",
     "retrieval",
-    "top5",
     "work_keys",
 ]

@@ -9,9 +9,12 @@ in the field's metadata), ``regions`` (boxes with their kind, in pixels of a sam
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+
+from mvray.experiment import Metric
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,20 +23,30 @@ _ENTROPY_BINS = 10
 Box = Mapping[str, float]
 
 
-def accuracy(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Accuracy(Metric):
     """``accuracy``: share of the labelled samples that are predicted right, 0..1."""
-    label, predicted = _numbers(table, "label"), _numbers(table, "predicted")
-    known = label >= 0
-    return _means(accuracy=(label == predicted)[known])
+
+    kind: ClassVar[str] = "accuracy"
+
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float]:
+        label, predicted = _numbers(table, "label"), _numbers(table, "predicted")
+        known = label >= 0
+        return _means(accuracy=(label == predicted)[known])
 
 
-def top5(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Top5(Metric):
     """``top5``: share of the labelled samples with less than five classes scored above the label's, 0..1."""
-    label, scores_NK = _numbers(table, "label"), _rows(table, "scores")
-    known = label >= 0
-    label, scores_NK = label[known], scores_NK[known]
-    own = scores_NK[np.arange(len(label)), label]
-    return _means(top5=(scores_NK > own[:, None]).sum(1) < 5)
+
+    kind: ClassVar[str] = "top5"
+
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float]:
+        label, scores_NK = _numbers(table, "label"), _rows(table, "scores")
+        known = label >= 0
+        label, scores_NK = label[known], scores_NK[known]
+        own = scores_NK[np.arange(len(label)), label]
+        return _means(top5=(scores_NK > own[:, None]).sum(1) < 5)
 
 
 def confusion(table: pa.Table, classes: tuple[str, ...]) -> np.ndarray:
@@ -44,40 +57,58 @@ def confusion(table: pa.Table, classes: tuple[str, ...]) -> np.ndarray:
     return counts
 
 
-def attention_entropy(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
+@dataclass(frozen=True)
+class AttentionEntropy(Metric):
     """``attention_entropy_bits``: entropy of the 10-bin histogram of each map's values, mean over the samples.
 
     Values are scaled to 0..1 by the map's least and greatest first (Nitta et al., Object-ABN); at
     most log2(10) = 3.32, smaller is sharper. A map that is the same everywhere has no such scale:
     it is left out, and ``attention_flat`` is the share of such maps.
     """
-    maps_NHW = _maps(table)
-    low, high = maps_NHW.min((1, 2)), maps_NHW.max((1, 2))
-    shaped = high > low
-    maps_NHW, low, high = maps_NHW[shaped], low[shaped, None, None], high[shaped, None, None]
-    bins_NHW = np.minimum((maps_NHW - low) / (high - low) * _ENTROPY_BINS, _ENTROPY_BINS - 1).astype(int)
-    share_NB = np.stack([(bins_NHW == each).mean((1, 2)) for each in range(_ENTROPY_BINS)], axis=1)
-    entropy_N = -(share_NB * np.log2(np.where(share_NB > 0, share_NB, 1))).sum(1)
-    return _means(attention_entropy_bits=entropy_N, attention_flat=~shaped)
+
+    kind: ClassVar[str] = "attention_entropy"
+
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float]:
+        maps_NHW = _maps(table)
+        low, high = maps_NHW.min((1, 2)), maps_NHW.max((1, 2))
+        shaped = high > low
+        maps_NHW, low, high = maps_NHW[shaped], low[shaped, None, None], high[shaped, None, None]
+        bins_NHW = np.minimum((maps_NHW - low) / (high - low) * _ENTROPY_BINS, _ENTROPY_BINS - 1).astype(int)
+        share_NB = np.stack([(bins_NHW == each).mean((1, 2)) for each in range(_ENTROPY_BINS)], axis=1)
+        entropy_N = -(share_NB * np.log2(np.where(share_NB > 0, share_NB, 1))).sum(1)
+        return _means(attention_entropy_bits=entropy_N, attention_flat=~shaped)
 
 
-def attention_on_masks(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
+@dataclass(frozen=True)
+class AttentionOnMasks(Metric):
     """Means over the clips of ``attention_entropy_bits``, ``attention_iou`` and ``attention_pointing``, as far as they
     are columns (methods/object_abn.py says what they are); clips where one is not known (NaN) are left out of it."""
-    names = [
-        name for name in ("attention_entropy_bits", "attention_iou", "attention_pointing") if name in table.column_names
-    ]
-    values = {name: _numbers(table, name) for name in names}
-    return _means(**{name: each[~np.isnan(each)] for name, each in values.items()})
+
+    kind: ClassVar[str] = "attention_on_masks"
+
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float]:
+        known = [
+            name
+            for name in ("attention_entropy_bits", "attention_iou", "attention_pointing")
+            if name in table.column_names
+        ]
+        values = {name: _numbers(table, name) for name in known}
+        return _means(**{name: each[~np.isnan(each)] for name, each in values.items()})
 
 
-def mask_agreement(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
+@dataclass(frozen=True)
+class MaskAgreement(Metric):
     """Means over the clips of every column named *_iou (methods/mask_rcnn.py says what they are), NaN left out."""
-    values = {name: _numbers(table, name) for name in table.column_names if name.endswith("_iou")}
-    return _means(**{name: each[~np.isnan(each)] for name, each in values.items()})
+
+    kind: ClassVar[str] = "mask_agreement"
+
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float]:
+        values = {name: _numbers(table, name) for name in table.column_names if name.endswith("_iou")}
+        return _means(**{name: each[~np.isnan(each)] for name, each in values.items()})
 
 
-def attention_inside(table: pa.Table, classes: tuple[str, ...]) -> dict[str, float]:
+@dataclass(frozen=True)
+class AttentionInside(Metric):
     """Share of the attention that falls inside the body boxes and the face boxes of a page, 0..1.
 
     ``attention_in_body`` and ``attention_in_face``: a map's sum inside the union of the boxes of
@@ -86,20 +117,24 @@ def attention_inside(table: pa.Table, classes: tuple[str, ...]) -> dict[str, flo
     attention spread evenly would score. Pages without such boxes, and maps that are zero
     everywhere, are left out of both.
     """
-    maps_NHW = _maps(table)
-    sizes = zip(_numbers(table, "height"), _numbers(table, "width"), strict=True)
-    pages = list(zip(maps_NHW, table["regions"].to_pylist(), sizes, strict=True))
-    found: dict[str, float] = {}
-    for kind in ("body", "face"):
-        inside, area = [], []
-        for map_HW, regions, (height, width) in pages:
-            boxes = [box for box in regions or () if box["kind"] == kind]
-            if boxes and map_HW.sum() > 0:
-                covered_HW = coverage(boxes, (int(height), int(width)), map_HW.shape)
-                inside.append((map_HW * covered_HW).sum() / map_HW.sum())
-                area.append(covered_HW.mean())
-        found |= _means(**{f"attention_in_{kind}": inside, f"{kind}_area": area})
-    return found
+
+    kind: ClassVar[str] = "attention_inside"
+
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float]:
+        maps_NHW = _maps(table)
+        sizes = zip(_numbers(table, "height"), _numbers(table, "width"), strict=True)
+        pages = list(zip(maps_NHW, table["regions"].to_pylist(), sizes, strict=True))
+        found: dict[str, float] = {}
+        for kind in ("body", "face"):
+            inside, area = [], []
+            for map_HW, regions, (height, width) in pages:
+                boxes = [box for box in regions or () if box["kind"] == kind]
+                if boxes and map_HW.sum() > 0:
+                    covered_HW = coverage(boxes, (int(height), int(width)), map_HW.shape)
+                    inside.append((map_HW * covered_HW).sum() / map_HW.sum())
+                    area.append(covered_HW.mean())
+            found |= _means(**{f"attention_in_{kind}": inside, f"{kind}_area": area})
+        return found
 
 
 def coverage(boxes: Iterable[Box], size: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:

@@ -12,14 +12,14 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import cpu_count
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment import check_above_0
+from mvray.experiment import Metric, Settings, check_above_0
 from mvray.metrics.reduction import Pca as Pca
 from mvray.metrics.reduction import Umap as Umap
 from mvray.metrics.reduction import flat_map
@@ -36,7 +36,7 @@ NOISES = ("group", "drop", "single")
 
 
 @dataclass(frozen=True)
-class Hdbscan:
+class Hdbscan(Settings):
     """HDBSCAN (Campello et al. 2013): groups of any density, the rest is noise.
 
     ``min_samples`` is meant as in the hdbscan package, and so in the paper: the neighbours of a point
@@ -44,6 +44,7 @@ class Hdbscan:
     in one group is an answer only where ``allow_single`` says so.
     """
 
+    kind: ClassVar[str] = "hdbscan"
     min_cluster_size: int = 10
     min_samples: int = 1
     selection: str = "eom"
@@ -75,7 +76,7 @@ class Hdbscan:
 
 
 @dataclass(frozen=True)
-class Dbscan:
+class Dbscan(Settings):
     """DBSCAN (Ester et al. 1996): groups of one density, the rest is noise.
 
     ``min_samples`` counts the point itself, as there. Without ``eps`` it is the knee of the sorted
@@ -83,6 +84,7 @@ class Dbscan:
     below the line between its ends (Satopää et al. 2011).
     """
 
+    kind: ClassVar[str] = "dbscan"
     eps: float | None = None
     min_samples: int = 5
 
@@ -114,9 +116,10 @@ def _knee(points_Nd: np.ndarray, min_samples: int) -> float:
 
 
 @dataclass(frozen=True)
-class KMeans:
+class KMeans(Settings):
     """k-means (Lloyd) from the best of ``starts`` starts of k-means++; ``k`` None: the number that the caller knows."""
 
+    kind: ClassVar[str] = "kmeans"
     k: int | None = None
     starts: int = 10
     smallest: ClassVar[int] = 1
@@ -136,12 +139,13 @@ class KMeans:
 
 
 @dataclass(frozen=True)
-class Agglomerative:
+class Agglomerative(Settings):
     """Agglomerative clustering, cut at ``distance`` or, without it, into ``k`` groups (None: as the caller knows).
 
     ``linkage`` is "ward", "average", "complete" or "single". Needs memory N squared (4 bytes a pair).
     """
 
+    kind: ClassVar[str] = "agglomerative"
     k: int | None = None
     distance: float | None = None
     linkage: str = "ward"
@@ -264,7 +268,7 @@ def work_keys(works: Iterable[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Clusters:
+class Clusters(Metric):
     """A metric for Measure: each work of a split grouped on its own, scored against its labels (`agreement`).
 
     A work is a value of the column "group"; ``column`` holds the vectors. Scores are means over the
@@ -276,7 +280,7 @@ class Clusters:
     Raises DataError where the column is missing or holds vectors that are not finite.
     """
 
-    version: ClassVar[int] = 1
+    kind: ClassVar[str] = "clusters"
     column: str
     name: str
     reduce: Umap | Pca | None = Umap()
@@ -289,6 +293,9 @@ class Clusters:
     def __post_init__(self) -> None:
         check_above_0(self, self.name, "least_samples")
         _one_of(f"{self.name}.noise", self.noise, NOISES)
+
+    def seeded(self, seed: int) -> Clusters:
+        return replace(self, seed=seed)
 
     def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float | np.ndarray]:
         vectors_ND, label_N = _vectors(table, self.column), table["label"].to_numpy()

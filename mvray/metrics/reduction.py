@@ -10,20 +10,21 @@ import threading
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mvray.errors import SettingError
-from mvray.experiment import check_above_0
+from mvray.experiment import Settings, check_above_0
 
 METRICS = ("euclidean", "cosine", "manhattan", "correlation")
 
 
 @dataclass(frozen=True)
-class Pca:
+class Pca(Settings):
     """The first ``dimensions`` principal components, or as many as there are."""
 
+    kind: ClassVar[str] = "pca"
     dimensions: int = 32
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ class Pca:
 
 
 @dataclass(frozen=True)
-class Umap:
+class Umap(Settings):
     """UMAP (McInnes et al. 2018) of umap-learn, on exact neighbours, so that only ``seed`` is chance.
 
     ``min_dist`` 0 is its advice for clustering; the paper says nothing of it, nor of ``neighbours``
@@ -49,6 +50,7 @@ class Umap:
     graph, so with N <= d + 1 vectors `Pca` takes its place.
     """
 
+    kind: ClassVar[str] = "umap"
     dimensions: int = 32
     neighbours: int = 15
     min_dist: float = 0.0

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from mvray.errors import DataError
+from mvray.experiment import Metric
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -170,7 +171,7 @@ def scores(found: Found, threshold: float | None = None) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class Retrieval(Metric):
     """The metric for Measure: how well the vectors in ``column`` tell who is the same.
 
     ``threshold`` is the distance within which a pair counts as the same; None chooses the one with the best
@@ -181,6 +182,7 @@ class Retrieval:
     pictures are of a class, ``roc_auc`` where there is one class.
     """
 
+    kind: ClassVar[str] = "retrieval"
     column: str = "embedding"
     threshold: float | None = None
     chosen_on: str = "validation"
@@ -201,7 +203,7 @@ class Retrieval:
             f"--set source.train=0.6 --set source.{self.chosen_on}=0.2."
         )
 
-    def fit(self, tables: Mapping[str, pa.Table], names: tuple[str, ...]) -> Retrieval:
+    def fitted(self, tables: Mapping[str, pa.Table], names: tuple[str, ...]) -> Retrieval:
         """The metric with its threshold. Raises DataError where the split ``chosen_on`` cannot give one."""
         if self.threshold is not None:
             return self

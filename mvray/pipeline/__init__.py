@@ -4,13 +4,15 @@ from mvray.pipeline import cost, plan, train
 from mvray.pipeline.outputs import columns_of, joined, samples_of
 from mvray.pipeline.plan import MANIFEST, Plan, Planned, rows_of
 from mvray.pipeline.run import chosen, do, execute
-from mvray.pipeline.step_log import SearchLog
+from mvray.pipeline.step_log import ProgressLines, SearchLog, StepLog
 
 __all__ = [
     "MANIFEST",
     "Plan",
     "Planned",
+    "ProgressLines",
     "SearchLog",
+    "StepLog",
     "chosen",
     "columns_of",
     "cost",

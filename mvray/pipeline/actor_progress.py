@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import socket
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mvray.tracking import duration
-from mvray.training import gpu_words, where
+from mvray.training import StepProgress, gpu_words, where
 
 if TYPE_CHECKING:
     from mvray.experiment import Generate
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 LOOK_S = 1.0
 
 
-class PoolBoard:
+class ActorProgress:
     """Says how many of ``missing`` shards, out of ``shards``, are made; ``hosts`` names the node of each actor.
 
     ``gpus`` says whether there are GPUs. Before there is an actor nothing is said: the step waits for room.
@@ -62,8 +61,7 @@ class PoolBoard:
             text += f", {where(self._there)}"
         text += gpu_words(busy for host, busy in self._busy.items() if host in self._there)
         actors = len(self._there)
-        said = {"text": text, "workers": actors, "gpus": actors * self._each_gpus}
-        self._folder.try_write("progress.json", json.dumps(said).encode())
+        StepProgress(text, actors, gpus=actors * self._each_gpus).write(self._folder)
 
 
 def this_process() -> list[str]:

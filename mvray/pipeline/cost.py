@@ -44,9 +44,9 @@ class Spent:
 class Meter:
     """Runs while a step does. Not thread-safe: one thread calls it."""
 
-    def __init__(self, folder: Storage, scale: Scale | None) -> None:
+    def __init__(self, folder: Storage, scale: Scale) -> None:
         self._folder, self._name = folder, f"spent/{uuid.uuid4().hex}.json"
-        self._prices = (scale.price_per_cpu_hour, scale.price_per_gpu_hour) if scale else (0.0, 0.0)
+        self._prices = scale.price_per_cpu_hour, scale.price_per_gpu_hour
         self._sum = Spent()
         self._read_at = self._kept_at = time.monotonic()
 

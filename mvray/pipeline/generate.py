@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from mvray import errors
 from mvray.cluster import placement
 from mvray.errors import DataError, Interrupted, StepFailed
+from mvray.experiment import Packed
 from mvray.pipeline import actor_progress
-from mvray.pipeline.actor_progress import PoolBoard
+from mvray.pipeline.actor_progress import ActorProgress
 from mvray.pipeline.plan import Planned
 from mvray.pipeline.shards import Maker, Work, samples_in, shard_path, work_of
 from mvray.storage import Storage
@@ -42,8 +43,8 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     shards = len(work.shards) - 1
     missing = [shard for shard in range(shards) if not planned.folder.exists(shard_path(shard))]
     started = time.monotonic()
-    name = f"{Maker.__name__}_{planned.id}"
-    board = PoolBoard(planned.folder, work.step, len(missing), shards, *_pool(name, missing, cluster))
+    name = f"{planned.label}-{planned.id}"
+    board = ActorProgress(planned.folder, work.step, len(missing), shards, *_pool(name, missing, cluster))
     for made in _until_aborted(_made(work, missing, cluster, name), cluster):
         board.look()
         if made:
@@ -168,7 +169,7 @@ def _made(work: Work, missing: list[int], cluster: Cluster, name: str) -> Iterat
     shards = ray.data.range(len(missing), override_num_blocks=len(missing))
     made = shards.map_batches(
         type(name, (Maker,), {}),
-        fn_constructor_args=(work, missing),
+        fn_constructor_args=(Packed.of(work, ray.cloudpickle.dumps), missing),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         num_cpus=scale.cpus_per_worker,

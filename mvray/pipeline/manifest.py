@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mvray.experiment import encoded, flat, git_commit, versions
+from mvray.experiment import encoded, flat, git_commit, job_file, versions
 from mvray.tracking import now, plain_addresses, redacted_all
 
 if TYPE_CHECKING:
@@ -18,12 +18,13 @@ def manifest_of(planned: Planned, seconds: float, run: str | None, spent: Spent)
     rows = planned.rows()
     return {
         "name": planned.name,
-        "kind": type(planned.step).__name__,
+        "kind": planned.step.kind,
         "id": planned.id,
         "seed": planned.seed,
         "settings": redacted_all(flat(planned.step)),
         # Names of classes must stay, whatever secret variables say. No address in it is used again.
         "step": redacted_all(encoded(planned.step), plain_addresses),
+        "code": job_file.about(planned.step),
         "inputs": {name: other.id for name, other in planned.inputs.items()},
         "data": {
             "fingerprint": planned.fingerprint,

@@ -6,25 +6,22 @@ process is on the head there, which is small, and lost with everything when its 
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mvray.cluster import placement
+from mvray.cluster import Cluster, check_here, placement
 from mvray.data import write_table
 from mvray.errors import Interrupted, StepFailed
-from mvray.experiment import Generate, Measure
+from mvray.experiment import Measure, Packed
+from mvray.pipeline.failures import raise_own
 from mvray.pipeline.outputs import SAMPLES, joined
 from mvray.pipeline.plan import Planned
-
-if TYPE_CHECKING:
-    from mvray.cluster import Cluster
+from mvray.training import StepProgress
 
 RETRIES = 5
 """How often Ray begins again where the node or the process of a Measure step was lost."""
@@ -35,7 +32,7 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     """The numbers of `measured`, on whichever node has room. Raises Interrupted when the cluster is aborted."""
     if cluster.workers == 0 or cluster.is_local:
         return measured(planned)
-    bundle = {"CPU": cpus_of(planned)}
+    bundle = {"CPU": planned.step.scale.cpus_per_worker}
     cluster.ready()
     cluster.groups.make_room(bundle["CPU"], 0.0)
 
@@ -53,22 +50,15 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
         ray.util.remove_placement_group(found[0])
 
 
-def cpus_of(planned: Planned) -> float:
-    """CPUs of a Measure step's task: as many as an actor of what it reads has, so some node has them."""
-    made = [each.step.scale.cpus_per_worker for each in planned.inputs.values() if isinstance(each.step, Generate)]
-    return max(made, default=1.0)
-
-
 def _as_task(planned: Planned, cpus: float, group: Any, cluster: Cluster) -> dict[str, float]:
     import ray
     import ray.exceptions
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from mvray.pipeline.train import raise_own
-
     placed = PlacementGroupSchedulingStrategy(placement_group=group)
-    task: Any = ray.remote(num_cpus=cpus, max_retries=RETRIES, scheduling_strategy=placed)(_on_node)
-    numbers = task.remote(planned, cpus)
+    options = {"num_cpus": cpus, "max_retries": RETRIES, "scheduling_strategy": placed, "name": planned.label}
+    task: Any = ray.remote(_on_node).options(**options)
+    numbers = task.remote(Packed.of(planned, ray.cloudpickle.dumps), cpus)
     while not ray.wait([numbers], timeout=POLL_S)[0]:
         if cluster.aborted.is_set():
             ray.cancel(numbers, force=True)
@@ -82,20 +72,17 @@ def _as_task(planned: Planned, cpus: float, group: Any, cluster: Cluster) -> dic
         raise StepFailed(f"Step {planned.name!r} ended with {type(cause).__name__}: {cause}") from error
 
 
-def _on_node(planned: Planned, cpus: float) -> dict[str, float]:
-    from mvray.cluster import check_here
-
+def _on_node(packed: Packed, cpus: float) -> dict[str, float]:
     check_here()
-    said = {"text": f"on {socket.gethostname()}", "cpus": cpus}
-    planned.folder.try_write("progress.json", json.dumps(said).encode())
+    planned: Planned = packed.open()
+    StepProgress(f"on {socket.gethostname()}", cpus=cpus).write(planned.folder)
     return measured(planned)
 
 
 def measured(planned: Planned) -> dict[str, float]:
     """Every metric for each split, as "split/name", with the number of samples.
 
-    A metric with a field ``seed`` gets the step's. One with a method ``fit(tables, names)`` is replaced by
-    what that returns, given the tables of all splits. Arrays that metrics give go to samples.parquet.
+    Arrays that metrics give go to samples.parquet.
     """
     step = planned.step
     assert isinstance(step, Measure)
@@ -103,7 +90,7 @@ def measured(planned: Planned) -> dict[str, float]:
     tables = {split: table.filter(pc.equal(table["split"], split)) for split in sorted(set(table["split"].to_pylist()))}
     metrics: dict[str, float] = {}
     kept: list[pa.Table] = []
-    fitted = [_fitted(metric, planned.seed, tables, names) for metric in step.metrics]
+    fitted = [metric.seeded(planned.seed).fitted(tables, names) for metric in step.metrics]
     for split, rows in tables.items():
         metrics[f"{split}/samples"] = float(len(rows))
         columns: dict[str, np.ndarray] = {}
@@ -118,12 +105,6 @@ def measured(planned: Planned) -> dict[str, float]:
     if kept:
         write_table(planned.folder, SAMPLES, pa.concat_tables(kept, promote_options="default"))
     return metrics
-
-
-def _fitted(metric: Any, seed: int, tables: Mapping[str, pa.Table], names: tuple[str, ...]) -> Any:
-    if is_dataclass(metric) and "seed" in {f.name for f in fields(metric)}:
-        metric = replace(metric, seed=seed)  # type: ignore[type-var]
-    return metric.fit(tables, names) if hasattr(metric, "fit") else metric
 
 
 def _kept(rows: pa.Table, columns: Mapping[str, np.ndarray]) -> pa.Table:

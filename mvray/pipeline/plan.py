@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from mvray.data import check, fingerprint
 from mvray.errors import DataError
-from mvray.experiment import Data, Facts, Generate, Index, Job, Measure, Source, Step, Train, identify
+from mvray.experiment import Data, Facts, Index, Job, Source, Step, Train, identify, job_file
 from mvray.storage import Storage
 
 MANIFEST = "step.json"
@@ -33,10 +33,22 @@ class Planned:
     index: Index
     fingerprint: str
     inputs: Mapping[str, Planned] = field(default_factory=dict)
+    job: str = ""
+    """The job's name."""
+
+    @property
+    def label(self) -> str:
+        """The step as Ray's dashboard shows it."""
+        return f"{self.job}-{self.name}"
 
     @property
     def name(self) -> str:
         return self.step.name
+
+    @property
+    def title(self) -> str:
+        """The step under its seed, for people."""
+        return f"{self.name} (seed {self.seed})"
 
     @property
     def path(self) -> str:
@@ -65,6 +77,10 @@ class Planned:
     def manifest(self) -> dict[str, Any]:
         return self.folder.read_json(MANIFEST, dict)
 
+    def changed_code(self) -> list[str]:
+        """Files of one's own code that do other things now than when this finished step was made."""
+        return job_file.changes(self.manifest().get("code", []), self.step)
+
     def metrics(self) -> dict[str, float]:
         """The step's numbers; empty while it is not finished."""
         if not self.finished or not self.folder.exists("metrics.json"):
@@ -72,12 +88,11 @@ class Planned:
         return self.folder.read_json("metrics.json", dict)
 
     def history(self) -> list[dict[str, float]]:
-        """A Train step's metrics, one row per epoch."""
+        """The metrics of a step with curves, one row per epoch."""
         return self.folder.read_json("history.json", list)
 
     @property
     def data(self) -> Data:
-        assert isinstance(self.step, Train | Generate | Measure)
         return self.step.data
 
     @property
@@ -90,23 +105,11 @@ class Planned:
 
         Not in `make`: a report has no --workers, and what is finished may have been made by fewer than the job's.
         """
-        if isinstance(self.step, Train):
-            # By the most workers that there may be: they could become so many hours after the start.
-            self.step.check_shared(self.facts.samples, self.step.scale.workers)
-        elif isinstance(self.step, Generate):
-            self.step.generator.check()
+        self.step.check_here(self.facts)
 
     def rows(self) -> pa.Table:
         """The index rows that this step works on."""
-        return rows_of(self.index, splits_of(self.step))
-
-
-def splits_of(step: Step) -> tuple[str, ...]:
-    """The splits that a step reads: training never sees the test pages."""
-    if isinstance(step, Train):
-        return ("train", "validation")
-    assert isinstance(step, Generate | Measure)
-    return step.data.splits
+        return rows_of(self.index, self.step.splits)
 
 
 def rows_of(index: Index, splits: tuple[str, ...]) -> pa.Table:
@@ -147,31 +150,26 @@ def make(job: Job, storage: Storage) -> Plan:
     prints: dict[tuple[Source, tuple[str, ...]], str] = {}
     steps: dict[str, Planned] = {}
     for step in job.walk():
-        data = step.data  # type: ignore[attr-defined]
+        data = step.data
         if data.source not in indexes:
             indexes[data.source] = data.source.index()
             check(indexes[data.source], data.max_bad_fraction)
-        splits = splits_of(step)
+        splits = step.splits
         if (data.source, splits) not in prints:
             prints[data.source, splits] = fingerprint(indexes[data.source], splits)
         _check_splits(step, rows_of(indexes[data.source], splits), data.source)
-        if isinstance(step, Train):
-            step.method.check(facts_of(data, indexes[data.source]))
-        if isinstance(step, Measure):
-            for metric in step.metrics:
-                if hasattr(metric, "check"):
-                    metric.check(rows_of(indexes[data.source], splits))
-    beside = {step.name: _content(step.generator.reads, step) for step in job.walk() if isinstance(step, Generate)}
+        step.check_data(facts_of(data, indexes[data.source]), rows_of(indexes[data.source], splits))
+    beside = {step.name: _content(step) for step in job.walk()}
     for seed in job.seeds:
         known: dict[str, Planned] = {}
         for step in job.walk():
-            data = step.data  # type: ignore[attr-defined]
-            print_ = prints[data.source, splits_of(step)] + beside.get(step.name, "")
+            data = step.data
+            print_ = prints[data.source, step.splits] + beside[step.name]
             # What no training comes before is the same under every seed: masks by given weights, or from files.
-            own = seed if isinstance(step, Train) or any(known[other.name].seed == seed for other in step.inputs) else 0
+            own = seed if step.draws or any(known[other.name].seed == seed for other in step.inputs) else 0
             id_ = identify(step, own, print_, lambda other, known=known: known[other.name].id)  # type: ignore[misc]
             inputs = {other.name: known[other.name] for other in step.inputs}
-            planned = Planned(step, own, id_, storage, indexes[data.source], print_, inputs)
+            planned = Planned(step, own, id_, storage, indexes[data.source], print_, inputs, job.name)
             known[step.name] = steps.setdefault(planned.path, planned)
     return Plan(job, storage, tuple(steps.values()))
 
@@ -182,10 +180,10 @@ def facts_of(data: Data, index: Index) -> Facts:
     return Facts.of(index.classes, data.pictures, samples)
 
 
-def _content(files: tuple[str, ...], step: Generate) -> str:
+def _content(step: Step) -> str:
     """A hash of files beside the data that a step reads, "" for none. Raises DataError where one is missing."""
     hashed, root = hashlib.sha256(), step.data.source.root
-    for name in files:
+    for name in step.files:
         try:
             hashed.update(Storage(root).read(name))
         except FileNotFoundError:
@@ -194,20 +192,19 @@ def _content(files: tuple[str, ...], step: Generate) -> str:
                 "samples; give the file's path below the data's root, or choose another segmenter: "
                 f"--set {step.name}.generator.segmenter=mask_rcnn or detectron2."
             ) from None
-    return hashed.hexdigest() if files else ""
+    return hashed.hexdigest() if step.files else ""
 
 
 def _check_splits(step: Step, rows: pa.Table, source: Source) -> None:
-    """Every step needs samples; a Train step needs some to train on and some to select by."""
+    """Every step needs samples, and some of each split that it must have."""
     if not len(rows):
         raise DataError(
             f"{source.root}: there are no samples for step {step.name!r}, which reads the splits "
-            f"{', '.join(splits_of(step)) or '(all)'}. Give more data, or larger shares with --set source.test."
+            f"{', '.join(step.splits) or '(all)'}. Give more data, or larger shares with --set source.test."
         )
-    if isinstance(step, Train):
-        for split in ("train", "validation"):
-            if not pc.sum(pc.equal(rows["split"], split)).as_py():
-                raise DataError(
-                    f"{source.root}: there are no {split} samples for step {step.name!r} ({len(rows)} samples in all). "
-                    "Give more data, or larger shares with --set source.train / source.validation."
-                )
+    for split in step.must_have:
+        if not pc.sum(pc.equal(rows["split"], split)).as_py():
+            raise DataError(
+                f"{source.root}: there are no {split} samples for step {step.name!r} ({len(rows)} samples in all). "
+                "Give more data, or larger shares with --set source.train / source.validation."
+            )

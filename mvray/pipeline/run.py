@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from mvray.cluster import Cluster, needs
+from mvray.cluster import Cluster
 from mvray.data import as_table, write_table
-from mvray.errors import DataError, SettingError
-from mvray.experiment import BadRecord, Generate, Measure, Train
+from mvray.errors import SettingError
+from mvray.experiment import BadRecord
 from mvray.pipeline import cost as costs
-from mvray.pipeline import generate, measure, train
+from mvray.pipeline.drivers import DRIVERS, Driver
 from mvray.pipeline.manifest import manifest_of
 from mvray.pipeline.plan import MANIFEST, Plan, Planned
 from mvray.pipeline.step_log import JobLog, ProgressLines, StepLog
+from mvray.pipeline.watch import StepWatch
 from mvray.storage import retry
 from mvray.tracking import Progress, duration
 
-Work = Callable[[Planned, Cluster], dict[str, float]]
-WORK: dict[type, Work] = {
-    Train: train.run,
-    Generate: generate.run,
-    Measure: measure.run,
-}
 POLL_S = 1.0
 
 
@@ -60,7 +53,7 @@ def execute(plan: Plan, cluster: Cluster, log: JobLog, progress: Progress, only:
                     planned = running.pop(future)
                     if (error := future.exception()) is not None:
                         waiting.clear()
-                        progress.say(f"{_title(planned)}: stopped ({str(error).partition(chr(10))[0]})")
+                        progress.say(f"{planned.title}: stopped ({str(error).partition(chr(10))[0]})")
                         wait(running)
                         future.result()
         except BaseException:
@@ -95,37 +88,33 @@ def _startable(waiting: dict[str, Planned], running: list[Planned], cluster: Clu
     if not ready:
         return
     cpus, gpus = cluster.room() if running or len(ready) > 1 else (0.0, 0.0)
-    held = [needs(planned.step, gpus) for planned in running]
+    held = [planned.step.room(gpus) for planned in running]
     for planned in ready:
-        wanted = needs(planned.step, gpus)
+        wanted = planned.step.room(gpus)
         fits = all(sum(h[i] for h in held) + wanted[i] <= (cpus, gpus)[i] for i in (0, 1) if wanted[i])
         if fits or not held:
             held.append(wanted)
             yield planned
 
 
-def _title(planned: Planned) -> str:
-    return f"{planned.name} (seed {planned.seed})"
-
-
-def do(planned: Planned, cluster: Cluster, log: StepLog, progress: ProgressLines, work: Work | None = None) -> None:
-    """Execute one step, by ``work`` where it is given, and write its manifest."""
+def do(planned: Planned, cluster: Cluster, log: StepLog, progress: ProgressLines, driver: Driver | None = None) -> None:
+    """Execute one step, by ``driver`` where one is given, and write its manifest."""
     started = time.monotonic()
     key = planned.id
     run = log.started(planned)
     try:
         _write_inputs(planned)
-        with _watching(planned, run, log, progress, cluster):
-            metrics = (work or WORK[type(planned.step)])(planned, cluster)
+        with StepWatch(planned, run, log, progress, cluster):
+            metrics = (driver or DRIVERS[type(planned.step)])(planned, cluster)
         seconds = time.monotonic() - started
         planned.folder.insist("metrics.json", json.dumps(metrics).encode())
         for record in _quarantine(planned)[len(planned.index.bad) :]:
-            progress.say(f"{_title(planned)}: left out: {record.location}: {record.reason}")
+            progress.say(f"{planned.title}: left out: {record.location}: {record.reason}")
         cost = costs.total(planned.folder)
         manifest = manifest_of(planned, seconds, run, cost)
         log.finished(run, planned, metrics, costs.as_metrics(cost))
         planned.folder.insist(MANIFEST, json.dumps(manifest, indent=1).encode())
-        progress.say(f"{_title(planned)}: {duration(seconds)}   {_brief(planned, metrics)}")
+        progress.say(f"{planned.title}: {duration(seconds)}   {_brief(planned, metrics)}")
     except BaseException as error:
         log.failed(run, error, interrupted=cluster.aborted.is_set())
         raise
@@ -154,46 +143,3 @@ def _quarantine(planned: Planned) -> list[BadRecord]:
     if bad:
         write_table(planned.folder, "quarantine.parquet", as_table(bad))
     return bad
-
-
-@contextlib.contextmanager
-def _watching(planned: Planned, run: str, log: StepLog, progress: ProgressLines, cluster: Cluster) -> Iterator[None]:
-    """Follow the step's progress.json: the line on the terminal, each epoch to MLflow as it comes, what it costs."""
-    ended, told = threading.Event(), [""]
-    meter = costs.Meter(planned.folder, getattr(planned.step, "scale", None))
-    held: tuple[float, float] = (0.0, 0.0)
-
-    def look() -> tuple[float, float]:
-        try:
-            seen = planned.folder.read_json("progress.json", dict, current=True)
-        except FileNotFoundError:
-            progress.show(planned.id, None)
-            return 0.0, 0.0  # until the first word of its workers a step waits for room, and holds nothing
-        progress.show(planned.id, f"{_title(planned)}: {seen['text']}")
-        if bool(trouble := seen.get("trouble", "")) != bool(told[-1]):  # once, whichever checkpoint it is
-            told.append(trouble)
-            progress.say(f"{_title(planned)}: {trouble or 'Checkpoints are stored again.'}")
-        log.epochs(run, planned, seen.get("history", []))
-        cpus, gpus = needs(planned.step, cluster.gpus(), seen.get("workers"))
-        return seen.get("cpus", cpus), seen.get("gpus", gpus)
-
-    def watch() -> None:
-        nonlocal held
-        while not ended.wait(POLL_S):
-            # A storage may fail now and then: the next one will do.
-            with contextlib.suppress(OSError, DataError):
-                held = look()
-            meter.read(*held)
-
-    planned.folder.delete("progress.json")
-    watcher = threading.Thread(target=watch, name="watch", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-        with contextlib.suppress(OSError, DataError):
-            held = look()
-        meter.read(*held)
-        meter.keep()

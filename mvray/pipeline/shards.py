@@ -30,7 +30,7 @@ from mvray.data import (
     write_table,
 )
 from mvray.errors import DataError
-from mvray.experiment import Facts, Frame, FrameGenerator, Generate, Generator
+from mvray.experiment import Facts, Frame, FrameGenerator, Generate, Generator, Packed
 from mvray.pipeline.plan import Planned
 from mvray.storage import Storage
 from mvray.training import gpu_use, load_method
@@ -41,10 +41,6 @@ SHARD_ROWS = 256
 
 SAMPLES = b"samples"
 """A shard's own metadata: how many samples its rows are of."""
-
-
-BATCH_SIZE = 64
-"""For generators that name no batch_size of their own."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +71,17 @@ def work_of(planned: Planned) -> Work:
         weights=of.folder.uri if of else None,
         facts=of.facts if of else None,
         columns=tuple(planned.inputs[made.name].folder.uri for made in step.data.columns),
-        shards=shards_of(planned.rows()["frames"].to_numpy(), getattr(step.generator, "every", None)),
+        shards=shards_of(planned.rows()["frames"].to_numpy(), step.generator.frame_step),
     )
 
 
 class Maker:
     """Makes shards; one in each actor. ``missing`` are the shards that Ray Data counts through."""
 
-    def __init__(self, work: Work, missing: list[int]) -> None:
+    def __init__(self, work: Work | Packed, missing: list[int]) -> None:
+        if isinstance(work, Packed):
+            work = work.open()
+            assert isinstance(work, Work)
         self._work, self._missing = work, missing
         self._folder = Storage(work.folder)
         node_cache.begin(work.step.scale.cache_gb)
@@ -159,7 +158,7 @@ class Maker:
 
         step = self._work.step
         samples = dataset(step.data, rows, self._columns, seed=self._work.seed)
-        size = getattr(step.generator, "batch_size", BATCH_SIZE)
+        size = step.generator.samples_per_batch
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tables: list[pa.Table] = []
         order, pin = sampler.in_order(len(rows), size), device.type == "cuda"

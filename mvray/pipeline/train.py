@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from mvray.errors import Interrupted, MvrayError, StepFailed
+from mvray.cluster import Cluster, WorkerGroup
+from mvray.errors import Interrupted, StepFailed
 from mvray.experiment import Train
+from mvray.pipeline.failures import raise_own
 from mvray.pipeline.plan import Planned
 from mvray.storage import Storage
-
-if TYPE_CHECKING:
-    from mvray.cluster import Cluster, WorkerGroup
-    from mvray.training import Task, Watched
+from mvray.training import Local, StepProgress, Task, Watched, train
 
 RETRIES = 5
 """How often a Train step is started again after its workers or its controller were lost without progress."""
 
 
-BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError)
-"""What a mistake in a method raises."""
-
-
 def task_of(planned: Planned, epochs_before: int) -> Task:
     """The task of a Train step, whose index.parquet must be in its folder."""
-    from mvray.training import Task
-
     step = planned.step
     assert isinstance(step, Train)
     start = planned.inputs[step.start_from.name] if step.start_from else None
@@ -64,8 +56,6 @@ def run(
         task = replace(task_of(planned, before), watched=watched)
         planned.folder.write("attempt", task.attempt.encode())
         if cluster.workers == 0:
-            from mvray.training import Local, train
-
             train(task, Local(stopping))
         else:
             _fit_with_retries(planned, task, cluster, stopping)
@@ -109,42 +99,12 @@ def _progress(folder: Storage) -> list[str]:
     return [entry.path for entry in folder.list("checkpoints")]
 
 
-def raise_own(error: BaseException, planned: Planned) -> None:
-    """Raise what a worker's own code raised, out of Ray's ``error``: starting again would not help.
-
-    A RuntimeError or OSError is what ranks see whose peer was lost, so nothing is raised for those.
-    """
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, MvrayError):
-            # Ray's copy of it also is a RayTaskError, whose text is the whole traceback.
-            raise getattr(cause, "cause", cause) from error
-    for cause in causes:
-        if isinstance(cause, BUGS):
-            planned.folder.write("error.txt", str(error).encode())
-            own = getattr(cause, "cause", cause)
-            raise StepFailed(
-                f"Step {planned.name!r} ended with {type(own).__name__}: {own}. The "
-                f"traceback is in {planned.folder.uri}/error.txt; --workers 0 runs the step in this process."
-            ) from error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """``error``, what it was raised from, and what the workers of a Ray Train run raised."""
-    if error is None:
-        return
-    yield error
-    for failure in getattr(error, "worker_failures", {}).values():
-        yield from _causes(getattr(failure, "_base_exc", None) or failure)
-    yield from _causes(error.__cause__ or getattr(error, "cause", None))
-
-
 def _fit(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], bool]) -> None:
     """Train on a worker group that waits, or on a new one."""
     scale = task.step.scale
 
     def taken() -> WorkerGroup | None:
-        planned.folder.delete("progress.json")  # what its last workers said is over
+        StepProgress.clear(planned.folder)  # what its last workers said is over
         return cluster.groups.take(scale, cluster.gpus(), planned.name, stopping)
 
     while group := taken():

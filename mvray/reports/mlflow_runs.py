@@ -9,8 +9,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from mvray.experiment import UNSEEN, Measure, Train, flat, shipped
-from mvray.pipeline import Plan, Planned
+from mvray.experiment import UNSEEN, flat, kind_of, shipped
+from mvray.metrics import confusion
+from mvray.pipeline import Plan, Planned, joined
+from mvray.reports import figures
 from mvray.storage import Storage
 from mvray.tracking import REUSED, STEP_ID, Tracker, loopback, without_password
 
@@ -85,7 +87,7 @@ class RunLog:
 
     def started(self, planned: Planned) -> str:
         """Open the step's run; returns its handle."""
-        tags = {STEP_ID: planned.id, "mvray.kind": type(planned.step).__name__, "mvray.path": planned.folder.uri}
+        tags = {STEP_ID: planned.id, "mvray.kind": planned.step.kind.capitalize(), "mvray.path": planned.folder.uri}
         tags |= {f"mvray.input.{name}": other.id for name, other in planned.inputs.items()}
         params = {"seed": planned.seed, **flat(planned.step)}
         run = self._tracker.start_run(_title(planned), self.job, tags, params)
@@ -125,7 +127,8 @@ class RunLog:
     def reused(self, planned: Planned) -> None:
         """A step that was finished before: a run that links to the one that made it."""
         manifest = planned.manifest()
-        tags = {STEP_ID: planned.id, REUSED: "true", "mvray.kind": manifest["kind"], "mvray.path": planned.folder.uri}
+        tags = {STEP_ID: planned.id, REUSED: "true", "mvray.kind": planned.step.kind.capitalize()}
+        tags["mvray.path"] = planned.folder.uri
         tags |= {f"mvray.input.{name}": id_ for name, id_ in manifest["inputs"].items()}
         run = self._tracker.start_run(_title(planned), self.job, tags, {"seed": planned.seed})
         self._tracker.end_run(run)
@@ -137,7 +140,7 @@ class RunLog:
 
     def finished(self, run: str, planned: Planned, metrics: Mapping[str, float], costs: Mapping[str, float]) -> None:
         """Close the step's run with its numbers, what it has cost, and its pictures."""
-        if isinstance(planned.step, Train):
+        if planned.step.curves:
             self.epochs(run, planned, planned.history())
         self._tracker.metrics(run, {**{f"result/{k}": v for k, v in metrics.items()}, **costs}, 0)
         if planned.folder.exists("quarantine.parquet"):
@@ -170,32 +173,24 @@ class RunLog:
         for split in pc.unique(rows["split"]).to_pylist():
             facts[split] = pc.sum(pc.equal(rows["split"], split)).as_py()
         source = planned.data.source
-        name = f"{type(source).__name__}:{Path(source.root).name}"
-        context = "training" if isinstance(planned.step, Train) else ", ".join(planned.data.splits) or "all"
-        self._tracker.data(run, name, planned.fingerprint, source.root, context, facts)
+        name = f"{kind_of(type(source))}:{Path(source.root).name}"
+        self._tracker.data(run, name, planned.fingerprint, source.root, planned.step.context, facts)
 
     def _figures(self, planned: Planned) -> dict[str, bytes]:
-        from mvray.reports import figures
+        curves = self._curves(planned) if planned.step.curves else {}
+        return curves | (self._confusions(planned) if planned.step.confusion else {})
 
-        if isinstance(planned.step, Train):
-            history = planned.history()
-            found = {}
-            for stem in sorted({key.rpartition("/")[2] for row in history for key in row if "/" in key}):
-                lines = {
-                    key.partition("/")[0]: [(row["epoch"], row[key]) for row in history if key in row]
-                    for key in sorted({key for row in history for key in row if key.endswith(f"/{stem}")})
-                }
-                found[f"curves/{stem}.png"] = figures.curves(lines, f"{planned.name}, seed {planned.seed}", stem)
-            return found
-        if isinstance(planned.step, Measure):
-            return self._confusions(planned)
-        return {}
+    def _curves(self, planned: Planned) -> dict[str, bytes]:
+        history, drawn = planned.history(), {}
+        for stem in sorted({key.rpartition("/")[2] for row in history for key in row if "/" in key}):
+            lines = {
+                key.partition("/")[0]: [(row["epoch"], row[key]) for row in history if key in row]
+                for key in sorted({key for row in history for key in row if key.endswith(f"/{stem}")})
+            }
+            drawn[f"curves/{stem}.png"] = figures.curves(lines, f"{planned.name}, seed {planned.seed}", stem)
+        return drawn
 
     def _confusions(self, planned: Planned) -> dict[str, bytes]:
-        from mvray.metrics import confusion
-        from mvray.pipeline import joined
-        from mvray.reports import figures
-
         table = joined(planned)
         if "predicted" not in table.column_names:
             return {}

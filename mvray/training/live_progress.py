@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 import socket
@@ -12,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mvray.tracking import duration, load
+from mvray.training.progress import StepProgress
 from mvray.training.ranks import gathered
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ GPU_EVERY_S = 10.0
 NODES_NAMED = 3
 
 
-class Board:
+class LiveProgress:
     """Where rank 0 says how far it is (progress.json), now and then; the driver reads it.
 
     With ``checkpoints``, it also says what is wrong with those. What cannot be written is left out.
@@ -64,8 +64,8 @@ class Board:
         trouble = f"{kept.damage} {kept.trouble}".strip() if kept else ""
         world = self._here.world
         gpus = world if self._gpus else 0
-        said = {"text": text, "history": history, "trouble": trouble, "workers": world, "gpus": gpus}
-        if not self._folder.try_write("progress.json", json.dumps(said).encode()) and trouble and not self._warned:
+        progress = StepProgress(text, world, gpus=gpus, history=tuple(history), trouble=trouble)
+        if not progress.write(self._folder) and trouble and not self._warned:
             self._warned = True
             log.warning(trouble)  # the driver cannot be told
 

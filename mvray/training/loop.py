@@ -25,7 +25,7 @@ from mvray.storage import Storage
 from mvray.training.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.training.coordination import Agreement
 from mvray.training.environment import placed
-from mvray.training.live_progress import Board
+from mvray.training.live_progress import LiveProgress
 from mvray.training.optim import lr_factor, optimiser, precision
 from mvray.training.ranks import gathered
 from mvray.training.samples import Samples
@@ -46,7 +46,7 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     folder = Storage(task.folder)
     parts, state = _parts(task, here, folder), State()
     resume(parts, state, here)
-    parts.board.show(state.epoch, state.position, parts.samples.batches, 0.0, state.history, now=True)
+    parts.progress.show(state.epoch, state.position, parts.samples.batches, 0.0, state.history, now=True)
     going = all(here.report(task, row) for row in state.history)
     while going and not state.finished:
         going = _epoch(task, parts, state, here) and _end_epoch(task, parts, state, here)
@@ -80,9 +80,9 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
         call = torch.compile(call)
     optimisers = {phase: optimiser(optim, method, phase) for phase in method.phases}
     samples = Samples(task, here)
-    board = Board(folder, here, task.epochs)
+    progress = LiveProgress(folder, here, task.epochs)
     checkpoints = Checkpoints(folder, task.attempt)
-    return Parts(method, call, optimisers, samples, checkpoints, board, Agreement(scale, here), {})
+    return Parts(method, call, optimisers, samples, checkpoints, progress, Agreement(scale, here), {})
 
 
 def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
@@ -95,7 +95,7 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
     sums: dict[str, Tensor] = {}
     bad_step = torch.full((), -1, device=here.device)
     started_at = time.monotonic()
-    parts.board.before_s = started_at - began_at if first == 0 else None
+    parts.progress.before_s = started_at - began_at if first == 0 else None
     parts.method.train()
     with contextlib.closing(samples.train_batches(state.epoch, state.position, parts.values)) as batches:
         for batch in batches:
@@ -109,7 +109,7 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
             if state.position == samples.batches:
                 break
             rate = (state.position - first) / (time.monotonic() - started_at)
-            parts.board.show(state.epoch, state.position, samples.batches, rate, state.history)
+            parts.progress.show(state.epoch, state.position, samples.batches, rate, state.history)
             stop, due = parts.agreement.reached(state.position)
             if stop or due:
                 _check_finite(bad_step, state, losses, here)
@@ -184,8 +184,8 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> boo
     save(parts, state, here)
     parts.agreement.saved()
     rate = metrics["samples_per_s"] / parts.samples.batch_size
-    parts.board.after_s = time.monotonic() - began_at
-    parts.board.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
+    parts.progress.after_s = time.monotonic() - began_at
+    parts.progress.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
     return here.report(task, metrics)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mvray.training.checkpoint import Checkpoints
     from mvray.training.coordination import Agreement
     from mvray.training.environment import Environment
-    from mvray.training.live_progress import Board
+    from mvray.training.live_progress import LiveProgress
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Parts:
     optimisers: dict[str, torch.optim.Optimizer]
     samples: Samples
     checkpoints: Checkpoints
-    board: Board
+    progress: LiveProgress
     agreement: Agreement
     values: Mapping[str, Tensor]
     """What Method.before_epoch gave for the running epoch."""
@@ -112,7 +112,7 @@ def save(parts: Parts, state: State, here: Environment) -> None:
     cuda = torch.cuda.get_rng_state(here.device) if here.device.type == "cuda" else None
     ranks = gathered({"cpu": torch.get_rng_state(), "cuda": cuda, "sums": state.sums}, here)
     if here.rank == 0:
-        parts.board.checkpoints = parts.checkpoints
+        parts.progress.checkpoints = parts.checkpoints
         rest = {
             "state": asdict(state),
             "ranks": ranks,
@@ -128,7 +128,7 @@ def resume(parts: Parts, state: State, here: Environment) -> None:
     if found is None:
         return
     weights, rest = found
-    parts.board.checkpoints = parts.checkpoints
+    parts.progress.checkpoints = parts.checkpoints
     parts.method.load_state_dict(weights)
     for phase, optimiser in parts.optimisers.items():
         optimiser.load_state_dict(rest["optimisers"][phase])

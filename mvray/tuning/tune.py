@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from mvray.cluster import HEADROOM_CPUS, NODE_ID, Cluster, needs
+from mvray.cluster import HEADROOM_CPUS, NODE_ID, Cluster, Scoreboard
 from mvray.errors import (
     ClusterError,
     DataError,
@@ -36,6 +36,7 @@ from mvray.experiment import Train
 from mvray.pipeline import Planned, SearchLog, do, train
 from mvray.storage import retry
 from mvray.tracking import Progress, duration
+from mvray.training import StepProgress, Watched
 from mvray.tuning.study import FAILED, FINISHED, RUNNING, STOPPED, Study, Trial, at_epoch, brief
 
 ROOM_EVERY_S = 5.0
@@ -54,8 +55,6 @@ class Trials:
         self, study: Study, cluster: Cluster, log: SearchLog, progress: Progress, wanted: int, concurrent: int | None
     ) -> None:
         import ray
-
-        from mvray.cluster import Scoreboard
 
         self._study, self._cluster, self._log, self._progress = study, cluster, log, progress
         self.epochs = _epochs(study)
@@ -180,8 +179,6 @@ class Trials:
     def _do(self, trial: Trial, planned: Planned, stop: threading.Event) -> None:
         import ray
 
-        from mvray.training import Watched
-
         if planned.finished:
             rows = planned.history()
             ray.get(self._scores.told.remote(trial.number, rows))
@@ -281,8 +278,8 @@ class _TrialLog:
     def failed(self, run: str, error: BaseException, interrupted: bool) -> None:
         if self._planned is not None:
             with contextlib.suppress(OSError, DataError):  # none was told before it failed
-                told = self._planned.folder.read_json("progress.json", dict, current=True)
-                self._log.epochs(run, self._planned, told["history"])
+                progress = StepProgress.read(self._planned.folder)
+                self._log.epochs(run, self._planned, list(progress.history))
         if not isinstance(error, Interrupted) or self._cluster.aborted.is_set():
             self._log.failed(run, error, interrupted)
             return
@@ -315,13 +312,13 @@ class _TrialLine:
 def room(base: Planned, cluster: Cluster) -> int:
     """How many trials of the step ``base`` the cluster has, or its autoscaler makes, room for at once; at least one."""
     cpus, gpus = cluster.room()
-    each_cpus, each_gpus = needs(base.step, gpus)
+    each_cpus, each_gpus = base.step.room(gpus)
     fits = [(cpus - HEADROOM_CPUS * cluster.is_local) / each_cpus]
     fits += [gpus / each_gpus] if each_gpus else []
     return max(1, int(min(*fits, MOST_AT_ONCE) + 1e-9))
 
 
-def search(
+def tune_study(
     study: Study, cluster: Cluster, log: SearchLog, progress: Progress, wanted: int, concurrent: int | None
 ) -> None:
     """Train trials until there are ``wanted``, as many at once as fit, at most ``concurrent``.

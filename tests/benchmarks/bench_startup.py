@@ -50,7 +50,7 @@ def rank(job_file: Path, data: str, storage: str, settings: list[str]) -> None:
     """One rank under torchrun: plan the job as `mvray run` does and train its first step."""
     import torch
 
-    from mvray.cli.jobs import load_job
+    from mvray.api import load_job
     from mvray.pipeline.plan import make
     from mvray.pipeline.run import _write_inputs
     from mvray.pipeline.train import task_of

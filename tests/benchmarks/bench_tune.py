@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from test_tune import JOB, Lines, job_of, searched
 
-from mvray.cli.jobs import load_job
+from mvray.api import load_job
 from mvray.cluster.session import Cluster
 from mvray.experiment.overrides import replaced
 from mvray.pipeline import plan
@@ -62,7 +62,7 @@ def main() -> None:
     place = Path(tempfile.mkdtemp(prefix="bench-tune-"))
     data = pictures(place / "data")
     cluster = Cluster(Storage(str(place / "runs")))
-    cluster.start(load_job(JOB, False, None, []))
+    cluster.start(load_job(JOB, False, None))
     cluster.ready()
     job = job_of(data, scheduler="none", sampler="random")
     made = plan.make(replace(job, steps=(job.steps[0].start_from,)), Storage(str(place / "tuned")))  # type: ignore[attr-defined]

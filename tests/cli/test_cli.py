@@ -407,8 +407,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "no such score": (
         ["run", "JOB", "--set", "plain.select=f1"],
-        "plain.select is 'f1'; mvray.methods.classifier scores accuracy, accuracy_per_class_mean, loss; 'last' "
-        "takes the last epoch.",
+        "plain.select is 'f1'; classifier scores accuracy, accuracy_per_class_mean, loss; 'last' takes the last epoch.",
     ),
     "unknown step": (["run", "JOB", "--set", "maskd.method.x=1"], "is named 'maskd' (did you mean 'masked'?)"),
     "unknown setting": (["run", "JOB", "--set", "pictures.hight=3"], "Pictures has no setting 'hight'"),

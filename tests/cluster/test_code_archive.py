@@ -42,7 +42,7 @@ def job(tiny=False):
 def repository(tmp_path: Path) -> Path:
     root = tmp_path / "work"
     (root / "jobs").mkdir(parents=True)
-    (root / "jobs" / "toys.py").write_text(JOB)
+    (root / "jobs" / "own.py").write_text(JOB)
     (root / "old.py").write_text("")
     (root / ".gitignore").write_text("ignored.txt\n")
     git(root, "init", "--quiet")
@@ -52,26 +52,26 @@ def repository(tmp_path: Path) -> Path:
 
 
 def content(root: Path, out: Path) -> dict[str, bytes]:
-    pack(root / "jobs" / "toys.py").write(out)
+    pack(root / "jobs" / "own.py").write(out)
     with zipfile.ZipFile(out) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 def test_what_git_tracks_is_sent_as_it_lies_there(repository: Path, tmp_path: Path) -> None:
     head = git(repository, "rev-parse", "HEAD")
-    assert pack(repository / "jobs/toys.py").note["commit"] == head
-    (repository / "jobs" / "toys.py").write_text(JOB + "# changed\n")
+    assert pack(repository / "jobs/own.py").note["commit"] == head
+    (repository / "jobs" / "own.py").write_text(JOB + "# changed\n")
     (repository / "old.py").unlink()
     (repository / "ignored.txt").write_text("ignored")
     (repository / "secret.txt").write_text("a password")
     (repository / "new file.py").write_text("added")
     git(repository, "add", "new file.py")
     sent = content(repository, tmp_path / "code.zip")
-    assert set(sent) == {".gitignore", "jobs/toys.py", "new file.py", NOTE}
-    assert sent["jobs/toys.py"].endswith(b"# changed\n")
+    assert set(sent) == {".gitignore", "jobs/own.py", "new file.py", NOTE}
+    assert sent["jobs/own.py"].endswith(b"# changed\n")
     assert json.loads(sent[NOTE])["commit"] == f"{head}+"
-    shipment = pack(repository / "jobs/toys.py")
-    assert shipment.job == "jobs/toys.py"
+    shipment = pack(repository / "jobs/own.py")
+    assert shipment.job == "jobs/own.py"
     assert shipment.left == ("secret.txt",)
     first = (tmp_path / "code.zip").read_bytes()
     content(repository, tmp_path / "code.zip")
@@ -79,7 +79,7 @@ def test_what_git_tracks_is_sent_as_it_lies_there(repository: Path, tmp_path: Pa
 
 
 def test_the_commit_is_known_where_there_is_no_git(repository: Path, tmp_path: Path) -> None:
-    pack(repository / "jobs/toys.py").write(tmp_path / "code.zip")
+    pack(repository / "jobs/own.py").write(tmp_path / "code.zip")
     with zipfile.ZipFile(tmp_path / "code.zip") as archive:
         archive.extractall(tmp_path / "there")
     assert git_commit(tmp_path / "there") == git(repository, "rev-parse", "HEAD") == git_commit(repository)
@@ -93,7 +93,7 @@ def test_what_waits_for_mlflow_outlives_the_folder_of_sent_code(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(repository)
     assert spool_folder(Storage("s3://bucket/runs")) == repository / "runs/.spool"
-    pack(repository / "jobs/toys.py").write(tmp_path / "code.zip")
+    pack(repository / "jobs/own.py").write(tmp_path / "code.zip")
     with zipfile.ZipFile(tmp_path / "code.zip") as archive:
         archive.extractall(tmp_path / "there")
     monkeypatch.chdir(tmp_path / "there")
@@ -106,7 +106,7 @@ def test_too_much_code_is_refused_with_the_biggest_files(repository: Path) -> No
     (repository / "data.bin").write_bytes(bytes(3 << 20))
     git(repository, "add", "data.bin")
     with pytest.raises(SettingError, match=r"3\.0 MiB; expected at most 2 MiB.*The biggest: data.bin \(3.0 MiB\), "):
-        pack(repository / "jobs/toys.py", limit_mib=2)
+        pack(repository / "jobs/own.py", limit_mib=2)
 
 
 def test_what_git_does_not_know_is_refused(repository: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_what_git_does_not_know_is_refused(repository: Path, tmp_path: Path) -> 
     (repository / "link").symlink_to("/etc/hostname")
     git(repository, "add", "link")
     with pytest.raises(SettingError, match=r"link is a link to /etc/hostname, outside of"):
-        pack(repository / "jobs/toys.py")
+        pack(repository / "jobs/own.py")
 
 
 def test_a_link_to_a_folder_is_sent_as_the_files_in_it(repository: Path, tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ def test_a_link_to_a_folder_is_sent_as_the_files_in_it(repository: Path, tmp_pat
     sent = content(repository, tmp_path / "code.zip")
     files = ("a.py", "deep/b.py", "also.py")
     expected = {f"{folder}/{name}" for folder in ("lib", "jobs/lib", "again") for name in files}
-    assert set(sent) == {".gitignore", "jobs/toys.py", "old.py", "library.py", NOTE, *expected}
+    assert set(sent) == {".gitignore", "jobs/own.py", "old.py", "library.py", NOTE, *expected}
     assert sent["jobs/lib/deep/b.py"] == sent["lib/deep/b.py"] == b"# deep/b.py\n"
     assert sent["jobs/lib/also.py"] == b"# a.py\n"
-    assert pack(repository / "jobs/toys.py").bytes == sum(len(sent[name]) for name in set(sent) - {NOTE})
+    assert pack(repository / "jobs/own.py").bytes == sum(len(sent[name]) for name in set(sent) - {NOTE})
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,10 @@ def test_links_that_cannot_be_sent_are_refused(repository: Path, target: str, sa
     (repository / "jobs" / "link").symlink_to(target)
     git(repository, "add", ".")
     with pytest.raises(SettingError, match=said):
-        pack(repository / "jobs/toys.py")
+        pack(repository / "jobs/own.py")
     (repository / "jobs" / "link").unlink()  # a link that was deleted stays here, as a file does
-    files = (".gitignore", "jobs/toys.py", "old.py", "other/inner/a.py", "plain/a.py")
-    assert pack(repository / "jobs/toys.py").files == files
+    files = (".gitignore", "jobs/own.py", "old.py", "other/inner/a.py", "plain/a.py")
+    assert pack(repository / "jobs/own.py").files == files
 
 
 def test_a_submodule_is_sent_where_it_is_checked_out(repository: Path, tmp_path: Path) -> None:
@@ -184,25 +184,25 @@ def test_a_submodule_is_sent_where_it_is_checked_out(repository: Path, tmp_path:
     git(repository, "commit", "--quiet", "-m", "second")
     refused = r"The submodule {} is not checked out \(it has no \.git\); .*: git submodule update --init --recursive"
     with pytest.raises(SettingError, match=refused.format("theirs/inner")):
-        pack(repository / "jobs/toys.py")
+        pack(repository / "jobs/own.py")
     git(repository, *allowed, "submodule", "--quiet", "update", "--init", "--recursive")
-    own = {".gitignore", ".gitmodules", "jobs/toys.py", "old.py"}
+    own = {".gitignore", ".gitmodules", "jobs/own.py", "old.py"}
     whole = {*own, "theirs/.gitmodules", "theirs/theirs.py", "theirs/inner/deep.py"}
-    assert set(pack(repository / "jobs/toys.py").files) == whole
+    assert set(pack(repository / "jobs/own.py").files) == whole
     git(tmp_path, "clone", "--quiet", str(repository), "cloned")
     for words in (("status",), ("submodule", "--quiet", "init")):  # git does not list it in the second case
         git(tmp_path / "cloned", *words)
         with pytest.raises(SettingError, match=refused.format("theirs")):
-            pack(tmp_path / "cloned/jobs/toys.py")
+            pack(tmp_path / "cloned/jobs/own.py")
     (tmp_path / "cloned" / "theirs").rmdir()  # deleted, as a file may be
-    assert set(pack(tmp_path / "cloned/jobs/toys.py").files) == own
+    assert set(pack(tmp_path / "cloned/jobs/own.py").files) == own
 
 
 def test_changed_code_is_not_said_to_be_the_commit(repository: Path) -> None:
     head = git(repository, "rev-parse", "HEAD")[:12]
-    assert sending(pack(repository / "jobs/toys.py")) == f"Sending 3 files, 0.0 MiB, of commit {head} ..."
+    assert sending(pack(repository / "jobs/own.py")) == f"Sending 3 files, 0.0 MiB, of commit {head} ..."
     (repository / "old.py").write_text("# changed\n")
-    assert sending(pack(repository / "jobs/toys.py")) == f"Sending 3 files, 0.0 MiB, of commit {head} with changes ..."
+    assert sending(pack(repository / "jobs/own.py")) == f"Sending 3 files, 0.0 MiB, of commit {head} with changes ..."
 
 
 def test_who_has_no_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,16 +298,16 @@ def test_the_head_runs_what_was_asked_for() -> None:
 )
 def test_mistakes_are_found_before_anything_is_sent(repository: Path, options: str, said: str) -> None:
     """By the functions that `mvray run` and `mvray tune` have; nobody listens at the address."""
-    (repository / "jobs" / "toys.py").write_text(SEARCHED)
+    (repository / "jobs" / "own.py").write_text(SEARCHED)
     words = options.split()
-    found = mvray("submit", repository / "jobs/toys.py", "--storage", "/s", "--address", "http://127.0.0.1:1", *words)
+    found = mvray("submit", repository / "jobs/own.py", "--storage", "/s", "--address", "http://127.0.0.1:1", *words)
     assert (found.code, found.err.count("\n")) == (2, 1)
     assert found.err.startswith(f"mvray: {said}")
 
 
 def test_a_job_without_a_search_is_not_sent_to_be_searched(repository: Path) -> None:
-    (repository / "jobs" / "toys.py").write_text(SEARCHED.replace(", search=search)", ")"))
-    found = mvray("submit", repository / "jobs/toys.py", "--storage", "/s", "--address", "http://127.0.0.1:1", "--tune")
+    (repository / "jobs" / "own.py").write_text(SEARCHED.replace(", search=search)", ")"))
+    found = mvray("submit", repository / "jobs/own.py", "--storage", "/s", "--address", "http://127.0.0.1:1", "--tune")
     assert found.err.startswith("mvray: The job 'toys' has no search; give it one")
 
 
@@ -419,7 +419,7 @@ def test_nobody_at_the_address(repository: Path, monkeypatch: pytest.MonkeyPatch
         assert (said.code, said.err.count("\n")) == (2, 1)
         at = arguments[-1] if "--address" in arguments else "http://127.0.0.1:1"
         assert said.err.startswith(f"mvray: Nobody answers at {at} (Connection refused); expected the ")
-    said = mvray("submit", repository / "jobs/toys.py", "--storage", "/shared/runs")
+    said = mvray("submit", repository / "jobs/own.py", "--storage", "/shared/runs")
     assert said.code == 2
     assert "Nobody answers" in said.err
     with pytest.raises(ClusterError, match="Found the address 'http://h:port'"):

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from mvray.cluster.session import needs
 from mvray.data.readers.folder import Folder
 from mvray.errors import SettingError
 from mvray.experiment.steps import Data, Generate, Measure, Scale, Train
@@ -20,19 +19,19 @@ LOOK = Generate("look", gradcam.Config(of=TRAIN), Data(Folder()), SCALE)
 
 
 def test_training_takes_whole_gpus_and_actors_may_share_them() -> None:
-    assert needs(TRAIN, gpus=8) == (8, 4)
-    assert needs(LOOK, gpus=8) == (8, 1)
-    assert needs(replace(LOOK, scale=replace(SCALE, gpus_per_actor=0)), gpus=8) == (8, 0)
-    assert needs(LOOK, gpus=0) == needs(TRAIN, gpus=0) == (8, 0)
-    assert needs(LOOK, gpus=8, workers=2) == (4, 0.5)
-    assert needs(LOOK, gpus=8, workers=0) == (0, 0)
-    assert needs(Measure("score", Data(Folder()), ()), gpus=8) == (0, 0)
+    assert TRAIN.room(gpus=8) == (8, 4)
+    assert LOOK.room(gpus=8) == (8, 1)
+    assert replace(LOOK, scale=replace(SCALE, gpus_per_actor=0)).room(gpus=8) == (8, 0)
+    assert LOOK.room(gpus=0) == TRAIN.room(gpus=0) == (8, 0)
+    assert LOOK.room(gpus=8, workers=2) == (4, 0.5)
+    assert LOOK.room(gpus=8, workers=0) == (0, 0)
+    assert Measure("score", Data(Folder()), ()).room(gpus=8) == (0, 0)
 
 
 def test_masks_from_files_ask_for_no_gpu() -> None:
     found = instance_masks.Config(files.Config())
-    assert needs(replace(LOOK, generator=found), gpus=8) == (8, 0)
-    assert needs(replace(LOOK, generator=replace(found, segmenter=detectron2.Config())), gpus=8) == (8, 1)
+    assert replace(LOOK, generator=found).room(gpus=8) == (8, 0)
+    assert replace(LOOK, generator=replace(found, segmenter=detectron2.Config())).room(gpus=8) == (8, 1)
 
 
 def test_a_negative_share_is_refused() -> None:

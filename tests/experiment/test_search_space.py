@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mvray import Job
-from mvray.cli.jobs import load_job
+from mvray.api import load_job
 from mvray.errors import DataError, SettingError
 from mvray.experiment.overrides import replaced
 from mvray.experiment.search_space import Choice, Integers, LogUniform, Search, Uniform, set_line
@@ -195,13 +195,13 @@ def test_explored_settings_are_near_or_drawn_anew() -> None:
 @pytest.mark.parametrize("file", ["arcface", "deepcluster", "gradcam_masking", "object_abn", "object_abn_segmented"])
 @pytest.mark.parametrize("tiny", [True, False])
 def test_every_search_of_a_job_fits_it(file: str, tiny: bool) -> None:
-    search, step = study.check(load_job(JOBS / f"{file}.py", tiny, None, []))
+    search, step = study.check(load_job(JOBS / f"{file}.py", tiny, None))
     assert search.step == step.name
     assert search.grace < step.optim.epochs
 
 
 def gradcam(**changes: Any) -> Job:
-    job = load_job(JOBS / "gradcam_masking.py", True, None, [])
+    job = load_job(JOBS / "gradcam_masking.py", True, None)
     assert job.search is not None
     return replace(job, search=replace(job.search, **changes))
 
@@ -268,7 +268,7 @@ def test_the_best_settings_can_be_typed() -> None:
 
 
 def test_a_study_that_is_damaged_is_named(drawings: Path, tmp_path: Path) -> None:
-    job = load_job(Path(__file__).parents[1] / "searched.py", False, str(drawings), [])
+    job = load_job(Path(__file__).parents[1] / "searched.py", False, str(drawings))
     base = plan.make(job, Storage(str(tmp_path))).of(job.steps[0], 0)
     made = study.Study(job, base)
     made.save()

@@ -114,7 +114,8 @@ def test_a_frame_takes_a_few_hundred_bytes() -> None:
 def test_settings() -> None:
     config = instance_masks.Config(segmenter=files.Config(path="masks.json"), every=4, batch_size=3)
     assert config.reads == ("masks.json",)
-    assert config.of is None
+    assert config.looks_through is None
+    assert config.frame_step == 4
     generator = made(every=4, batch_size=3)
     assert (generator.every, generator.batch_size) == (4, 3)
     with pytest.raises(SettingError, match=r"generator.every is 0"):

@@ -52,13 +52,13 @@ def test_accuracy_counts_labelled_samples(answers: pa.Table) -> None:
     rows = [row for row in answers.to_pylist() if row["label"] >= 0]
     assert 0 < len(rows) < 200
     right = sum(row["label"] == row["predicted"] for row in rows)
-    assert classification.accuracy(answers, CLASSES) == {"accuracy": pytest.approx(right / len(rows))}
+    assert classification.Accuracy()(answers, CLASSES) == {"accuracy": pytest.approx(right / len(rows))}
 
 
 def test_top5(answers: pa.Table) -> None:
     rows = [row for row in answers.to_pylist() if row["label"] >= 0]
     right = sum(row["label"] in np.argsort(row["scores"])[-5:] for row in rows)
-    assert classification.top5(answers, CLASSES) == {"top5": pytest.approx(right / len(rows))}
+    assert classification.Top5()(answers, CLASSES) == {"top5": pytest.approx(right / len(rows))}
 
 
 def test_confusion_counts_rows_by_label_and_columns_by_prediction(answers: pa.Table) -> None:
@@ -71,9 +71,9 @@ def test_confusion_counts_rows_by_label_and_columns_by_prediction(answers: pa.Ta
 
 def test_a_number_without_samples_is_left_out(answers: pa.Table) -> None:
     unlabelled = answers.filter(pa.compute.less(answers["label"], 0))
-    assert classification.accuracy(unlabelled, CLASSES) == {}
-    assert classification.top5(unlabelled, CLASSES) == {}
-    assert classification.attention_inside(table_of(np.ones((3, 2, 2))), CLASSES) == {}
+    assert classification.Accuracy()(unlabelled, CLASSES) == {}
+    assert classification.Top5()(unlabelled, CLASSES) == {}
+    assert classification.AttentionInside()(table_of(np.ones((3, 2, 2))), CLASSES) == {}
 
 
 def slow_entropy_bits(values: list[float]) -> float:
@@ -88,20 +88,20 @@ def slow_entropy_bits(values: list[float]) -> float:
 def test_attention_entropy() -> None:
     maps = np.random.default_rng(1).random((5, 13, 11)).astype(np.float16) ** 3
     expected = np.mean([slow_entropy_bits(each.astype(float).ravel().tolist()) for each in maps])
-    found = classification.attention_entropy(table_of(maps), CLASSES)
+    found = classification.AttentionEntropy()(table_of(maps), CLASSES)
     assert found == {"attention_entropy_bits": pytest.approx(expected), "attention_flat": 0}
     assert 1 < expected < math.log2(10)
 
 
 def test_attention_entropy_is_largest_for_all_values_alike_often_and_least_for_one_peak() -> None:
     even = np.arange(100).reshape(1, 10, 10) / 99
-    assert classification.attention_entropy(table_of(even), CLASSES)["attention_entropy_bits"] == pytest.approx(
+    assert classification.AttentionEntropy()(table_of(even), CLASSES)["attention_entropy_bits"] == pytest.approx(
         math.log2(10)
     )
     peak = np.zeros((1, 10, 10))
     peak[0, 3, 4] = 1
     expected = -(0.99 * math.log2(0.99) + 0.01 * math.log2(0.01))
-    assert classification.attention_entropy(table_of(peak), CLASSES)["attention_entropy_bits"] == pytest.approx(
+    assert classification.AttentionEntropy()(table_of(peak), CLASSES)["attention_entropy_bits"] == pytest.approx(
         expected
     )
 
@@ -110,8 +110,8 @@ def test_flat_maps_have_no_entropy_and_are_counted() -> None:
     peak = np.zeros((1, 10, 10))
     peak[0, 0, 0] = 1
     both = np.concatenate((peak, np.full((3, 10, 10), 0.25)))
-    alone = classification.attention_entropy(table_of(peak), CLASSES)
-    assert classification.attention_entropy(table_of(both), CLASSES) == {**alone, "attention_flat": 0.75}
+    alone = classification.AttentionEntropy()(table_of(peak), CLASSES)
+    assert classification.AttentionEntropy()(table_of(both), CLASSES) == {**alone, "attention_flat": 0.75}
 
 
 def slow_coverage(boxes: list[dict[str, Any]], size: tuple[int, int], shape: tuple[int, int], fine: int) -> np.ndarray:
@@ -155,7 +155,7 @@ def test_attention_inside() -> None:
     maps[3] = 0
     face = [box("face", 4, 8, 12, 16)]
     regions = [[*BOXES, box("frame", 0, 0, 40, 60)], [*face, *BOXES[:1]], [], [*BOXES, *face]]
-    found = classification.attention_inside(table_of(maps, regions), CLASSES)
+    found = classification.AttentionInside()(table_of(maps, regions), CLASSES)
 
     def share(at: int, boxes: list[dict[str, Any]]) -> tuple[float, float]:
         covered = slow_coverage(boxes, (60, 40), (5, 4), 60)
@@ -169,7 +169,7 @@ def test_attention_inside() -> None:
 
 
 def test_even_attention_scores_the_area() -> None:
-    found = classification.attention_inside(table_of(np.ones((2, 9, 7)), [BOXES, BOXES[:2]]), CLASSES)
+    found = classification.AttentionInside()(table_of(np.ones((2, 9, 7)), [BOXES, BOXES[:2]]), CLASSES)
     assert found["attention_in_body"] == pytest.approx(found["body_area"])
 
 

@@ -169,7 +169,7 @@ def test_the_threshold_of_validation_is_used_for_all_splits() -> None:
         "validation": table_of(*given(80, seed=3)),
     }
     own = Retrieval()(tables["validation"], ())
-    fitted = Retrieval().fit(tables, ())
+    fitted = Retrieval().fitted(tables, ())
     assert fitted == Retrieval(threshold=own["threshold"])
     for split in ("test", "unseen"):
         found = fitted(tables[split], ())
@@ -183,7 +183,7 @@ def test_the_threshold_of_validation_is_used_for_all_splits() -> None:
 def test_a_given_threshold_stays() -> None:
     tables = {"test": table_of(*given(40))}
     metric = Retrieval(threshold=0.7)
-    assert metric.fit(tables, ()) == metric
+    assert metric.fitted(tables, ()) == metric
     assert metric(tables["test"], ())["threshold"] == 0.7
 
 
@@ -197,11 +197,11 @@ def test_a_part_of_a_table_and_pictures_without_a_class() -> None:
 def test_no_threshold_without_validation() -> None:
     tables = {"test": table_of(*given(40)), "unseen": table_of(*given(40))}
     with pytest.raises(DataError, match=r"'validation', which is not among.*found the splits test, unseen"):
-        Retrieval().fit(tables, ())
+        Retrieval().fitted(tables, ())
     alone = table_of(np.eye(4), np.arange(4))
     with pytest.raises(DataError, match="'validation', which has no two pictures of the same class"):
-        Retrieval().fit({**tables, "validation": alone}, ())
-    assert Retrieval(chosen_on="test").fit(tables, ()).threshold is not None
+        Retrieval().fitted({**tables, "validation": alone}, ())
+    assert Retrieval(chosen_on="test").fitted(tables, ()).threshold is not None
 
 
 def test_a_missing_column_is_named() -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 from toys import Means
 
-from mvray.cluster.session import needs
 from mvray.data.readers.folder import Folder
 from mvray.experiment.steps import Data, Generate, Scale
 from mvray.pipeline import actor_progress
-from mvray.pipeline.actor_progress import PoolBoard
+from mvray.pipeline.actor_progress import ActorProgress
 from mvray.storage.storage import Storage
 from mvray.training.live_progress import GpuUse
 
@@ -23,13 +22,13 @@ STEP = Generate("means", Means(), Data(Folder()), Scale(workers=8, cpus_per_work
 
 def test_what_is_held_is_said_as_actors_come_and_go(tmp_path: Path, clock: list[float]) -> None:
     folder, hosts = Storage(str(tmp_path)), list[str]()
-    board = PoolBoard(folder, STEP, 4, 6, lambda: hosts, gpus=True)
+    board = ActorProgress(folder, STEP, 4, 6, lambda: hosts, gpus=True)
 
     def said(after_s: float = 2 * actor_progress.LOOK_S) -> tuple[str, float, float]:
         clock[0] += after_s
         board.look()
         found = json.loads(folder.read("progress.json"))
-        return (found["text"], needs(STEP, 8, found["workers"])[0], found["gpus"])
+        return (found["text"], STEP.room(8, found["workers"])[0], found["gpus"])
 
     clock[0] += 600  # a step that waits for room says nothing, and costs nothing
     board.look()
@@ -47,7 +46,7 @@ def test_what_is_held_is_said_as_actors_come_and_go(tmp_path: Path, clock: list[
 
 
 def test_nobody_knows_how_busy_a_gpu_is(tmp_path: Path) -> None:
-    board = PoolBoard(Storage(str(tmp_path)), replace(STEP, scale=Scale()), 1, 1, lambda: ["a"], gpus=False)
+    board = ActorProgress(Storage(str(tmp_path)), replace(STEP, scale=Scale()), 1, 1, lambda: ["a"], gpus=False)
     board.look()
     board.made(10, "a", math.nan)
     found = json.loads((tmp_path / "progress.json").read_text())

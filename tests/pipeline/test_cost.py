@@ -16,9 +16,11 @@ from toys import Linear, step_of
 from mvray import Job
 from mvray.errors import DataError
 from mvray.experiment.steps import Scale
-from mvray.pipeline import cost, plan, run
+from mvray.pipeline import cost, plan
 from mvray.pipeline.cost import Meter, Spent
+from mvray.pipeline.watch import StepWatch
 from mvray.storage.storage import Storage
+from mvray.training import StepProgress
 
 
 def test_hours_are_what_was_held_while_it_was_held(tmp_path: Path, clock: list[float]) -> None:
@@ -46,7 +48,7 @@ def test_killed_attempts_are_counted_but_for_their_last_seconds(tmp_path: Path, 
 
 
 def test_a_step_without_workers_costs_time_alone(tmp_path: Path, clock: list[float]) -> None:
-    meter = Meter(Storage(str(tmp_path)), None)
+    meter = Meter(Storage(str(tmp_path)), Scale())
     clock[0] += 5
     meter.read(0.0, 0.0)
     meter.keep()
@@ -61,11 +63,10 @@ def test_a_step_that_waits_for_room_again_holds_nothing(
     progress: Any = SimpleNamespace(show=lambda key, text: lines.put(text), say=None)
     log: Any = SimpleNamespace(epochs=lambda *_: None)
     cluster: Any = SimpleNamespace(gpus=lambda: 1)
-    monkeypatch.setattr(run, "POLL_S", 0.01)
     monkeypatch.setattr(Meter, "read", lambda meter, cpus, gpus: held.append((cpus, gpus)))
-    with run._watching(planned, "", log, progress, cluster):
+    with StepWatch(planned, "", log, progress, cluster, poll_s=0.01):
         assert lines.get() is None
-        planned.folder.write("progress.json", json.dumps({"text": "step 1", "cpus": 2, "gpus": 1}).encode())
+        StepProgress("step 1", cpus=2, gpus=1).write(planned.folder)
         while lines.get() is None:
             pass
         planned.folder.write("progress.json", b"half of")  # passed over

@@ -39,6 +39,10 @@ class Bright(GeneratorConfig):
     every: int = 1
     batch_size: int = 5
 
+    @property
+    def frame_step(self) -> int:
+        return self.every
+
     def build(self, method: Method | None, read: object) -> FrameGenerator:
         return Means(self)
 

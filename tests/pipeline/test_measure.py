@@ -12,6 +12,7 @@ import pyarrow as pa
 from mvray import Job
 from mvray.cluster.session import Cluster
 from mvray.data.readers.folder import Folder
+from mvray.experiment import Metric
 from mvray.experiment.serialisation import decoded, encoded, flat
 from mvray.experiment.steps import Data, Measure
 from mvray.pipeline import measure, outputs, plan
@@ -20,14 +21,17 @@ from mvray.storage.storage import Storage
 
 
 @dataclass(frozen=True)
-class Told:
+class Told(Metric):
     """Says what it was told."""
 
     name: str = "told"
     seed: int = 0
     most: int = 0
 
-    def fit(self, tables: Mapping[str, pa.Table], names: tuple[str, ...]) -> Told:
+    def seeded(self, seed: int) -> Told:
+        return replace(self, seed=seed)
+
+    def fitted(self, tables: Mapping[str, pa.Table], names: tuple[str, ...]) -> Told:
         return replace(self, most=max(len(table) for table in tables.values()))
 
     def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float | np.ndarray]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mvray.cli.jobs import load_job
+from mvray.api import load_job
 from mvray.errors import StorageFailed, TakenOver
 from mvray.pipeline import plan
 from mvray.storage.storage import Storage
@@ -15,7 +15,7 @@ from mvray.tuning.study import Study
 
 
 def study_of(drawings: Path, place: Path) -> Study:
-    job = load_job(Path(__file__).parents[1] / "searched.py", False, str(drawings), [])
+    job = load_job(Path(__file__).parents[1] / "searched.py", False, str(drawings))
     return Study(job, plan.make(job, Storage(str(place))).of(job.steps[0], 0))
 
 

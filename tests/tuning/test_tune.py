@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from mvray import Job
-from mvray.cli.jobs import load_job
+from mvray.api import load_job
 from mvray.cluster.session import Cluster
 from mvray.errors import StorageFailed
 from mvray.experiment.overrides import replaced
@@ -66,16 +66,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(place: Path) -> Any:
     cluster = Cluster(Storage(str(place)))
-    cluster.start(load_job(JOB, False, None, []))
+    cluster.start(load_job(JOB, False, None))
     cluster.ready()
     yield cluster
     cluster.stop()
 
 
 def job_of(drawings: Path, **search: Any) -> Job:
-    return replaced(
-        load_job(JOB, False, str(drawings), []), {f"search.{name}": value for name, value in search.items()}
-    )
+    return replaced(load_job(JOB, False, str(drawings)), {f"search.{name}": value for name, value in search.items()})
 
 
 def searched(
@@ -93,7 +91,7 @@ def searched(
     before = plan.Plan(job, storage, tuple(p for p in chosen(made, base.name) if p is not base))
     try:
         execute(before, cluster, log, lines)
-        tune.search(study, cluster, log, lines, wanted, concurrent)
+        tune.tune_study(study, cluster, log, lines, wanted, concurrent)
     finally:
         assert log.close("FINISHED") == ""
     return study, lines
@@ -349,6 +347,6 @@ def test_mistakes_are_refused_at_once(tmp_path: Path, drawings: Path) -> None:
 
 
 def test_the_searched_job_is_what_this_file_takes_it_for() -> None:
-    job = load_job(JOB, False, None, [])
+    job = load_job(JOB, False, None)
     assert isinstance(job.steps[0], Train)
     assert job.steps[0].optim.epochs == 6

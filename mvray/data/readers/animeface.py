@@ -28,6 +28,7 @@ class AnimeFace(Identities):
     KLab's engineers (papers.md, section 4) use characters with 10 to 50 faces: ``min_pictures`` 10.
     """
 
+    kind: ClassVar[str] = "animeface"
     beside: ClassVar[tuple[str, ...]] = ("color.csv",)
 
     @cached_property

@@ -36,7 +36,7 @@ class ClassFolders(Shares):
     are ignored, and listed as a note; hidden ones and those named in ``beside`` are only ignored.
     """
 
-    kind: ClassVar[str]
+    file_noun: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
     beside: ClassVar[tuple[str, ...]] = ()
     split_folders: ClassVar[Mapping[str, str]] = SPLIT_FOLDERS
@@ -100,11 +100,12 @@ class ClassFolders(Shares):
     def no_classes(self) -> DataError:
         if not self.storage.exists(""):
             return DataError(
-                f"Found no folder {self.storage.uri}; expected {self.kind}s there. Check the path (--data)."
+                f"Found no folder {self.storage.uri}; expected {self.file_noun}s there. Check the path (--data)."
             )
         return DataError(
-            f"{self.storage.uri} has no folder per class: found {self.listed()}; expected CLASS/{self.kind.upper()} "
-            f"with the suffix {', '.join(self.suffixes)}. Point the root (--data) at the folder that holds the classes."
+            f"{self.storage.uri} has no folder per class: found {self.listed()}; expected "
+            f"CLASS/{self.file_noun.upper()} with the suffix {', '.join(self.suffixes)}. "
+            "Point the root (--data) at the folder that holds the classes."
         )
 
     def _ignored(self, files: Sequence[Entry], ours: Sequence[Entry]) -> list[Note]:
@@ -115,7 +116,7 @@ class ClassFolders(Shares):
             return []
         kinds = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in others)
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-        return [Note(others[0], f"{len(others)} files are no {self.kind}s in a class and are ignored: {told}")]
+        return [Note(others[0], f"{len(others)} files are no {self.file_noun}s in a class and are ignored: {told}")]
 
     def _given_splits(self, ours: Sequence[Entry]) -> bool:
         """Whether the folders of the root are splits. A class may well be called train, beside other classes."""

@@ -24,7 +24,8 @@ class Folder(ClassFolders, PictureSource):
     orientation, transparency white, the first picture of an animation.
     """
 
-    kind: ClassVar[str] = "picture"
+    kind: ClassVar[str] = "folder"
+    file_noun: ClassVar[str] = "picture"
     suffixes: ClassVar[tuple[str, ...]] = PICTURE_SUFFIXES
 
     def counted(self, entries: Sequence[Entry]) -> tuple[Mapping[str, int], Mapping[str, str]]:

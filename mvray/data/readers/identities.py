@@ -34,6 +34,7 @@ class Identities(Folder):
     Identities with fewer than ``min_pictures`` are left out. All pictures are one ``group``.
     """
 
+    kind: ClassVar[str] = "identities"
     all_train: ClassVar[bool] = True
     split_folders: ClassVar[Mapping[str, str]] = {**SPLIT_FOLDERS, UNSEEN: UNSEEN}
     unseen: float = 0.2

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 from PIL import Image
@@ -40,6 +40,7 @@ class Manga109(SpreadSource):
     not spreads, are drawn into splits, as in the paper.
     """
 
+    kind: ClassVar[str] = "manga109"
     labels: str = "title"
     authors: str = field(default="", metadata=NOT_IDENTITY)  # what it says is in the labels, so in the fingerprint
     volumes: str = "all"

@@ -78,6 +78,7 @@ class Manga109Faces(SpreadSource):
     node (crops.py).
     """
 
+    kind: ClassVar[str] = "manga109_faces"
     all_train: ClassVar[bool] = True
     works: tuple[str, ...] = ()
     unseen_works: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from mvray.data.readers.base import VideoSource, drawn, rows
 from mvray.errors import DataError, SettingError
@@ -52,6 +52,7 @@ class UCF101(VideoSource):
     not there is quarantined as missing; ``frames`` is what each file's header says.
     """
 
+    kind: ClassVar[str] = "ucf101"
     split: int = 1
     validation: float = 0.1
     split_seed: int = 0

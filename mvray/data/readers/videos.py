@@ -27,7 +27,8 @@ class Videos(ClassFolders, VideoSource):
     animated GIF is a picture here (folder.py), not a video.
     """
 
-    kind: ClassVar[str] = "video"
+    kind: ClassVar[str] = "videos"
+    file_noun: ClassVar[str] = "video"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
     def counted(self, entries: Sequence[Entry]) -> tuple[Mapping[str, int], Mapping[str, str]]:

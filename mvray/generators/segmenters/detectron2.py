@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -40,6 +40,7 @@ class Config(SegmenterConfig):
     them: ("INPUT.MIN_SIZE_TEST", "400").
     """
 
+    kind: ClassVar[str] = "detectron2"
     config: str = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
     config_file: str = field(default="", metadata=FILE)
     weights: str = field(default="", metadata=FILE)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Config(SegmenterConfig):
     (iscrowd) are left out: they are no instances. All scores are 1.
     """
 
+    kind: ClassVar[str] = "files"
     path: str = "instances.json"
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 
@@ -23,6 +23,7 @@ class Config(SegmenterConfig):
     instances with a score above ``least_score`` are found in a frame.
     """
 
+    kind: ClassVar[str] = "mask_rcnn"
     of: Train | None = None
     network: str = "maskrcnn_resnet50_fpn"
     weights: str = field(default="", metadata=FILE)
@@ -42,6 +43,10 @@ class Config(SegmenterConfig):
                 f"segmenter: min_size {self.min_size}, max_size {self.max_size}, detections {self.detections}, "
                 f"least_score {self.least_score}; expected 1 <= min_size <= max_size, at least 1, 0 to less than 1."
             )
+
+    @property
+    def looks_through(self) -> Train | None:
+        return self.of
 
     def check(self) -> None:
         """Raises SettingError unless there are weights from exactly one place."""

@@ -1,0 +1,458 @@
+"""What the command line and Python users both call: run, tune and report a job, and load what it has trained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvray.cluster import Cluster
+from mvray.errors import DataError, MvrayError, SettingError
+from mvray.experiment import Job, git_commit, job_file, replaced, versions
+from mvray.inference import load_step
+from mvray.pipeline import Plan, Planned, chosen, cost, execute, plan
+from mvray.reports import (
+    RunLog,
+    collect,
+    comparison,
+    means,
+    page,
+    pictures,
+    refuge,
+    search_figures,
+    search_table,
+    spool_folder,
+    tracking_uri,
+    where_tracked,
+)
+from mvray.storage import Storage
+from mvray.tracking import Progress, Tracker
+from mvray.tuning import Study, study, tune_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mvray.nn import Method
+
+STORAGE = "runs"
+DELIVERY_DELAY_S = 20.0
+"""MLflow is imported after so long: it must not compete with the start of training."""
+INTERRUPTED = 130
+Workers = int | tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step of a job under one seed, on a storage."""
+
+    planned: Planned
+
+    @property
+    def name(self) -> str:
+        return self.planned.name
+
+    @property
+    def seed(self) -> int:
+        return self.planned.seed
+
+    @property
+    def path(self) -> str:
+        """The folder with what it made."""
+        return self.planned.folder.uri
+
+    @property
+    def finished(self) -> bool:
+        return self.planned.finished
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its numbers; empty while it is not finished."""
+        return self.planned.metrics()
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The metrics of each epoch of a Train step."""
+        import pandas as pd
+
+        return pd.DataFrame(self.planned.history())
+
+    def load(self) -> Method:
+        """The trained method of a Train step, in eval mode. Raises DataError where there is none."""
+        return load_step(self.path)[0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job has found so far. ``result["masked"]`` is a step under the job's first seed."""
+
+    plan: Plan
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """Everything as plain data, as `mvray report --json` prints it."""
+        return collect(self.plan)
+
+    @property
+    def steps(self) -> list[StepResult]:
+        """Every step under every seed, inputs before what reads them."""
+        return [StepResult(planned) for planned in self.plan.steps]
+
+    def __getitem__(self, name: str) -> StepResult:
+        return self.step(name, self.plan.job.seeds[0])
+
+    def step(self, name: str, seed: int) -> StepResult:
+        """A step under a seed. Raises KeyError that lists the steps where there is none of that name."""
+        named = {step.name: step for step in self.plan.job.walk()}
+        if name not in named:
+            raise KeyError(f"The job {self.plan.job.name!r} has no step {name!r}; it has {', '.join(named)}.")
+        return StepResult(self.plan.of(named[name], seed))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row for each of the job's table and each metric, as printed: mean, 95 % interval, the paper's figure, and
+        a column for each seed. Values that are not there yet are NaN."""
+        import pandas as pd
+
+        table, lines = self.plan.job.table, []
+        for row in self.report["table"]["rows"]:
+            for column in table.columns if table else ():
+                low, high = row["interval95"].get(column.metric) or (None, None)
+                numbers = {"mean": row["mean"].get(column.metric), "low": low, "high": high}
+                numbers["paper"] = row["paper"].get(column.metric)
+                for seed, value in zip(self.plan.job.seeds, row["values"].get(column.metric, ()), strict=False):
+                    numbers[f"seed {seed}"] = value
+                scaled = {name: None if value is None else value * column.factor for name, value in numbers.items()}
+                lines.append({"row": row["name"], "metric": column.title, **scaled})
+        if not lines:
+            return pd.DataFrame()
+        return pd.DataFrame(lines).set_index(["row", "metric"]).astype(float)
+
+    def json(self) -> str:
+        """The report as JSON."""
+        return page.as_json(self.report)
+
+    def html(self) -> str:
+        """The report as a page of its own, with its pictures."""
+        return page.as_html(self.report, self.plan.job.table, {**comparison(self.plan), **pictures(self.plan)})
+
+    def _repr_html_(self) -> str:
+        return str(self.table.to_html(float_format=lambda value: f"{value:.3g}", na_rep="-"))
+
+    def __str__(self) -> str:
+        return page.as_text(self.report, self.plan.job.table)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search has found so far."""
+
+    study: Study
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return self.study.collected()
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each trial, best first: its settings, epochs, value and state."""
+        import pandas as pd
+
+        return pd.DataFrame(search_table.ranked(self.report)).set_index("number")
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best trial's settings, for `run`'s ``settings``; None while there is none."""
+        trial = self.study.best()
+        return None if trial is None else dict(trial.settings)
+
+    def __str__(self) -> str:
+        return search_table.as_text(self.report)
+
+
+def load_job(
+    job: Job | Path | str,
+    tiny: bool = False,
+    data: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    workers: Workers = None,
+) -> Job:
+    """A job, or that of a job file, with changes: where its data lies, settings by dotted name, training workers.
+
+    Raises SettingError for what none of it is, the job's own search among it.
+    """
+    if not isinstance(job, Job):
+        job = job_file.load(Path(job), tiny)
+    elif tiny:
+        raise SettingError("tiny=True belongs to a job file; give job(tiny=True) where the job is made in Python.")
+    changes = dict(settings or {})
+    if data is not None:
+        changes["source.root"] = str(data)
+    job = replaced(job, changes)
+    if workers:
+        least, most = (workers, workers) if isinstance(workers, int) else workers
+        # First a pair that is in order whatever the job says.
+        job = replaced(job, {"scale.min_workers": "none"})
+        job = replaced(job, {"scale.workers": max(1, most)})
+        job = replaced(job, {"scale.min_workers": least if least < most else "none"})
+    if job.search is not None:
+        study.check(job)  # run and report show what was searched, after hours of training
+    return job
+
+
+def check_data(data: str | Path | None) -> None:
+    """Raises DataError where ``data`` is a folder that is not there."""
+    if data is not None and "://" not in str(data) and not Path(data).is_dir():
+        raise DataError(f"--data {data}: there is no such folder.")
+
+
+def run(
+    job: Job | Path | str,
+    *,
+    data: str | Path | None = None,
+    storage: str | Path = STORAGE,
+    workers: Workers = None,
+    only: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    tiny: bool = False,
+    patience_s: float = 0.0,
+) -> Result:
+    """Run a job; what is finished is not done again, what was interrupted goes on.
+
+    ``workers`` are those of every Train step (0: in this process without Ray; a pair: as many as there is room for),
+    ``only`` names a step to run with what it reads alone. A cluster that is joined (RAY_ADDRESS) may take
+    ``patience_s`` to answer. Raises UserError for a mistake before anything is started, StepFailed where a step fails.
+    """
+    check_data(data)
+    place = Storage(str(storage))
+    job_of_steps = load_job(job, tiny, data, settings, workers)
+    check_only(job_of_steps, only)
+    made = plan.make(job_of_steps, place)
+    steps = chosen(made, only)
+    place.check()
+    progress = Progress()
+    todo = [planned for planned in steps if not planned.finished]
+    progress.say(f"{made.job.name}: {len(steps)} steps, {len(steps) - len(todo)} finished before, {len(todo)} to do.")
+    _say_changed_code(steps, progress)
+    _say_bad(made, progress)
+    about = {**versions(), "git_commit": git_commit() or ""}
+    tracker = _tracker(place, made.job.name, DELIVERY_DELAY_S if todo else 0.0, progress)
+    log = RunLog(tracker, made, about, _path_of(job))
+    cluster = Cluster(place, workers if isinstance(workers, int) else None, progress.say, patience_s)
+
+    def costs() -> list[tuple[str, Storage]]:
+        return [(planned.title, planned.folder) for planned in todo if planned.finished]
+
+    with _session(cluster, log, progress, str(storage), costs):
+        execute(made, cluster, log, progress, only)
+        if not made.missing():
+            log.results(means(made))
+            if todo:
+                log.pictures({**comparison(made), **pictures(made)})
+    return Result(made)
+
+
+def tune(
+    job: Job | Path | str,
+    *,
+    data: str | Path | None = None,
+    storage: str | Path = STORAGE,
+    workers: Workers = None,
+    trials: int | None = None,
+    concurrent: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    tiny: bool = False,
+    patience_s: float = 0.0,
+) -> SearchResult:
+    """Search the settings of a job's step, as its ``search`` says, until there are ``trials`` in all.
+
+    At most ``concurrent`` at once. Raises as `run`, and SettingError for a job without a search.
+    """
+    check_data(data)
+    place = Storage(str(storage))
+    job_of_steps = load_job(job, tiny, data, settings, workers)
+    _, step = study.check(job_of_steps)
+    made = plan.make(replace(job_of_steps, seeds=job_of_steps.seeds[:1]), place)
+    base = made.of(step, made.job.seeds[0])
+    searched = Study(made.job, base)
+    wanted = searched.checked(trials)
+    place.check()
+    before = Plan(made.job, place, tuple(other for other in chosen(made, base.name) if other is not base))
+    new = [other for other in before.steps if not other.finished]
+    progress = Progress()
+    progress.say(
+        f"{made.job.name}: search of {base.name}, {searched.summary(wanted)}. "
+        f"{len(new)} of the {len(before.steps)} steps that it reads are to do first."
+    )
+    about = {**versions(), "git_commit": git_commit() or ""}
+    tracker = _tracker(place, made.job.name, DELIVERY_DELAY_S, progress)
+    log = RunLog(tracker, made, about, _path_of(job), search=searched.about())
+    cluster = Cluster(place, None, progress.say, patience_s)
+
+    def costs() -> list[tuple[str, Storage]]:
+        steps = [(other.title, other.folder) for other in new if other.finished]
+        tried = [searched.trials[number] for number in sorted(searched.trained)]
+        return steps + [(f"trial {trial.number}", place.child(trial.path)) for trial in tried]
+
+    with _session(cluster, log, progress, str(storage), costs, lambda: _log_search(log, searched)):
+        execute(before, cluster, log, progress)
+        tune_study(searched, cluster, log, progress, wanted, concurrent)
+    return SearchResult(searched)
+
+
+def report(
+    job: Job | Path | str,
+    *,
+    data: str | Path | None = None,
+    storage: str | Path = STORAGE,
+    settings: Mapping[str, Any] | None = None,
+    tiny: bool = False,
+) -> Result:
+    """What a job has found so far; nothing is run."""
+    check_data(data)
+    place = Storage(str(storage))
+    made = plan.make(load_job(job, tiny, data, settings), place)
+    place.check(write=False)
+    return Result(made)
+
+
+def load(path: str | Path, job: str | Path | None = None) -> Method:
+    """The trained method of the finished Train step in the folder ``path``: a torch module in eval mode.
+
+    It has ``predict(batch)``. ``job`` is the job file where the method is your own and lies elsewhere. Raises
+    DataError where ``path`` is not the folder of a finished Train step.
+    """
+    if job is not None:
+        job_file.load(Path(job))
+    return load_step(str(path))[0]
+
+
+def check_only(job: Job, only: str | None) -> None:
+    """Raises SettingError where the job has no step ``only``."""
+    names = sorted({step.name for step in job.walk()})
+    if only is not None and only not in names:
+        raise SettingError(f"--only {only}: the job {job.name!r} has no such step; it has {', '.join(names)}.")
+
+
+def _path_of(job: Job | Path | str) -> Path | None:
+    return None if isinstance(job, Job) else Path(job)
+
+
+def _tracker(storage: Storage, name: str, delay_s: float, progress: Progress) -> Tracker:
+    if line := where_tracked(storage):
+        progress.say(line)
+    return Tracker(tracking_uri(storage), name, spool_folder(storage), delay_s, refuge(storage))
+
+
+@contextmanager
+def _session(
+    cluster: Cluster,
+    log: RunLog,
+    progress: Progress,
+    storage: str,
+    costs: Any,
+    at_end: Any = None,
+) -> Iterator[None]:
+    """Work on a cluster, after which it is left, costs are said and MLflow's run is closed, whatever happens."""
+    status = "FAILED"
+    with _interruptible():
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        except Exception:
+            cluster.end_if_lost()
+            raise
+        finally:
+            try:
+                cluster.stop()
+                with _readable(progress):
+                    _say_costs(costs(), log, progress)
+                if at_end is not None:
+                    with _readable(progress):
+                        at_end()
+            finally:
+                if undelivered := log.close(status):
+                    again = f"mvray deliver --storage {storage}"
+                    progress.say(f"{undelivered} Send them with: {again} (so does the next run).")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGINT (Ctrl-C) and SIGTERM end the run with checkpoints; a second Ctrl-C ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def again(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            print("\nmvray: ended at once. The same command goes on from the last checkpoint.", file=sys.stderr)
+            os._exit(INTERRUPTED)  # Ray ends what this process leaves
+
+    def first(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, again)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _readable(progress: Progress) -> Iterator[None]:
+    """For what is read from the storage to be shown at a run's end: where that fails it is said, not raised.
+
+    The error that ended the run, often of the same storage, must be the one that the user sees.
+    """
+    try:
+        yield
+    except (OSError, MvrayError) as error:
+        progress.say(f"What this run has cost or found is not shown in full: {error}")
+
+
+def _say_costs(done: Sequence[tuple[str, Storage]], log: RunLog, progress: Progress) -> None:
+    """What the steps in these folders have cost, on the terminal and on the job's run."""
+    if rows := [(name, cost.total(folder)) for name, folder in done]:
+        progress.say(f"\n{cost.as_text(rows)}\n")
+        log.results(cost.as_metrics(sum((spent for _, spent in rows), cost.Spent())))
+
+
+def _say_bad(made: Plan, progress: Progress) -> None:
+    for _, index in made.indexes():
+        for record in index.bad:
+            progress.say(f"left out: {record.location}: {record.reason}")
+
+
+def _say_changed_code(steps: Sequence[Planned], progress: Progress) -> None:
+    """Finished steps count by settings and versions: say where code of one's own has changed since."""
+    for planned in steps:
+        if planned.finished and (changed := planned.changed_code()):
+            progress.say(
+                f"{planned.title} is finished, with {', '.join(changed)} as before the last change there. If that "
+                f"changes results, raise the `version` of its settings class, or remove {planned.folder.uri}."
+            )
+
+
+def _log_search(log: RunLog, searched: Study) -> None:
+    """Pictures and the best settings on the study's run, also of a search that was interrupted."""
+    collected = searched.collected()
+    if collected["best"] is None:
+        return
+    log.pictures(search_figures.pictures(searched.search, collected))
+    verdict = search_table.verdict(collected)
+    log.said(
+        {"mvray.best": collected["set"], "mvray.best_trial": str(collected["best"]), "mlflow.note.content": verdict}
+    )
