@@ -1,5 +1,5 @@
 """mvray run | tune | report | submit | jobs | logs | stop | look | group | find | ui
-| deliver | doctor | sample: the command line.
+| deliver | doctor | sample | init: the command line.
 
 Nothing heavy is imported here, so that help and a mistake in an option take a fraction of a second.
 Each module beside this one adds the commands of its subject.
@@ -13,7 +13,7 @@ import os
 import sys
 
 from mvray import __version__
-from mvray.cli import jobs, pictures, places, samples, searching, submitting
+from mvray.cli import init, jobs, pictures, places, samples, searching, submitting
 from mvray.cli.options import FAILED, INTERRUPTED, USER_MISTAKE
 from mvray.errors import MvrayError, UserError
 
@@ -47,6 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mvray {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for subject in (jobs, searching, submitting, pictures, places, samples):
+    for subject in (jobs, searching, submitting, pictures, places, samples, init):
         subject.add(commands)
     return parser

@@ -13,6 +13,7 @@ def add(commands: Any) -> None:
     look.add_argument("files", type=Path, nargs="+", metavar="FILES", help="pictures or videos, or folders of them")
     look.add_argument("--out", type=Path, required=True, metavar="DIR")
     look.add_argument("--layer", default="", help="name of the layer (default: the method's)")
+    _job(look)
     look.set_defaults(command=_look)
 
     group = commands.add_parser("group", help="sort any pictures into groups of the same character")
@@ -22,6 +23,7 @@ def add(commands: Any) -> None:
     group.add_argument("--layer", default="", help="the layer that is read (default: embedding, fc1 or the last)")
     group.add_argument("--per-folder", action="store_true", help="each folder in FOLDER by itself, as a book")
     group.add_argument("--min-size", type=int, metavar="N", help="least pictures of a group (default: 10, or fewer)")
+    _job(group)
     group.set_defaults(command=_group)
 
     find = commands.add_parser("find", help="find the pictures that are most like an example")
@@ -32,32 +34,48 @@ def add(commands: Any) -> None:
     find.add_argument("--most", type=int, metavar="N", help="at most so many (default: 20)")
     find.add_argument("--within", type=float, metavar="DISTANCE", help="none farther than this, 0 to 2")
     find.add_argument("--layer", default="", help="the layer that is read (default: embedding, fc1 or the last)")
+    _job(find)
     find.set_defaults(command=_find)
 
 
-def _look(given: argparse.Namespace) -> int:
+def _job(parser: argparse.ArgumentParser) -> None:
+    text = "the job file, where the method is your own and lies elsewhere than below this folder"
+    parser.add_argument("--job", type=Path, metavar="FILE", help=text)
+
+
+def _load_code(options: argparse.Namespace) -> None:
+    if options.job is not None:
+        from mvray.experiment import job_file
+
+        job_file.load(options.job)
+
+
+def _look(options: argparse.Namespace) -> int:
     from mvray.inference import look
 
-    sheet = look(given.step, given.files, given.out, given.layer)
+    _load_code(options)
+    sheet = look(options.step, options.files, options.out, options.layer)
     print(f"Wrote {sheet}.")
     return 0
 
 
-def _group(given: argparse.Namespace) -> int:
+def _group(options: argparse.Namespace) -> int:
     from mvray.inference import group
 
-    for line in group(given.step, given.folder, given.out, given.layer, given.per_folder, given.min_size):
+    _load_code(options)
+    for line in group(options.step, options.folder, options.out, options.layer, options.per_folder, options.min_size):
         print(line)
-    print(f"Wrote {given.out / 'index.html'}.")
+    print(f"Wrote {options.out / 'index.html'}.")
     return 0
 
 
-def _find(given: argparse.Namespace) -> int:
+def _find(options: argparse.Namespace) -> int:
     from mvray.inference import find
 
-    options = {"layer": given.layer, "most": given.most, "within": given.within}
-    for line in find(given.step, given.examples, given.folder, given.out, **options):
+    _load_code(options)
+    limits = {"most": options.most, "within": options.within}
+    for line in find(options.step, options.examples, options.folder, options.out, layer=options.layer, **limits):
         print(line)
-    if given.out:
-        print(f"Wrote {given.out / 'index.html'}.")
+    if options.out:
+        print(f"Wrote {options.out / 'index.html'}.")
     return 0
