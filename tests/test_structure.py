@@ -1,6 +1,9 @@
-"""The architecture as tests: layers, budgets, late imports (DESIGN in README.md)."""
+"""The house as tests: the order of packages, their faces, budgets, and where Ray, MLflow and Ray's internals are known."""
+
+from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from functools import cache
@@ -9,108 +12,65 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted((ROOT / "mvray").rglob("*.py"))
-LOOP_LINES, FILE_LINES, FUNCTION_LINES = 250, 400, 60
-
-# A module may import from its own layer and from those below. First match of the longest name counts.
-LAYERS = (
-    ("errors",),
-    ("patience", "s3", "storage"),
-    (
-        "job",
-        "exhibits",
-        "source",
-        "inputs",
-        "method",
-        "metrics",
-        "retrieval",
-        "clustering",
-        "reduction",
-        "figures",
-        "cluster_figures",
-        "progress",
-        "nn",
-        "sampling",
-        "search",
-        "search_figures",
-        "settings",
-        "redact",
-    ),
-    ("methods", "segmenters", "generators"),
-    (
-        "data",
-        "samples",
-        "checkpoint",
-        "spool",
-        "machine",
-        "tracking",
-        "ui",
-        "server",
-        "mlflow_store",
-        "spool_copy",
-    ),
-    ("agreement", "board", "environment", "task", "optim", "state", "loop"),
-    ("plan", "spent", "manifest", "report", "search_report", "study", "doctor", "shipment"),
-    (
-        "alike",
-        "cluster",
-        "crew",
-        "forked",
-        "generate",
-        "measure",
-        "mediator",
-        "one_machine",
-        "pool",
-        "room",
-        "scoreboard",
-        "submit",
-        "train",
-    ),
-    (
-        "album",
-        "find",
-        "group",
-        "group_sheets",
-        "look",
-        "match_sheets",
-        "model",
-        "owned",
-        "results",
-        "runlog",
-        "sheets",
-        "strips",
-    ),
-    ("run", "tune"),
+HOUSE = ROOT / "mvray"
+FILES = sorted(HOUSE.rglob("*.py"))
+FLOORS = (
     ("cli",),
+    ("api",),
+    ("inference",),
+    ("reports",),
+    ("tuning",),
+    ("pipeline",),
+    ("cluster",),
+    ("training",),
+    ("methods", "generators"),
+    ("nn", "metrics", "data", "tracking"),
+    ("experiment", "storage"),
+    ("errors",),
 )
-ONLY = {
-    "ray": {
-        "alike",
-        "cluster",
-        "crew",
-        "one_machine",
-        "forked",
-        "train",
-        "generate",
-        "measure",
-        "mediator",
-        "pool",
-        "room",
-        "scoreboard",
-        "submit",
-        "tune",
-        "doctor",
-    },
-    "mlflow": {"mlflow_store", "ui", "doctor"},
+"""From above: imports between packages point strictly downwards."""
+ENTRIES = 18
+LOOP_LINES, FILE_LINES, FUNCTION_LINES = 250, 400, 60
+LATE = {
+    "ray": "its start-up takes seconds, and it must not be imported before its environment is set",
+    "mlflow": "its start-up takes seconds",
+    "torch": "its start-up takes seconds: commands that need no job, and Ray's small actors, do without",
+    "mvray.training": "imports torch: as torch",
+    "mvray.api": "imports torch: as torch",
+    "mvray.inference": "imports torch: as torch",
+    "mvray.reports": "imports torch: as torch",
+    "mvray.tuning": "imports torch: as torch",
+    "mvray.data": "imports torch: as torch",
+    "mvray.cluster": "what asks a cluster is imported by the command that does: as ray",
+    "mvray.tracking": "its database and server parts: as mlflow",
+    "mvray.experiment": "0.1 s, which --help does not need",
+    "mvray.cli": "the doctor looks at everything",
+    "matplotlib": "its start-up takes a second, which a step without pictures does not need",
+    "pandas": "its start-up takes a second; only results in Python need it",
+    "optuna": "its start-up takes a second; only searches need it",
+    "sklearn": "its start-up takes seconds; only grouping needs it",
+    "scipy": "its start-up takes a second; only intervals, areas and clusters need it",
+    "umap": "its start-up compiles for seconds; only grouping needs it",
+    "torchvision": "its operators are registered late; only detection needs it",
+    "pytorch_metric_learning": "its start-up takes seconds; only ArcFace's scores need it",
+    "detectron2": "an optional package",
+    "pycocotools": "compiled code, which only masks in COCO's files need",
+    "botocore": "its start-up takes half a second; only S3 needs it",
+    "boto3": "its start-up takes half a second; only S3 needs it",
+    "pyarrow": "its start-up takes a fraction of a second, which --help does not need",
+    "sqlalchemy": "an import of MLflow's: as mlflow",
+    "safetensors": "an import of torch's: as torch",
+    "av": "an import of FFmpeg's libraries; only videos need it",
+    "psutil": "compiled code, which only measuring needs",
+    "PIL": "its plugins load for a fraction of a second; only pictures need it",
+    "fcntl": "there is none outside of Unix",
 }
-
-
-def _name(file: Path) -> str:
-    return file.relative_to(ROOT / "mvray").with_suffix("").parts[0]
-
-
-def _layer(name: str) -> int:
-    return next((i for i, names in enumerate(LAYERS) if name in names), -1)
+"""What may be imported inside a function, and why."""
+ONLY = {
+    "ray": {"cluster", "pipeline", "tuning", "cli"},
+    "mlflow": {"tracking", "cli"},
+}
+INTERNAL = {"cluster/local_ray.py", "cluster/fork_server.py", "cluster/ray_internals.py"}
 
 
 @cache
@@ -118,78 +78,168 @@ def _nodes(file: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(file.read_text())))
 
 
-def _imports(file: Path) -> list[str]:
-    found = []
+def _module(file: Path) -> str:
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {_module(file): file for file in FILES}
+PACKAGES = {_module(file) for file in FILES if file.name == "__init__.py"}
+
+
+def _imported(file: Path) -> list[tuple[str, ast.stmt]]:
+    """Every module that a file imports, at its head, late, or for types alone; names of modules as modules."""
+    modules: list[tuple[str, ast.stmt]] = []
     for node in _nodes(file):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            modules += [(alias.name, node) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                modules.append((full if full in MODULES else node.module, node))
+    return modules
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_point_downwards(file):
-    name = _name(file)
-    if name == "__init__":
-        return
-    assert _layer(name) >= 0, f"{name} is in no layer; add it to LAYERS"
-    for module in _imports(file):
-        parts = module.split(".")
-        if parts[0] == "mvray" and len(parts) > 1 and not parts[1].startswith("__"):
-            assert _layer(parts[1]) <= _layer(name), f"{file.name} imports {module}, which is above it"
-            if name == "methods":
-                assert parts[1] != "methods", f"{file.name} imports its sibling {module}"
+def _package(module: str) -> str:
+    """The package below mvray that a module is in: "nn" of mvray.nn.cam."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def _floor(package: str) -> int:
+    return next(number for number, packages in enumerate(FLOORS) if package in packages)
+
+
+def test_ls_is_the_architecture():
+    names = [path.name for path in HOUSE.iterdir() if path.is_file() or any(path.rglob("*.py"))]
+    assert len(names) <= ENTRIES, names
+    assert {name.removesuffix(".py") for name in names} - {"__init__", "py.typed"} == {
+        package for packages in FLOORS for package in packages
+    }
+    assert not [file for file in FILES if file.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
+def test_imports_point_strictly_downwards(file):
+    package = _package(_module(file))
+    for module, node in _imported(file):
+        other = _package(module) if module.startswith("mvray") else ""
+        if package and other and other != package:
+            assert _floor(other) > _floor(package), f"line {node.lineno} imports {module}, which is not below"
+        if package == "methods" and other == "methods" and file.name != "__init__.py":
+            raise AssertionError(f"line {node.lineno}: a method imports its sibling {module}")
+
+
+def test_no_circle_of_files():
+    below = {name: {m for m, _ in _imported(file) if m in MODULES and m != name} for name, file in MODULES.items()}
+    while free := [name for name, others in below.items() if not others]:
+        for name in free:
+            del below[name]
+        for others in below.values():
+            others.difference_update(free)
+    assert below == {}, f"these import one another, or what does: {sorted(below)}"
+
+
+@pytest.mark.parametrize("file", FILES + sorted((ROOT / "jobs").glob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_only_the_face_of_another_package_is_imported(file):
+    own = _package(_module(file))
+    for node in _nodes(file):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mvray."):
+            continue
+        if _package(node.module) == own and file.is_relative_to(HOUSE):
+            continue
+        assert node.module in PACKAGES or node.module in ("mvray.errors", "mvray.api"), f"line {node.lineno}"
+        face = importlib.import_module(node.module)
+        for alias in node.names:
+            is_package = f"{node.module}.{alias.name}" in PACKAGES
+            known = is_package or node.module == "mvray.errors" or alias.name in face.__all__
+            assert known, f"line {node.lineno}: {alias.name} is not in {node.module}.__all__"
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES - {"mvray"}))
+def test_a_face_says_what_it_is_and_what_is_public(package):
+    face = importlib.import_module(package)
+    assert len((face.__doc__ or "").split()) >= 4
+    assert len(set(face.__all__)) == len(face.__all__)
+    for name in face.__all__:
+        assert getattr(face, name) is not None
+    names = {name for name in vars(face) if not name.startswith("_")}
+    classes = {name for name in names if isinstance(getattr(face, name), type)}
+    ours = {name for name in classes if getattr(face, name).__module__.startswith("mvray.")}
+    assert ours <= set(face.__all__), "imported by the face, but not public"
+
+
+def _late(file: Path) -> list[tuple[str, int]]:
+    """Imports inside of functions."""
+    late: dict[int, tuple[str, int]] = {}
+    for function in _nodes(file):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import):
+                    late[id(node)] = (node.names[0].name, node.lineno)
+                elif isinstance(node, ast.ImportFrom):
+                    late[id(node)] = (node.module or "", node.lineno)
+    return list(late.values())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
+def test_a_late_import_has_a_reason(file):
+    own = ".".join(_module(file).split(".")[:2])
+    for module, line in _late(file):
+        known = any(module == name or module.startswith(f"{name}.") for name in LATE)
+        assert known and not module.startswith(f"{own}."), f"line {line} imports {module} late; see LATE"
+
+
+def test_every_reason_is_needed():
+    used = {module for file in FILES for module, _ in _late(file)}
+    idle = [name for name in LATE if not any(module == name or module.startswith(f"{name}.") for module in used)]
+    assert idle == []
 
 
 @pytest.mark.parametrize("library", ONLY)
 def test_only_these_know(library):
     for file in FILES:
-        if any(module.split(".")[0] == library for module in _imports(file)):
-            assert _name(file) in ONLY[library], f"{file.relative_to(ROOT)} imports {library}"
+        if any(module.split(".")[0] == library for module, _ in _imported(file)):
+            assert _package(_module(file)) in ONLY[library], f"{file.relative_to(ROOT)} imports {library}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_rays_internals_are_known_in_three_files():
+    for file in FILES:
+        for module, node in _imported(file):
+            parts = module.split(".")
+            if parts[0] == "ray" and any(part.startswith("_") for part in parts):
+                assert str(file.relative_to(HOUSE)) in INTERNAL, f"{file.name}, line {node.lineno} imports {module}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(HOUSE)))
 def test_budgets(file):
     text = file.read_text()
     limit = LOOP_LINES if file.name == "loop.py" else FILE_LINES
     assert text.count("\n") <= limit
     for node in _nodes(file):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno + 1 <= FUNCTION_LINES, f"{file.name}: {node.name} is too long"
+            assert node.end_lineno - node.lineno + 1 <= FUNCTION_LINES, f"{node.name} is too long"
 
 
-def test_no_utils_module():
-    assert not [file for file in FILES if file.stem in ("utils", "util", "helpers", "common", "misc")]
+def test_steps_are_not_told_apart_by_their_class():
+    """They say themselves what they need; a driver asserts that it got its own kind."""
+    for file in FILES:
+        for node in _nodes(file):
+            if isinstance(node, ast.If | ast.IfExp | ast.While) and "isinstance" in ast.unparse(node.test):
+                kinds = {name.id for name in ast.walk(node.test) if isinstance(name, ast.Name)}
+                told = kinds & {"Generate", "Measure"}
+                assert not told, f"{file.relative_to(ROOT)}, line {node.lineno}"
 
 
 def _loaded_after(code: str) -> set[str]:
-    watch = ["torch._C", "torchvision", "ray", "mlflow", "matplotlib", "pandas"]
+    watch = ["torch", "torchvision", "ray", "mlflow", "matplotlib", "pandas", "pyarrow"]
     check = f"{code}\nimport sys; print(*[m for m in {watch!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, check=True)
     return set(done.stdout.split())
 
 
-def test_help_loads_nothing_heavy():
-    assert _loaded_after("import mvray, mvray.cli; mvray.cli._parser()") == set()
-
-
-@pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda f: f.stem)
-def test_loading_a_job_loads_nothing_heavy(job):
-    code = (
-        "from pathlib import Path; from mvray.cli import _lazy, load_job; _lazy('torch'); "
-        f"load_job(Path({str(job)!r}), True, None, [])"
-    )
-    assert _loaded_after(code) == set()
-
-
-def test_drawing_curves_loads_no_torch():
-    """Matplotlib asks whether numbers are a torch.Tensor; that must not cost a run seconds between its steps."""
-    code = (
-        "import mvray.data.pictures; from mvray.reports.figures import curves; "
-        "curves({'a': [(0.0, 1.0), (1.0, 2.0)]}, 'title', 'value')"
-    )
-    assert "torch._C" not in _loaded_after(code)
+def test_what_needs_no_job_loads_nothing_heavy():
+    assert _loaded_after("import mvray, mvray.experiment, mvray.cli; mvray.cli._parser()") == set()
+    assert _loaded_after("from mvray.cluster import Jobs; from mvray.tracking import deliver") == set()
 
 
 def test_locks_name_no_hosts():

@@ -17,6 +17,8 @@ from mvray.cli import init, jobs, pictures, places, samples, searching, submitti
 from mvray.cli.options import FAILED, INTERRUPTED, USER_MISTAKE
 from mvray.errors import MvrayError, UserError
 
+__all__ = ["main"]
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (a step failed), 2 (a mistake to mend), 130 (interrupted)."""

@@ -100,8 +100,7 @@ def same_job(command: str, options: argparse.Namespace) -> str:
 
 def where_runs_are(storage: str) -> str:
     """The page with the runs, or the command that shows it."""
-    from mvray.reports import tracking_uri
-    from mvray.tracking import page, without_password
+    from mvray.tracking import page, tracking_uri, without_password
 
     uri = tracking_uri(Storage(storage))
     if uri.startswith(("http://", "https://")):

@@ -40,9 +40,8 @@ def _ui(given: argparse.Namespace) -> int:
         return _server(given)
     if given.add_user or given.artifacts:
         raise SettingError("--add-user and --artifacts belong to a server. Add --server.")
-    from mvray.reports import tracking_uri
     from mvray.storage import Storage
-    from mvray.tracking import ui
+    from mvray.tracking import tracking_uri, ui
 
     return ui(tracking_uri(Storage(given.storage)), given.host, given.port)
 
@@ -63,9 +62,8 @@ def _server(given: argparse.Namespace) -> int:
 
 
 def _deliver(given: argparse.Namespace) -> int:
-    from mvray.reports import refuge, spool_folder, tracking_uri
     from mvray.storage import Storage
-    from mvray.tracking import Spool, deliver, waiting_for, without_password
+    from mvray.tracking import Spool, deliver, refuge, spool_folder, tracking_uri, waiting_for, without_password
 
     storage = Storage(given.storage)
     uri, spool, away = tracking_uri(storage), spool_folder(storage), refuge(storage)
@@ -87,8 +85,8 @@ def _deliver(given: argparse.Namespace) -> int:
 
 def _doctor(given: argparse.Namespace) -> int:
     from mvray.cli import doctor
-    from mvray.reports import tracking_uri
     from mvray.storage import Storage
+    from mvray.tracking import tracking_uri
 
     findings = doctor.examine(given.storage, tracking_uri(Storage(given.storage)), os.environ.get("RAY_ADDRESS"))
     print(doctor.as_text(findings))

@@ -1,6 +1,6 @@
 """Ray: the connection, worker groups and where they are placed, jobs that are sent to a cluster."""
 
-from mvray.cluster import placement
+from mvray.cluster import placement, ray_internals
 from mvray.cluster.code_archive import LIMIT_MIB, Shipment, pack
 from mvray.cluster.connection import HEADROOM_CPUS
 from mvray.cluster.job_client import ENDED, Jobs, Submitted, beside, environment
@@ -26,4 +26,5 @@ __all__ = [
     "environment",
     "pack",
     "placement",
+    "ray_internals",
 ]

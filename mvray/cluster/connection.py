@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mvray.cluster import local_ray, node_versions, placement
+from mvray.cluster import local_ray, node_versions, placement, ray_internals
 from mvray.errors import ClusterError
 from mvray.experiment import Job
 from mvray.storage import Storage
@@ -48,6 +48,8 @@ class Connection:
         self.workers = workers
         self.say = say
         self.is_local = not os.environ.get("RAY_ADDRESS")
+        self.is_lean = self.is_local and local_ray.is_lean()
+        """Whether Ray is started here with the acceleration of local_ray.py."""
         self.aborted = threading.Event()
         """Steps that run look at it and end."""
         self._storage, self._patience_s = storage, patience_s
@@ -74,28 +76,37 @@ class Connection:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             folder = Path.cwd()
             import ray
-            from ray._private import auto_init_hook
 
             logging.getLogger("ray").setLevel(logging.ERROR)  # as _quiet, but for what is said while starting
-            # Else a thread that asks Ray for something after `stop` would start or join one again, and never leave it.
-            auto_init_hook.enable_auto_connect = False
+            ray_internals.never_connect_unasked()
             address = os.environ.get("RAY_ADDRESS")
             if not address:
                 self._cpus = max(os.cpu_count() or 1, workers) + HEADROOM_CPUS
+            if not address and self.is_lean:
                 self._own = local_ray.start(self._cpus + workers, OBJECT_STORE_BYTES)
                 address = self._own.address
             # From here on for this process alone: notices about Ray's own actors.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             with unheard("Set ray log level from environment variable"):
-                self._join(address)
-            if self._own is None:
+                if address:
+                    self._join(address)
+                else:
+                    ray.init(
+                        address="local",
+                        num_cpus=self._cpus + workers,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        include_dashboard=True,  # Ray Train's cleaning of placement groups asks it
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
+            if not self.is_local:
                 node_versions.check_nodes()
                 os.chdir(folder)  # nodes that share a disk unpack sent code there once more, over what was there
             import ray.train  # here, where it is not imported in two threads at once
 
             if not self.is_local:
                 self._head = ray.get_runtime_context().gcs_address
-                self._id = _id_of(self._head)
+                self._id = ray_internals.cluster_id(self._head)
                 self._watcher = threading.Thread(target=self._watch, name="head", daemon=True)
                 self._watcher.start()
 
@@ -128,7 +139,7 @@ class Connection:
         """
         seen_at = time.monotonic()
         while not self._leaving.wait(HEAD_EVERY_S):
-            found = _id_of(self._head)
+            found = ray_internals.cluster_id(self._head)
             if found == self._id:
                 seen_at = time.monotonic()
             elif found or time.monotonic() - seen_at > HEAD_GONE_S:
@@ -136,7 +147,7 @@ class Connection:
 
     def end_if_lost(self) -> None:
         """End this process where the cluster that it joined is gone (cli/supervisor.py starts another)."""
-        if not self._id or self._leaving.is_set() or (found := _id_of(self._head)) == self._id:
+        if not self._id or self._leaving.is_set() or (found := ray_internals.cluster_id(self._head)) == self._id:
             return
         self.say(f"The Ray cluster at {self._head} {'was started anew' if found else 'does not answer'}.")
         os._exit(LOST)
@@ -210,15 +221,6 @@ class Connection:
         self._stopped.set()
 
 
-def _id_of(address: str) -> str:
-    """The id of the cluster that answers at ``address``; "" where none does."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    with contextlib.suppress(Exception):  # whatever it raises: it does not answer
-        return str(GcsClient(address=address).cluster_id.hex())
-    return ""
-
-
 @contextlib.contextmanager
 def unheard(notice: str) -> Iterator[None]:
     """Keep lines with ``notice`` off the terminal; Ray's core writes them straight to file descriptor 2."""
@@ -238,10 +240,7 @@ def unheard(notice: str) -> Iterator[None]:
 
 def _quiet() -> None:
     """Ray's own progress and notices stay in its log files; errors still show."""
-    import ray._private.worker
-
-    # What Ray tells every driver of a node that was lost: a hundred lines of its last words, with `log_to_driver` off.
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    ray_internals.keep_last_words_off_the_terminal()
     for name in ("ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for handler in logging.getLogger("ray.data").handlers:

@@ -1,8 +1,9 @@
-"""Ray on this machine alone, and Ray Train anywhere, without what mvray does not need of them.
+"""Ray and Ray Train on this machine alone, without what mvray does not need of them, for a faster start.
 
-Everything here leans on Ray's internals, and little else in mvray does; test_one_machine.py fails when
-a new Ray has changed them. On a cluster that is joined (RAY_ADDRESS) only `trainer` is used. Written for
-Ray 2.60, where the parts of `ray.init()` and of one `TorchTrainer.fit()` cost, in CPU seconds:
+Everything here leans on Ray's internals; test_local_ray.py fails when a new Ray has changed them. MVRAY_PLAIN_RAY=1
+turns it off, and so does a Ray that is none of TRIED: then Ray is started, and trained with, by its public API
+(ray_train.py), as on a cluster that is joined. Written for Ray 2.60, where the parts of `ray.init()` and of one
+`TorchTrainer.fit()` cost, in CPU seconds:
 
     process                 CPU s   here
     dashboard server         1.1    left out, also where include_dashboard=False would start it
@@ -23,17 +24,35 @@ controller one (a variable that silences a warning), and everything below the co
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from mvray.cluster import fork_server
 from mvray.cluster.fork_server import Forker
+from mvray.cluster.ray_train import PROCESS_GROUP_TIMEOUT_S, RunSettings
+from mvray.cluster.worker import heed_sigterm
 
+PLAIN = "MVRAY_PLAIN_RAY"
+"""With "1", a local Ray is started by its public API alone."""
+TRIED = ("2.60",)
+"""The versions of Ray that this file was tried with."""
 BEYOND_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """With "0", Ray takes 127.0.0.1 for this machine's address, and all its parts listen there alone, on Linux too.
 Asking for that address (`--node-ip-address 127.0.0.1`) does not: Ray replaces it by one that others reach."""
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 START_S = 180.0
+
+
+def is_lean() -> bool:
+    """Whether a local Ray is started by what is here."""
+    return os.environ.get(PLAIN, "0") in ("", "0") and version("ray").startswith(TRIED)
 
 
 @dataclass(frozen=True)
@@ -117,3 +136,137 @@ def _listen_beyond_this_machine(listen: bool) -> None:
         del os.environ[BEYOND_THIS_MACHINE]
     else:
         os.environ[BEYOND_THIS_MACHINE] = "0"  # for Ray's other processes
+
+
+class LeanRun:
+    """The Ray Train run of a worker group in its placement group."""
+
+    def __init__(self, settings: RunSettings, group: Any) -> None:
+        import ray.train
+
+        self._trainer = trainer(
+            settings.on_worker,
+            group,
+            train_loop_config=dict(settings.config),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=settings.workers,
+                use_gpu="GPU" in settings.bundle,
+                resources_per_worker=dict(settings.bundle),
+            ),
+            run_config=ray.train.RunConfig(
+                name=settings.name,
+                storage_path=settings.storage,
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+            ),
+        )
+
+    def fit(self) -> None:
+        self._trainer.fit()
+
+    def end(self) -> None:
+        import ray
+
+        if self._trainer.controller is not None:
+            ray.kill(self._trainer.controller)
+
+
+def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings: Any) -> Any:
+    """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, its workers in the placement group ``group``.
+
+    Its ``controller`` is an actor, once there is one: where it is killed, fit() ends at once.
+    """
+    import ray
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class NoDatasets(WorkerGroupCallback):
+        def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+            return {"dataset_shard_provider": [None] * len(workers)}
+
+    class NoAutoscaling(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    class Group(WorkerGroup):
+        def _create_placement_group(self, *_: Any) -> Any:
+            return DefaultPlacementGroupHandle(group)
+
+    class Controller(TrainController):
+        worker_group_cls = Group
+
+        def __init__(self, **arguments: Any) -> None:
+            # Ray Train would hand the variable on to the workers, as a runtime environment.
+            os.environ[PREEMPTION_WATCHER] = "0"
+            super().__init__(**arguments)
+            del os.environ[PREEMPTION_WATCHER]
+
+    class Trainer(DataParallelTrainer):
+        controller: Any = None
+
+        def _create_default_callbacks(self) -> list[Any]:
+            kept = [
+                callback
+                for callback in super()._create_default_callbacks()
+                if not isinstance(callback, DatasetsCallback | PlacementGroupCleanerCallback)
+            ]
+            return [*kept, NoDatasets()]
+
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            scaling: Any = self.scaling_config
+            here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+            actor: Any = ray.remote(num_cpus=0, label_selector=here)(Controller)
+            self.controller = actor.remote(**{**arguments, "scaling_policy": NoAutoscaling(scaling)})
+            ray.get(self.controller.run.remote())
+            return ray.get(self.controller.get_result.remote())
+
+    return Trainer(on_worker, backend_config=backend(), **settings)
+
+
+def backend() -> Any:
+    """Ray's own set-up of torch.distributed, called in the workers only: torch takes seconds to import."""
+    from ray.train.backend import Backend, BackendConfig
+
+    class TorchBackend(Backend):
+        share_cuda_visible_devices = True
+        meeting: Path | None = None
+
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            import ray
+
+            # A file, because torch's TCPStore listens on every interface and lets in whoever comes.
+            self.meeting = Path(tempfile.mkdtemp(prefix="mvray-ranks-"))
+            where = f"file://{self.meeting}/store"
+            kind = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
+            world = len(worker_group)
+            joined = [worker_group.execute_single_async(rank, _join, where, kind, rank, world) for rank in range(world)]
+            ray.get(joined)
+
+        def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+            if self.meeting is not None:  # nothing else: a worker group's processes end with it
+                shutil.rmtree(self.meeting, ignore_errors=True)
+
+    class TorchConfig(BackendConfig):
+        @property
+        def backend_cls(self) -> type:
+            return TorchBackend
+
+    return TorchConfig()
+
+
+def _join(where: str, kind: str, rank: int, world: int) -> None:
+    from ray.train.torch import config
+
+    heed_sigterm()  # here, on the worker's main thread: training runs on another one
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
+    config._setup_torch_process_group(kind, rank, world, where, PROCESS_GROUP_TIMEOUT_S)

@@ -8,12 +8,16 @@ which decides the lock file's markers; that of the machine that submitted does n
 from __future__ import annotations
 
 import platform
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from packaging.markers import Marker
+from packaging.specifiers import SpecifierSet
 
 from mvray.cluster.code_archive import LOCK, reference
 from mvray.errors import ClusterError
@@ -113,15 +117,11 @@ def check_here() -> None:
     note = shipped(Path(folder)) if folder else None
     # Of Python there is nothing to compare here: Ray starts no node with another one than the head's.
     if note and (said := differences(expected := versions_here(note), here(expected))):
-        import socket
-
         raise ClusterError(_refusal(f"node {socket.gethostname()} has {', '.join(said)}", note["versions_of"]))
 
 
 def versions_here(note: Mapping[str, Any]) -> dict[str, str]:
     """The versions of a note that hold for this process's Python and system."""
-    from packaging.markers import Marker
-
     return {name: version for name, version, marker in note["versions"] if not marker or Marker(marker).evaluate()}
 
 
@@ -130,8 +130,6 @@ def _python() -> str:
 
 
 def _check_python(allowed: str) -> None:
-    from packaging.specifiers import SpecifierSet
-
     if not SpecifierSet(allowed).contains(found := platform.python_version(), prereleases=True):
         raise ClusterError(
             f"The head has Python {found}; mvray expects {allowed}. Build the cluster's image with one of these."

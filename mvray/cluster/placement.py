@@ -15,9 +15,11 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mvray.cluster import ray_internals
 from mvray.errors import SettingError
 
 POLL_S = 0.1
@@ -45,9 +47,7 @@ def most() -> dict[str, float]:
     Ray has a place for it, which is asked first; Ray 2.60's own autoscaler leaves it empty. Raises SettingError for a
     MVRAY_AUTOSCALER_MAX that cannot be read.
     """
-    from ray._private.state import state
-
-    told: Mapping[str, float] | None = state.get_max_resources_from_cluster_config()
+    told: Mapping[str, float] | None = ray_internals.autoscaler_limits()
     file = CONFIG.expanduser()
     with contextlib.suppress(OSError, ValueError):
         told = told or _configured(file, file.stat().st_mtime_ns)
@@ -86,10 +86,7 @@ def leaving() -> set[str]:
 
     Ray puts nothing new on them. `ray drain-node` gives that notice, and Ray itself where a node gets SIGTERM.
     """
-    from ray._private.state import state
-
-    found: Mapping[str, int] = state.get_draining_nodes()
-    return set(found)
+    return ray_internals.draining_nodes()
 
 
 def lost() -> set[str]:
@@ -109,13 +106,11 @@ def _answers(host: str, port: int) -> bool:
     return False
 
 
-def slots(bundle: Bundle, away_from: Collection[str] = ()) -> int:
+def slots(bundle: Bundle, not_on: Collection[str] = ()) -> int:
     """How many of ``bundle`` fit into what is free, node by node."""
-    from ray._private.state import state
-
-    free: Mapping[str, Mapping[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    free = ray_internals.free_per_node()
     wanted = {name: amount for name, amount in bundle.items() if amount}
-    gone = {*away_from, *leaving()}
+    gone = {*not_on, *leaving()}
     return sum(
         min((int(here.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()), default=0)
         for node, here in free.items()
@@ -175,27 +170,44 @@ def heads_to_spare(bundle: Bundle) -> set[str]:
     return heads if len(fit) > len(heads) else set()
 
 
+@dataclass(frozen=True)
+class Room:
+    """A placement group of ``size`` bundles, none of which is ``not_on`` these nodes."""
+
+    group: Any
+    size: int
+    not_on: frozenset[str] = frozenset()
+
+    def release(self) -> None:
+        """Give it back; nothing happens where the cluster was lost, which holds nothing."""
+        import ray.exceptions
+        import ray.util
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.util.remove_placement_group(self.group)
+
+
 def reserve(
     bundle: Bundle,
     least: int,
     most: int,
     say: Callable[[int], None],
     stopping: Callable[[], bool],
-    away_from: Collection[str] = (),
-) -> tuple[Any, int] | None:
-    """A placement group of as many bundles, ``least`` to ``most``, as there is room for; waits for ``least``.
+    not_on: Collection[str] = (),
+) -> Room | None:
+    """Room for as many bundles, ``least`` to ``most``, as there is room for; waits for ``least``.
 
-    It keeps ``away_from`` these nodes. While it waits, Ray's autoscaler sees what is wanted, and Ray gives groups their
-    room in turn, other users' too.
-    ``say`` is called once, with the number of bundles that lack room. None where ``stopping`` said so.
+    No bundle is ``not_on`` these nodes. While it waits, Ray's autoscaler sees what is wanted, and Ray gives groups
+    their room in turn, other users' too. ``say`` is called once, with the number of bundles that lack room. None
+    where ``stopping`` said so.
     """
     import ray.util
 
     began, said = time.monotonic(), False
     while True:
-        gone = lost() | set(away_from)
+        gone = lost() | set(not_on)
         size = _settled(bundle, least, most, gone)
-        selector = {NODE_ID: f"!in({', '.join(sorted(gone))})"} if gone else {}
+        selector = away_from(gone)
         group = ray.util.placement_group([dict(bundle)] * size, bundle_label_selector=[selector] * size)
         looked_at, fits = time.monotonic(), size
         while not (ready := _is_ready(group)):
@@ -213,7 +225,7 @@ def reserve(
             if lost() - gone or (least <= fits < size and fits == before):
                 break
         if ready:
-            return group, size
+            return Room(group, size, frozenset(gone))
         ray.util.remove_placement_group(group)
 
 
@@ -230,6 +242,11 @@ def _is_ready(group: Any) -> bool:
 
     state: str | None = ray.util.placement_group_table(group).get("state")
     return state == "CREATED"
+
+
+def away_from(nodes: Collection[str]) -> dict[str, str]:
+    """Ray's label selector for all nodes but these; empty for all."""
+    return {NODE_ID: f"!in({', '.join(sorted(nodes))})"} if nodes else {}
 
 
 def nodes_of(group: Any) -> set[str]:

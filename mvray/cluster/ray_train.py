@@ -1,127 +1,104 @@
-"""The Ray Train run of a worker group."""
+"""The Ray Train run of a worker group, by Ray's public API: a TorchTrainer."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from mvray.cluster.local_ray import BEYOND_THIS_MACHINE
-
-PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-
+from mvray.cluster.placement import NODE_ID, away_from
+from mvray.cluster.worker import heed_sigterm
 
 PROCESS_GROUP_TIMEOUT_S = 1800
+STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
+"""With "1", Ray's dashboard shows Train runs."""
 
 
-def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings: Any) -> Any:
-    """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, its workers in the placement group ``group``.
+class TrainRun(Protocol):
+    """A Ray Train run of workers."""
 
-    Its ``controller`` is an actor, once there is one: where it is killed, fit() ends at once.
-    """
-    import ray
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-    from ray.train.v2._internal.execution.controller import TrainController
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-    from ray.train.v2._internal.execution.worker_group import WorkerGroup
-    from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    def fit(self) -> None:
+        """Run to the end. Raises TrainingFailedError where a worker was lost, RayActorError where the run was."""
 
-    class NoDatasets(WorkerGroupCallback):
-        def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-            return {"dataset_shard_provider": [None] * len(workers)}
-
-    class NoAutoscaling(FixedScalingPolicy):
-        def after_controller_start(self, train_run_context: Any) -> None:
-            pass
-
-        def _maybe_send_resource_request(self) -> None:
-            pass
-
-    class Group(WorkerGroup):
-        def _create_placement_group(self, *_: Any) -> Any:
-            return DefaultPlacementGroupHandle(group)
-
-    class Controller(TrainController):
-        worker_group_cls = Group
-
-        def __init__(self, **given: Any) -> None:
-            # Ray Train would hand the variable on to the workers, as a runtime environment.
-            os.environ[PREEMPTION_WATCHER] = "0"
-            super().__init__(**given)
-            del os.environ[PREEMPTION_WATCHER]
-
-    class Trainer(DataParallelTrainer):
-        controller: Any = None
-
-        def _create_default_callbacks(self) -> list[Any]:
-            kept = [
-                callback
-                for callback in super()._create_default_callbacks()
-                if not isinstance(callback, DatasetsCallback | PlacementGroupCleanerCallback)
-            ]
-            return [*kept, NoDatasets()]
-
-        def _initialize_and_run_controller(self, **given: Any) -> Any:
-            scaling: Any = self.scaling_config
-            here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-            actor: Any = ray.remote(num_cpus=0, label_selector=here)(Controller)
-            self.controller = actor.remote(**{**given, "scaling_policy": NoAutoscaling(scaling)})
-            ray.get(self.controller.run.remote())
-            return ray.get(self.controller.get_result.remote())
-
-    return Trainer(on_worker, backend_config=backend(), **settings)
+    def end(self) -> None:
+        """End it now, with all that it holds."""
 
 
-def backend() -> Any:
-    """Ray's own set-up of torch.distributed, called in the workers only: torch takes seconds to import."""
-    from ray._common.network_utils import build_address  # type: ignore[attr-defined]
-    from ray.train._internal.utils import get_address_and_port
-    from ray.train.backend import Backend, BackendConfig
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is started with: ``on_worker(config)`` on each of ``workers`` workers, each with ``bundle``."""
 
-    class TorchBackend(Backend):
-        share_cuda_visible_devices = True
-        meeting: Path | None = None
+    name: str
+    on_worker: Callable[[dict[str, Any]], None]
+    config: Mapping[str, Any]
+    workers: int
+    bundle: Mapping[str, float]
+    storage: str
+    """Where Ray Train keeps its own small files; results are never there."""
+    not_on: Collection[str] = field(default=())
+    """Nodes on which no worker is to be."""
 
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            import ray
 
-            if os.environ.get(BEYOND_THIS_MACHINE) == "0":
-                # A file, because torch's TCPStore listens on every interface and lets in whoever comes.
-                self.meeting = Path(tempfile.mkdtemp(prefix="mvray-ranks-"))
-                where = f"file://{self.meeting}/store"
-            else:
-                where = f"tcp://{build_address(*worker_group.execute_single(0, get_address_and_port))}"
-            kind = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
-            world = len(worker_group)
-            joined = [worker_group.execute_single_async(rank, _join, where, kind, rank, world) for rank in range(world)]
-            ray.get(joined)
+class PublicRun:
+    """A TorchTrainer, fitted in an actor: where that is killed, so is all that the run has started."""
 
-        def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-            if self.meeting is not None:  # nothing else: a worker group's processes end with it
-                shutil.rmtree(self.meeting, ignore_errors=True)
+    def __init__(self, settings: RunSettings) -> None:
+        import ray
 
-    class TorchConfig(BackendConfig):
+        here = {NODE_ID: ray.get_runtime_context().get_node_id()}  # where the driver is lost, so is all
+        actor: Any = ray.remote(num_cpus=0, label_selector=here)(_Fitting)
+        self._actor = actor.options(name=f"{settings.name}-driver").remote()
+        self._settings = settings
+
+    def fit(self) -> None:
+        import ray
+
+        ray.get(self._actor.fit.remote(self._settings))
+
+    def end(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
+
+
+class _Fitting:
+    """The actor."""
+
+    def fit(self, settings: RunSettings) -> None:
+        os.environ.setdefault(STATE_TRACKING, "1")
+        trainer_of(settings).fit()
+
+
+def trainer_of(settings: RunSettings) -> Any:
+    """The TorchTrainer of these settings."""
+    import ray.train
+    import ray.train.torch
+
+    class Config(ray.train.torch.TorchConfig):
         @property
         def backend_cls(self) -> type:
-            return TorchBackend
+            class HeedingSigterm(super().backend_cls):  # type: ignore[misc]
+                def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                    worker_group.execute(heed_sigterm)  # on their main threads: training runs on others
+                    super().on_start(worker_group, backend_config)
 
-    return TorchConfig()
+            return HeedingSigterm
 
-
-def _join(where: str, kind: str, rank: int, world: int) -> None:
-    from ray.train.torch import config
-
-    from mvray.cluster.worker import heed_sigterm
-
-    heed_sigterm()  # here, on the worker's main thread: training runs on another one
-    if where.startswith("file://") and sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
-    config._setup_torch_process_group(kind, rank, world, where, PROCESS_GROUP_TIMEOUT_S)
+    return ray.train.torch.TorchTrainer(
+        settings.on_worker,
+        train_loop_config=dict(settings.config),
+        torch_config=Config(timeout_s=PROCESS_GROUP_TIMEOUT_S),
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]
+            num_workers=settings.workers,
+            use_gpu="GPU" in settings.bundle,
+            resources_per_worker=dict(settings.bundle),
+            label_selector=away_from(settings.not_on) or None,
+        ),
+        run_config=ray.train.RunConfig(
+            name=settings.name,
+            storage_path=settings.storage,
+            # Whatever happens is told to the driver at once, which then decides (pipeline/train.py).
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+        ),
+    )

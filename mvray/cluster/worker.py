@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import queue
 import signal
 import sys
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from mvray.cluster.node_versions import check_here
+from mvray.cluster.trial_reports import tell
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
     from mvray.training import Task
 
 
+REPORTED_S = 10.0
+"""How long the end of a task waits for its last reports."""
 AT_WORK, TOLD_TO_END = threading.Event(), threading.Event()
 """Of this process, where it is a worker."""
 
@@ -32,14 +39,37 @@ def heed_sigterm() -> None:
     signal.signal(signal.SIGTERM, told)
 
 
+class Reports:
+    """Metrics for Ray Train, told in a thread of their own: ray.train.report waits up to 2 s for the controller's next
+    look, and no step is to wait for that. Every rank reports the same epochs, as Ray Train asks."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[dict[str, float] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._report, name="reports", daemon=True)
+        self._thread.start()
+
+    def put(self, metrics: Mapping[str, float]) -> None:
+        self._waiting.put(dict(metrics))
+
+    def close(self) -> None:
+        """Wait for what is left, not for ever: a lost peer never reports."""
+        self._waiting.put(None)
+        self._thread.join(REPORTED_S)
+
+    def _report(self) -> None:
+        import ray.train
+
+        while (metrics := self._waiting.get()) is not None:
+            ray.train.report(metrics)
+
+
 class OnRay:
     """One rank on Ray Train (an `Environment`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: bool) -> None:
         import ray.train
         import ray.train.torch
 
-        from mvray.cluster.node_versions import check_here
         from mvray.training import use_given_threads
 
         check_here()
@@ -49,13 +79,14 @@ class OnRay:
         self.world: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self._stop_task = threading.Event()
+        self._reports = Reports() if report else None
 
     def report(self, task: Task, metrics: Mapping[str, float]) -> bool:
-        """Tell the search whose trial this is; ray.train.report would wait up to 2 s for the controller's next look."""
+        """Tell Ray Train of an epoch, and the search whose trial this is."""
+        if self._reports is not None:
+            self._reports.put(metrics)
         if task.watched is None:
             return True
-        from mvray.cluster.trial_reports import tell
-
         return tell(task.watched, metrics, self.rank)
 
     def begin(self) -> threading.Event:
@@ -66,10 +97,10 @@ class OnRay:
 
     def release(self) -> None:
         """Free what a finished task leaves in memory, on the GPU too, before the next one."""
-        import gc
-
         import torch
 
+        if self._reports is not None:
+            self._reports.close()
         AT_WORK.clear()
         gc.collect()
         if self.device.type == "cuda":

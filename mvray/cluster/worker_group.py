@@ -1,13 +1,8 @@
-"""WorkerGroups: groups of Ray Train workers that stay after a Train step and take the next one.
+"""Groups of training workers: Ray Train runs whose workers ask a queue (a small actor) for tasks.
 
-Starting a Ray Train run costs half a minute on two cores, nearly all of it processes and imports. So
-a group is one Ray Train run whose workers ask a queue (a small actor) for task after task, until
-it is closed, is idle too long, or loses a worker. It is used again for a step of the same shape.
-
-Ray Train can change the number of workers by itself (``ScalingConfig(num_workers=(1, 4))``), but takes 33 to 78 s
-to go on after a lost node: it first asks for as many workers as before and waits out a timeout. It also knows
-nothing of our checkpoints. So the size of a group is decided here, in the driver: a group never changes its size; a
-task is ended early with a checkpoint and the next group, smaller or larger, goes on (pipeline/train.py).
+Ray Train's own restarts are not used: its controller waits a long time for nodes that are lost, and knows nothing of
+our checkpoints. So the size of a group is decided here, in the driver: a group never changes its size; a task is ended
+early with a checkpoint, and the next group, smaller or larger, goes on (pipeline/train.py).
 """
 
 from __future__ import annotations
@@ -23,6 +18,9 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from mvray.cluster import placement
+from mvray.cluster.local_ray import LeanRun
+from mvray.cluster.ray_train import PublicRun, RunSettings, TrainRun
+from mvray.cluster.worker import OnRay
 from mvray.errors import ClusterError, StepFailed
 from mvray.experiment import Packed
 
@@ -33,15 +31,15 @@ if TYPE_CHECKING:
     from mvray.training import Task
 
 IDLE_S = 120.0
-IDLE_SHARED_S = 30.0
-"""A group without work for so long ends: on a cluster that is joined others may want its GPUs. Where somebody is seen
-to wait for room it ends at once."""
+"""A group without work for so long ends."""
 FREED_S = 3.0
 POLL_S = 0.2
 WATCH_S = 1.0
 GROW_AFTER_S = 10.0
 """Room for more workers must have been there for so long: a larger group costs a start."""
 CLOSE_S = 10.0
+FINISH_S = 30.0
+"""How long a group that has done its work may take to end in order."""
 GRACE_S = 60.0
 """How long workers have for their checkpoint when somebody waits for the end (Ctrl-C)."""
 
@@ -53,6 +51,7 @@ class TaskQueue:
         self._workers, self._idle_s = workers, idle_s
         self._tasks: list[bytes] = []
         self._done: dict[int, int] = {}
+        self._nodes: set[str] = set()
         self._stopped: set[int] = set()
         self._closed = False
         self._changed = asyncio.Condition()
@@ -76,6 +75,14 @@ class TaskQueue:
                 return self._tasks[number]
             self._close()
             return None
+
+    async def joined(self, node: str) -> None:
+        """A worker has begun, on this node."""
+        self._nodes.add(node)
+
+    async def nodes(self) -> set[str]:
+        """Where the workers are that have begun."""
+        return self._nodes
 
     async def done(self, number: int) -> None:
         """A worker has finished task ``number``."""
@@ -116,10 +123,10 @@ def _on_worker(config: dict[str, Any]) -> None:
     """What each worker of a group does."""
     import ray
 
-    from mvray.cluster.worker import OnRay
     from mvray.training import train
 
-    queue, here, number = config["queue"], OnRay(), 0
+    queue, here, number = config["queue"], OnRay(report=config["report"]), 0
+    queue.joined.remote(ray.get_runtime_context().get_node_id())
     while not here.ending() and (task := ray.get(queue.next.remote(number))) is not None:
         threading.Thread(target=_hear, args=(queue, number, here.begin()), name="stop", daemon=True).start()
         packed: Packed = pickle.loads(task)  # noqa: S301  of our own driver
@@ -142,30 +149,47 @@ def _hear(queue: Any, number: int, stop: threading.Event) -> None:
 
 
 class WorkerGroup:
-    """A running Ray Train run of ``size`` workers, in ``placement_group``. `train` works on one task at a time."""
+    """A running Ray Train run of ``size`` workers, named after the step that it is for.
 
-    def __init__(self, cluster: Connection, scale: Scale, bundle: Bundle, placement_group: Any, size: int) -> None:
+    `train` works on one task at a time. On a Ray that mvray has started lean (local_ray.py) it stays for the next step,
+    as its start costs more than many a step there; elsewhere each step, and each trial, has a run of its own.
+    """
+
+    def __init__(self, cluster: Connection, scale: Scale, bundle: Bundle, room: Any, size: int, name: str) -> None:
         import ray
 
         self.cpus, self.size = scale.cpus_per_worker, size
-        self.nodes = placement.nodes_of(placement_group)
         self.ends: str | None = None
         """Why the task was ended early, where that was this group's own wish: it is not used again."""
-        self._placement_group, self.bundle, self._shared = placement_group, bundle, not cluster.is_local
+        self.bundle, self.stays, self._shared = bundle, cluster.is_lean, not cluster.is_local
         here = {placement.NODE_ID: ray.get_runtime_context().get_node_id()}  # where the driver is lost, so is all
         queue: Any = ray.remote(num_cpus=0, label_selector=here)(TaskQueue)
-        self._queue = queue.remote(size, IDLE_SHARED_S if self._shared else IDLE_S)
+        self._queue = queue.options(name=f"{name}-tasks").remote(size, IDLE_S)
         self._fit: Future[None] = Future()
-        self._trainer = _trainer(cluster, bundle, placement_group, size, {"queue": self._queue})
-        self.thread = threading.Thread(target=self._run, name="group", daemon=True)
+        config = {"queue": self._queue, "report": not cluster.is_lean}
+        settings = RunSettings(name, _on_worker, config, size, bundle, cluster.scratch(), room.not_on)
+        self._room = room if cluster.is_lean else None
+        if cluster.is_lean:
+            self._run: TrainRun = LeanRun(settings, room.group)
+        else:
+            room.release()  # Ray Train reserves its own
+            self._run = PublicRun(settings)
+        self.thread = threading.Thread(target=self._work, name="group", daemon=True)
         self.thread.start()
 
-    def _run(self) -> None:
+    def _work(self) -> None:
         try:
-            self._trainer.fit()
+            self._run.fit()
             self._fit.set_result(None)
         except BaseException as error:
             self._fit.set_exception(error)
+
+    @property
+    def nodes(self) -> set[str]:
+        """Ids of the nodes where its workers are."""
+        import ray
+
+        return set(ray.get(self._queue.nodes.remote()))
 
     @property
     def alive(self) -> bool:
@@ -205,17 +229,26 @@ class WorkerGroup:
             wishes.give_up()
         return True
 
-    def free(self) -> None:
-        """End the group and give back what it holds, even when its controller is dead."""
+    def finish(self, timeout_s: float = FINISH_S) -> None:
+        """End the group in order, which has nothing to do: what it held is free again when this returns."""
         import ray
         import ray.exceptions
-        import ray.util
 
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.util.remove_placement_group(self._placement_group)
+            ray.get(self._queue.close.remote())
+        self.thread.join(timeout_s)
+        self.free()
+
+    def free(self) -> None:
+        """End the group at once and give back what it holds, even when its controller is dead."""
+        import ray
+        import ray.exceptions
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            if self._room is not None:
+                self._room.release()
             ray.kill(self._queue)
-            if self._trainer.controller is not None:
-                ray.kill(self._trainer.controller)
+            self._run.end()
 
 
 class _End:
@@ -267,28 +300,26 @@ class _Wishes:
 
 
 class WorkerGroups:
-    """The groups of a cluster that wait for work."""
+    """The groups of a cluster, and those that wait for work."""
 
     def __init__(self, cluster: Connection) -> None:
         self._cluster = cluster
         self._idle: list[WorkerGroup] = []
-        self._made: list[WorkerGroup] = []
-        self._idlers: list[threading.Thread] = []
-        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._begun: list[WorkerGroup] = []
+        self._lock = threading.Lock()
 
-    def take(self, scale: Scale, gpus: int, name: str, stopping: Callable[[], bool]) -> WorkerGroup | None:
+    def take(self, scale: Scale, gpus: int, name: str, label: str, stopping: Callable[[], bool]) -> WorkerGroup | None:
         """A group for a step with this ``scale``: one that waits, or a new one, for which ``name`` waits for room.
 
-        None where ``stopping`` said so meanwhile.
+        Ray's dashboard shows a new one as ``label``. None where ``stopping`` said so meanwhile.
         """
         least, most = scale.min_workers or scale.workers, scale.workers
         bundle = {"CPU": scale.cpus_per_worker, **({"GPU": 1.0} if gpus else {})}
         if 0 < gpus < least:
             have = "is 1 GPU" if gpus == 1 else f"are {gpus} GPUs"
             raise ClusterError(f"A step asks for {least} workers, but there {have}. Use --workers {gpus}.")
-        gone = set() if self._cluster.is_local else placement.leaving()
         with self._lock:
-            for group in [group for group in self._idle if not group.alive or group.nodes & gone]:
+            for group in [group for group in self._idle if not group.alive]:
                 self._idle.remove(group)
                 group.free()
             for group in self._idle:
@@ -301,51 +332,34 @@ class WorkerGroups:
             whose = "worker's" if missing == 1 else "workers'"
             self._cluster.say(f"{name}: waits for {missing} more {whose} room on the cluster")
 
-        found = placement.reserve(bundle, least, most, say, stopping)
-        if not found:
+        room = placement.reserve(bundle, least, most, say, stopping)
+        if room is None:
             return None
-        group = WorkerGroup(self._cluster, scale, bundle, *found)
+        run_name = f"{label}-{uuid.uuid4().hex[:8]}"  # Ray Train goes on with a run of the same name
+        group = WorkerGroup(self._cluster, scale, bundle, room, room.size, run_name)
         with self._lock:
-            self._made = [other for other in self._made if other.thread.is_alive()] + [group]
+            self._begun = [other for other in self._begun if other.thread.is_alive()] + [group]
         return group
 
     def give_back(self, group: WorkerGroup) -> None:
         """Keep the group for the next step, or end it where it will not do for one."""
-        if group.ends:
-            group.free()
+        if group.ends or not group.stays:
+            group.finish()
             return
         with self._lock:
             self._idle.append(group)
-            if not self._cluster.is_local:
-                idler = threading.Thread(target=self._yield_to_others, args=(group,), name="idle", daemon=True)
-                idler.start()
-                self._idlers = [other for other in self._idlers if other.is_alive()] + [idler]
-
-    def _yield_to_others(self, group: WorkerGroup) -> None:
-        """End a group without work as soon as anybody on the cluster waits for room."""
-        import ray.exceptions
-
-        with contextlib.suppress(ray.exceptions.RayError, ConnectionError):  # the cluster is lost, or was left
-            while not placement.waiting():
-                if self._closed.wait(WATCH_S) or group not in self._idle or not group.alive:
-                    return
-            with self._lock:
-                if group in self._idle:
-                    self._idle.remove(group)
-                    group.free()
 
     def close(self) -> None:
         """End all groups, and wait until no thread of theirs asks Ray for anything.
 
         Ray's core ends the process now and then where it is shut down while another thread waits in ray.get.
         """
-        self._closed.set()
-        for group in self._made:
+        for group in self._begun:
             if group.thread.is_alive():
                 group.free()
         until = time.monotonic() + CLOSE_S
-        for thread in [*(group.thread for group in self._made), *self._idlers]:
-            thread.join(max(0.0, until - time.monotonic()))
+        for group in self._begun:
+            group.thread.join(max(0.0, until - time.monotonic()))
 
     def make_room(self, cpus: float, gpus: float) -> None:
         """End groups that wait, as long as so much is not free."""
@@ -365,25 +379,3 @@ def _is_free(cpus: float, gpus: float) -> bool:
 
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     return free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus
-
-
-def _trainer(cluster: Connection, bundle: Bundle, placement_group: Any, size: int, config: dict[str, Any]) -> Any:
-    """The Ray Train run of a group."""
-    import ray.train
-
-    from mvray.cluster.ray_train import trainer
-
-    return trainer(
-        _on_worker,
-        placement_group,
-        train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=size, use_gpu="GPU" in bundle, resources_per_worker=dict(bundle)
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"group-{uuid.uuid4().hex}",
-            storage_path=cluster.scratch(),
-            # Whatever happens is told to the driver at once, which then decides (pipeline/train.py).
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
-        ),
-    )

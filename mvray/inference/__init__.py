@@ -4,5 +4,6 @@ from mvray.inference.find import find
 from mvray.inference.group import group
 from mvray.inference.look import look
 from mvray.inference.model import load_step
+from mvray.inference.results import Result, SearchResult, StepResult
 
-__all__ = ["find", "group", "load_step", "look"]
+__all__ = ["Result", "SearchResult", "StepResult", "find", "group", "load_step", "look"]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mvray.cluster import ray_internals
 from mvray.tracking import duration
 from mvray.training import StepProgress, gpu_words, where
 
@@ -78,18 +79,8 @@ class Actors:
 
     def hosts(self) -> list[str]:
         """The node of each whose process has begun; one that waits for room has the node that it waits at, no port."""
-        import ray
-        from ray._private.state import state
-
         with contextlib.suppress(Exception):  # whatever it raises: the head does not answer, and may come back
-            job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-            self._last = [
-                self._host(each["Address"]["NodeID"])
-                for each in state.actor_table(None, job).values()
-                if self._name in each["ActorClassName"]
-                and each["State"] in ("PENDING_CREATION", "ALIVE")
-                and each["Address"]["Port"] > 0
-            ]
+            self._last = [self._host(node) for node in ray_internals.nodes_of_actors(self._name)]
         return self._last
 
     def _host(self, node: str) -> str:

@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from mvray import errors
-from mvray.cluster import placement
+from mvray.cluster import Cluster, placement, ray_internals
 from mvray.errors import DataError, Interrupted, StepFailed
 from mvray.experiment import Packed
 from mvray.pipeline import actor_progress
@@ -27,9 +27,6 @@ from mvray.pipeline.actor_progress import ActorProgress
 from mvray.pipeline.plan import Planned
 from mvray.pipeline.shards import Maker, Work, samples_in, shard_path, work_of
 from mvray.storage import Storage
-
-if TYPE_CHECKING:
-    from mvray.cluster import Cluster
 
 T = TypeVar("T")
 
@@ -128,12 +125,8 @@ def _end(taking: threading.Thread) -> None:
     until = time.monotonic() + LEAVE_S
 
     def end() -> None:
-        from ray.data._internal.execution.streaming_executor import StreamingExecutor
-
         while taking.is_alive() and time.monotonic() < until:
-            for thread in threading.enumerate():
-                if isinstance(thread, StreamingExecutor):
-                    thread.shutdown(force=True)
+            ray_internals.end_data_executions()
             taking.join(POLL_S)
 
     if "ray.data" in sys.modules:

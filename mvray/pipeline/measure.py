@@ -39,15 +39,13 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     def say(_: int) -> None:
         cluster.say(f"{planned.name}: waits for room on the cluster")
 
-    found = placement.reserve(bundle, 1, 1, say, cluster.aborted.is_set, placement.heads_to_spare(bundle))
-    if found is None:
+    room = placement.reserve(bundle, 1, 1, say, cluster.aborted.is_set, placement.heads_to_spare(bundle))
+    if room is None:
         raise Interrupted("The run was interrupted.")
-    import ray.util
-
     try:
-        return _as_task(planned, bundle["CPU"], found[0], cluster)
+        return _as_task(planned, bundle["CPU"], room.group, cluster)
     finally:
-        ray.util.remove_placement_group(found[0])
+        room.release()
 
 
 def _as_task(planned: Planned, cpus: float, group: Any, cluster: Cluster) -> dict[str, float]:

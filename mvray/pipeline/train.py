@@ -105,7 +105,7 @@ def _fit(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], 
 
     def taken() -> WorkerGroup | None:
         StepProgress.clear(planned.folder)  # what its last workers said is over
-        return cluster.groups.take(scale, cluster.gpus(), planned.name, stopping)
+        return cluster.groups.take(scale, cluster.gpus(), planned.name, _label(planned, task), stopping)
 
     while group := taken():
         if scale.min_workers not in (None, scale.workers):
@@ -115,3 +115,8 @@ def _fit(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], 
                 cluster.say(f"{planned.name}: {group.ends}; going on from a checkpoint written now")
             cluster.groups.give_back(group)
             return
+
+
+def _label(planned: Planned, task: Task) -> str:
+    """The Ray Train run's name, as Ray's dashboard shows it."""
+    return planned.label if task.watched is None else f"{planned.label}-trial-{task.watched.number}"

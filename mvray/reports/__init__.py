@@ -1,7 +1,7 @@
 """What people see of a job: tables, pages, figures, sheets, its runs in MLflow."""
 
 from mvray.reports import figures, page, search_figures, search_table
-from mvray.reports.mlflow_runs import RunLog, refuge, spool_folder, tracking_uri, where_tracked
+from mvray.reports.mlflow_runs import RunLog
 from mvray.reports.page import PAGE
 from mvray.reports.results import collect, comparison, means, pictures
 
@@ -14,10 +14,6 @@ __all__ = [
     "means",
     "page",
     "pictures",
-    "refuge",
     "search_figures",
     "search_table",
-    "spool_folder",
-    "tracking_uri",
-    "where_tracked",
 ]

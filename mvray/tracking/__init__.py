@@ -4,6 +4,7 @@ from mvray.tracking.mlflow_store import REUSED, STEP_ID, without_password
 from mvray.tracking.mlflow_ui import check, page, ui
 from mvray.tracking.outbox import Spool
 from mvray.tracking.outbox_backup import waiting_for
+from mvray.tracking.places import refuge, spool_folder, tracking_uri, where_tracked
 from mvray.tracking.redact import plain_addresses, redacted_all
 from mvray.tracking.system_metrics import load, loopback
 from mvray.tracking.terminal import Progress, duration, now
@@ -24,7 +25,11 @@ __all__ = [
     "page",
     "plain_addresses",
     "redacted_all",
+    "refuge",
+    "spool_folder",
+    "tracking_uri",
     "ui",
     "waiting_for",
+    "where_tracked",
     "without_password",
 ]

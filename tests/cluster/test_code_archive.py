@@ -21,8 +21,8 @@ from mvray.cluster.job_client import Jobs, Submitted, _user, beside, entrypoint,
 from mvray.cluster.node_versions import _check_python, differences, versions_here
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.experiment.provenance import NOTE, git_commit
-from mvray.reports.mlflow_runs import spool_folder, tracking_uri, where_tracked
 from mvray.storage.storage import Storage
+from mvray.tracking import spool_folder, tracking_uri, where_tracked
 
 JOB = "from mvray import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
 
