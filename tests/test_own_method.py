@@ -1,0 +1,76 @@
+"""What `mvray init` writes, used as its README says: a method and a job outside of mvray, on Ray, in any folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MVRAY = Path(sys.executable).with_name("mvray")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with own/ as `mvray init own` writes it, and pictures/."""
+    folder = tmp_path_factory.mktemp("place")
+    pixels = np.random.default_rng(0)
+    for name, light in (("dark", 0), ("light", 120)):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(24):
+            picture = pixels.integers(light, light + 90, (40, 40, 3), np.uint8)
+            Image.fromarray(picture).save(folder / "pictures" / name / f"{number}.png")
+    said(folder, "init", "own")
+    return folder
+
+
+def said(folder: Path, *words: object, code: int = 0) -> str:
+    """What the command prints, given in ``folder`` without a PYTHONPATH."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(word) for word in (MVRAY, *words)]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+JOB = ("own/job.py", "--tiny", "--data", "pictures")
+FEW = ("--set", "train.optim.epochs=2")
+
+
+def test_its_own_test_passes(place: Path) -> None:
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "own"], cwd=place, check=True)
+
+
+def test_it_runs_on_ray_and_is_looked_through_and_searched(place: Path) -> None:
+    assert "3 of 3 steps finished" in said(place, "run", *JOB, *FEW, "--workers", 2)
+    assert "3 steps, 3 finished before, 0 to do" in said(place, "run", *JOB, *FEW)
+    report = json.loads(said(place, "report", *JOB, *FEW, "--json"))
+    step = next(step["path"] for step in report["steps"] if step["name"] == "train")
+    manifest = json.loads((Path(step) / "step.json").read_text())
+    assert set(manifest["code"][0]["files"]) == {"method.py", "job.py", "test_method.py"}
+
+    assert "sheet.png" in said(place, "look", step, "pictures/dark", "--out", "looked")
+    assert "index.html" in said(place, "group", step, "pictures", "--out", "grouped")
+    assert "dark" in said(place, "find", step, "pictures/dark/0.png", "pictures", "--most", 2)
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    refused = said(elsewhere, "look", step, "../pictures/dark", "--out", "looked", code=2)
+    assert "made with code of your own" in refused
+    assert "Traceback" not in refused
+    assert "sheet.png" in said(elsewhere, "look", step, "../pictures/dark", "--out", "x", "--job", "../own/job.py")
+
+    assert "Search of train: 2 trials" in said(place, "tune", *JOB, *FEW, "--trials", 2)
+
+    method = place / "own" / "method.py"
+    method.write_text(method.read_text().replace("stride=2, padding=1", "stride=1, padding=1"))
+    assert "train (seed 0) is finished, with method.py as before" in said(place, "run", *JOB, *FEW)
+
+
+def test_an_existing_folder_is_left_alone(place: Path) -> None:
+    assert "has method.py, job.py" in said(place, "init", "own", code=2)
