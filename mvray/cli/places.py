@@ -19,9 +19,16 @@ def add(commands: Any) -> None:
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="where it listens; others than this machine want --server")
     server = ui.add_argument_group("a tracking server with users, for several people and machines")
-    server.add_argument("--server", action="store_true", help="run MLflow over PostgreSQL and S3, with passwords")
+    server.add_argument("--server", action="store_true", help="run MLflow's own server with passwords")
     server.add_argument("--folder", type=Path, default=Path("mlflow-server"), metavar="DIR", help="its data")
-    server.add_argument("--artifacts", metavar="URI", help="s3://... for files (default: an S3 server of its own)")
+    server.add_argument(
+        "--backend-store",
+        metavar="URI",
+        default="",
+        help="database of runs and users, as postgresql://... without a "
+        "password (default: MLFLOW_BACKEND_STORE_URI, else SQLite in DIR)",
+    )
+    server.add_argument("--artifacts", metavar="URI", default="", help="s3://... for files (default: a folder in DIR)")
     server.add_argument("--add-user", metavar="NAME", help="make a user of the server that runs over DIR")
     ui.set_defaults(command=_ui)
 
@@ -38,8 +45,8 @@ def add(commands: Any) -> None:
 def _ui(given: argparse.Namespace) -> int:
     if given.server:
         return _server(given)
-    if given.add_user or given.artifacts:
-        raise SettingError("--add-user and --artifacts belong to a server. Add --server.")
+    if given.add_user or given.artifacts or given.backend_store:
+        raise SettingError("--add-user, --artifacts and --backend-store belong to a server. Add --server.")
     from mvray.reports import tracking_uri
     from mvray.storage import Storage
     from mvray.tracking import ui
@@ -49,7 +56,7 @@ def _ui(given: argparse.Namespace) -> int:
 
 def _server(given: argparse.Namespace) -> int:
     from mvray.storage import Storage
-    from mvray.tracking.server import add_user, serve
+    from mvray.tracking import add_user, serve
 
     if given.add_user:
         print(f"User {given.add_user}, password {add_user(given.folder, given.add_user)} (it is not kept; note it now)")
@@ -59,7 +66,7 @@ def _server(given: argparse.Namespace) -> int:
         storage = Storage(artifacts)
         storage.check()
         artifacts = storage.uri
-    return serve(given.folder, given.host, given.port, artifacts)
+    return serve(given.folder, given.host, given.port, given.backend_store, artifacts)
 
 
 def _deliver(given: argparse.Namespace) -> int:

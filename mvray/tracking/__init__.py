@@ -1,5 +1,6 @@
 """MLflow: what is told to it, kept while it is away, and shown by it; lines on the terminal."""
 
+from mvray.tracking.mlflow_server import add_user, serve
 from mvray.tracking.mlflow_store import REUSED, STEP_ID, without_password
 from mvray.tracking.mlflow_ui import check, page, ui
 from mvray.tracking.outbox import Spool
@@ -15,6 +16,7 @@ __all__ = [
     "Progress",
     "Spool",
     "Tracker",
+    "add_user",
     "check",
     "deliver",
     "duration",
@@ -24,6 +26,7 @@ __all__ = [
     "page",
     "plain_addresses",
     "redacted_all",
+    "serve",
     "ui",
     "waiting_for",
     "without_password",

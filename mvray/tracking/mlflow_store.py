@@ -21,6 +21,7 @@ import psutil
 
 from mvray.tracking.outbox import Away, Event, Refused, content_of
 from mvray.tracking.redact import DATABASES
+from mvray.tracking.sqlite_file import make_mlflow_tables, make_whole
 
 STEP_ID, REUSED, HANDLE = "mvray.step_id", "mvray.reused", "mvray.handle"
 HOST, PID, PROCESS_STARTED = "mvray.host", "mvray.pid", "mvray.process_started"
@@ -70,7 +71,7 @@ class MlflowStore:
         for noisy in ("mlflow", "alembic", "urllib3.connectionpool"):  # the courier says it once
             logging.getLogger(noisy).setLevel(logging.ERROR)
         if self._uri.startswith(SQLITE):
-            folder_of(self._uri).mkdir(parents=True, exist_ok=True)
+            make_whole(Path(self._uri.removeprefix(SQLITE)), make_mlflow_tables)
         return MlflowClient(_named_by_environment(self._uri))
 
     def take(self, events: list[Event], files: Path) -> None:

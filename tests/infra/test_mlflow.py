@@ -20,8 +20,8 @@ import pytest
 import requests
 from account import ROOT
 from nodes import free_ports
+from postgres import OWNER, Postgres
 
-from mvray.tracking.server.postgres import OWNER, Postgres
 from mvray.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow

@@ -24,7 +24,7 @@ from mvray.storage.retry import Patience
 from mvray.storage.storage import Entry, Storage, _is_path
 
 if TYPE_CHECKING:
-    from conftest import S3Server
+    from seaweed import SeaweedFS
 
 PART = 5 << 20  # S3 itself takes no smaller ones
 PLACES = ["local", pytest.param("s3", marks=pytest.mark.slow)]
@@ -158,7 +158,7 @@ def test_what_is_replaced_meanwhile_is_read_whole(storage: Storage) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_current_is_waited_for(s3_server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_current_is_waited_for(s3_server: SeaweedFS, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = S3Proxy(s3_server.endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     storage, bucket = Storage(s3), s3.removeprefix("s3://").partition("/")
@@ -309,7 +309,7 @@ def test_a_full_disk(little_room: None, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def proxy(s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+def proxy(s3: str, s3_server: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
     made = S3Proxy(s3_server.endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
     yield made
