@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 from nodes import free_ports
 from PIL import Image
-from seaweed import SeaweedFS
+from seaweed import BUCKET, SeaweedFS
 from servers import MlflowServer
 
 from mvray.experiment.serialisation import encoded
 
-BUCKET = "mvray-tests"
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not imported yet: as many processes as cores, so a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -59,7 +58,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     """SeaweedFS with one bucket, ``mvray-tests``, and one pair of keys."""
-    server = SeaweedFS(tmp_path_factory.mktemp("weed"), BUCKET)
+    server = SeaweedFS(tmp_path_factory.mktemp("weed"))
     service = server.start()
     yield server
     service.end(timeout_s=0)  # its data goes too; ending in order takes it half a minute

@@ -12,6 +12,7 @@ from typing import Any
 from nodes import free_ports
 from processes import Service, start
 
+BUCKET = "mvray-tests"
 WEED = Path(sys.executable).parent / "weed"
 PORTS = [f"-{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
 JWT_VARIABLES = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ")
@@ -20,7 +21,7 @@ JWT_VARIABLES = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FI
 class SeaweedFS:
     """One bucket below ``folder``. ``ports`` has a number for each of PORTS, ``environ`` what S3's clients need."""
 
-    def __init__(self, folder: Path, bucket: str) -> None:
+    def __init__(self, folder: Path, bucket: str = BUCKET) -> None:
         self._folder, self._bucket = folder, bucket
         self._keys = {"accessKey": "tester", "secretKey": "tests-only"}
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))

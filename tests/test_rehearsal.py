@@ -245,5 +245,5 @@ def trials_of(lab: Lab, study: str) -> list[dict[str, Any]]:
     storage = Storage(f"{lab.storage}/{study}")
     if not storage.exists("trials.json"):
         return []
-    read: list[dict[str, Any]] = json.loads(storage.read_current("trials.json"))
+    read: list[dict[str, Any]] = json.loads(storage.read("trials.json"))
     return read

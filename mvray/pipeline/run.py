@@ -165,7 +165,7 @@ def _watching(planned: Planned, run: str, log: StepLog, progress: ProgressLines,
 
     def look() -> tuple[float, float]:
         try:
-            seen = planned.folder.read_json("progress.json", dict, current=True)
+            seen = planned.folder.read_json("progress.json", dict)
         except FileNotFoundError:
             progress.show(planned.id, None)
             return 0.0, 0.0  # until the first word of its workers a step waits for room, and holds nothing

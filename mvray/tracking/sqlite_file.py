@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 BESIDE = ("", "-journal", "-wal", "-shm")
 """What SQLite appends to a database's name for the files beside it."""
@@ -56,10 +57,11 @@ def _remove(file: Path) -> None:
 def make_mlflow_tables(file: Path) -> None:
     """Fill a new ``file`` with the tables of MLflow's tracking store."""
     import sqlalchemy
-    from mlflow.store.db.utils import _initialize_tables
+    from mlflow.store.db import utils
 
+    initialize: Callable[[Any], None] = utils._initialize_tables  # as `mlflow db upgrade` does; MLflow has no types
     engine = sqlalchemy.create_engine(f"sqlite:///{file}")
     try:
-        _initialize_tables(engine)
+        initialize(engine)
     finally:
         engine.dispose()

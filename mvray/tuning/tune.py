@@ -281,7 +281,7 @@ class _TrialLog:
     def failed(self, run: str, error: BaseException, interrupted: bool) -> None:
         if self._planned is not None:
             with contextlib.suppress(OSError, DataError):  # none was told before it failed
-                told = self._planned.folder.read_json("progress.json", dict, current=True)
+                told = self._planned.folder.read_json("progress.json", dict)
                 self._log.epochs(run, self._planned, told["history"])
         if not isinstance(error, Interrupted) or self._cluster.aborted.is_set():
             self._log.failed(run, error, interrupted)

@@ -7,8 +7,7 @@ import urllib.request
 import uuid
 
 import pytest
-from conftest import BUCKET
-from seaweed import SeaweedFS
+from seaweed import BUCKET, SeaweedFS
 
 pytestmark = pytest.mark.slow
 
