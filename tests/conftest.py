@@ -140,7 +140,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mvray.tracking.tracker import Tracker
 
     def make(root: Path) -> None:
-        assert Tracker(f"sqlite:///{root}/mlflow.db", "Default", root / "spool").close() == ""
+        assert Tracker(f"sqlite:///{root}/mlflow.db", "Default", root / "outbox").close() == ""
 
     return once(tmp_path_factory, "store", make) / "mlflow.db"
 

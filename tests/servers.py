@@ -96,7 +96,7 @@ class MlflowServer:
 
 def has_asked(tracker: Tracker) -> None:
     """Wait until its server has not answered, or not as it should, once."""
-    while not tracker._courier.error:
+    while not tracker._delivery.error:
         time.sleep(0.1)
 
 

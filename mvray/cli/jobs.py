@@ -141,9 +141,9 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
         collect,
         comparison,
         means,
+        outbox_folder,
         pictures,
         refuge,
-        spool_folder,
         tracking_uri,
         where_tracked,
     )
@@ -163,7 +163,7 @@ def _run_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
         progress.say(line)
     _say_bad(plan, progress)
     delay_s = 20.0 if missing else 0.0
-    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), delay_s, refuge(storage))
+    tracker = Tracker(tracking_uri(storage), plan.job.name, outbox_folder(storage), delay_s, refuge(storage))
     log = RunLog(tracker, plan, {**versions(), "git_commit": git_commit() or ""}, given.job)
     cluster = Cluster(storage, workers[1] if workers else None, progress.say, patience_s)
     status = "FAILED"

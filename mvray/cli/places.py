@@ -70,20 +70,20 @@ def _server(given: argparse.Namespace) -> int:
 
 
 def _deliver(given: argparse.Namespace) -> int:
-    from mvray.reports import refuge, spool_folder, tracking_uri
+    from mvray.reports import outbox_folder, refuge, tracking_uri
     from mvray.storage import Storage
-    from mvray.tracking import Spool, deliver, waiting_for, without_password
+    from mvray.tracking import Outbox, deliver, waiting_for, without_password
 
     storage = Storage(given.storage)
-    uri, spool, away = tracking_uri(storage), spool_folder(storage), refuge(storage)
+    uri, outbox, away = tracking_uri(storage), outbox_folder(storage), refuge(storage)
     address = without_password(uri)
     if away:
         away.check()
-    sent, left = deliver(spool, uri, refuge=away, former=given.was)
+    sent, left = deliver(outbox, uri, refuge=away, former=given.was)
     print(f"{sent} events sent to {address}." if sent else f"Nothing was sent to {address}.")
     if left:
         print(left, file=sys.stderr)
-    for other in sorted({*Spool.addresses(spool), *(waiting_for(away) if away else [])}):
+    for other in sorted({*Outbox.addresses(outbox), *(waiting_for(away) if away else [])}):
         if other != address:
             again = shlex.join(["mvray", "deliver", "--storage", given.storage, "--was", other])
             print(f"More waits for {other}: set MLFLOW_TRACKING_URI to that, or send it here: {again}", file=sys.stderr)

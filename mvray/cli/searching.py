@@ -38,7 +38,7 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray.cluster import Cluster
     from mvray.experiment import git_commit, versions
     from mvray.pipeline import Plan, chosen, execute
-    from mvray.reports import RunLog, refuge, search_table, spool_folder, tracking_uri, where_tracked
+    from mvray.reports import RunLog, outbox_folder, refuge, search_table, tracking_uri, where_tracked
     from mvray.tracking import Progress, Tracker
     from mvray.tuning import study
 
@@ -59,7 +59,7 @@ def _tune_here(given: argparse.Namespace, patience_s: float = 0.0) -> int:
     )
     if line := where_tracked(storage):
         progress.say(line)
-    tracker = Tracker(tracking_uri(storage), plan.job.name, spool_folder(storage), 20.0, refuge(storage))
+    tracker = Tracker(tracking_uri(storage), plan.job.name, outbox_folder(storage), 20.0, refuge(storage))
     about = {**versions(), "git_commit": git_commit() or ""}
     log = RunLog(tracker, plan, about, given.job, search=found.about())
     cluster = Cluster(storage, None, progress.say, patience_s)

@@ -3,7 +3,7 @@
 from mvray.tracking.mlflow_server import add_user, serve
 from mvray.tracking.mlflow_store import REUSED, STEP_ID, without_password
 from mvray.tracking.mlflow_ui import check, page, ui
-from mvray.tracking.outbox import Spool
+from mvray.tracking.outbox import Outbox
 from mvray.tracking.outbox_backup import waiting_for
 from mvray.tracking.redact import plain_addresses, redacted_all
 from mvray.tracking.system_metrics import load, loopback
@@ -13,8 +13,8 @@ from mvray.tracking.tracker import Tracker, deliver
 __all__ = [
     "REUSED",
     "STEP_ID",
+    "Outbox",
     "Progress",
-    "Spool",
     "Tracker",
     "add_user",
     "check",

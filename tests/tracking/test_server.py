@@ -44,8 +44,8 @@ def png(shade):
 class Work:
     """A run of a job that logs a number every 50 ms and a picture every 20 numbers."""
 
-    def __init__(self, address, experiment, spool):
-        self.tracker = Tracker(address, experiment, spool)
+    def __init__(self, address, experiment, outbox):
+        self.tracker = Tracker(address, experiment, outbox)
         self.job = self.tracker.start_run("job", params={"seeds": (0,), "lr": 0.1})
         self.step = self.tracker.start_run("step", self.job, params={"epochs": 3})
         self.slowest_s = 0.0
@@ -253,7 +253,7 @@ def test_the_pages_in_a_browser(mlflow_user, tmp_path):
     """A study with a trial: logging in, its run with the curve, its pictures."""
     if shutil.which("chromium") is None:
         pytest.skip("needs Chromium (apt-get install chromium)")
-    tracker = Tracker(mlflow_user.address, "comics study", tmp_path / "spool")
+    tracker = Tracker(mlflow_user.address, "comics study", tmp_path / "outbox")
     study = tracker.start_run("study", params={"trials": 1})
     trial = tracker.start_run("trial 0", study, params={"probability": 0.3})
     points = [(n, 1 - 0.8**n) for n in range(10)]
