@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from seaweed import SeaweedFS
 
 PART = 5 << 20  # S3 itself takes no smaller ones
+QUICK = RetryPolicy(first_s=0.05, longest_s=0.1)
 PLACES = ["local", pytest.param("s3", marks=pytest.mark.slow)]
 
 
@@ -294,7 +295,7 @@ def proxy(s3: str, s3_server: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.mark.slow
 def test_every_method_waits_for_a_busy_server(s3: str, proxy: S3Proxy, tmp_path: Path) -> None:
-    storage = Storage(s3)
+    storage = Storage(s3, QUICK)
     storage.write("a/x", bytes(1000))
     storage.write("a/z", b"z")
     calls = (
@@ -308,14 +309,14 @@ def test_every_method_waits_for_a_busy_server(s3: str, proxy: S3Proxy, tmp_path:
         lambda: storage.delete("a/z"),
     )
     threads = []
-    proxy.answer = lambda method, path: SLOW_DOWN  # the requests that the SDK repeats by itself are refused, too
+    proxy.answer = lambda method, path: SLOW_DOWN
     for call in calls:
+        refused = proxy.refused
         threads.append(threading.Thread(target=call))
         threads[-1].start()
-        time.sleep(0.05)
-    time.sleep(1)
+        while proxy.refused < refused + len(threads) + 1:
+            time.sleep(0.01)
     assert all(thread.is_alive() for thread in threads)
-    assert proxy.refused > len(calls)
     proxy.answer = lambda method, path: None
     for thread in threads:
         thread.join(60)
@@ -325,10 +326,10 @@ def test_every_method_waits_for_a_busy_server(s3: str, proxy: S3Proxy, tmp_path:
 
 @pytest.mark.slow
 def test_an_answer_that_breaks_off_is_asked_for_again(s3: str, proxy: S3Proxy) -> None:
-    storage, content = Storage(s3), os.urandom(300_000)
+    storage, content = Storage(s3, QUICK), os.urandom(300_000)
     storage.write("x", content)
     proxy.cut_after = 1000
-    threading.Timer(1.0, setattr, (proxy, "cut_after", None)).start()
+    threading.Timer(0.5, setattr, (proxy, "cut_after", None)).start()
     assert storage.read("x") == content
 
 
@@ -359,7 +360,7 @@ def test_a_wrong_clock_is_named(s3: str, proxy: S3Proxy, ahead_s: int) -> None:
 
 @pytest.mark.slow
 def test_it_gives_up_with_one_message(s3: str, proxy: S3Proxy) -> None:
-    storage = Storage(s3, RetryPolicy(limit_s=2, first_s=0.2, longest_s=0.2))
+    storage = Storage(s3, RetryPolicy(limit_s=0.5, first_s=0.1, longest_s=0.1))
     proxy.gone()
     with pytest.raises(StorageFailed, match=r"s3://mvray-tests does not answer: \d+ requests in \d s failed"):
         storage.size("x")
@@ -423,7 +424,7 @@ def test_a_part_that_fails_for_a_while(s3: str, proxy: S3Proxy, part: str, refus
         return refusal if meant and method in ("PUT", "POST") and proxy.refused < 3 else None
 
     proxy.answer = answer
-    writing = threading.Thread(target=Storage(s3, part_bytes=PART).write, args=("x", content))
+    writing = threading.Thread(target=Storage(s3, QUICK, PART).write, args=("x", content))
     writing.start()
     seen = sizes(Storage(s3), "x", writing)
     writing.join()
@@ -444,7 +445,7 @@ def test_a_write_that_fails_for_good_leaves_nothing(
     error: type[Exception],
     size: int,
 ) -> None:
-    storage, ended = Storage(s3, RetryPolicy(limit_s=1, first_s=0.2, longest_s=0.2), PART), []
+    storage, ended = Storage(s3, RetryPolicy(limit_s=0.3, first_s=0.1, longest_s=0.1), PART), []
 
     def answer(method: str, path: str) -> tuple[int, str] | None:
         ended.extend([path] * (method == "DELETE"))
@@ -471,7 +472,7 @@ def test_ctrl_c_ends_an_upload(s3: str, proxy: S3Proxy) -> None:
 
     proxy.answer = answer
     with pytest.raises(KeyboardInterrupt):
-        Storage(s3, part_bytes=PART).write("x", bytes(PART * 3))
+        Storage(s3, QUICK, PART).write("x", bytes(PART * 3))
     assert "partNumber=3" not in " ".join(asked)
     assert asked[-1].startswith("DELETE")
     assert Storage(s3).list() == []
@@ -490,12 +491,12 @@ def test_an_upload_that_s3_has_lost_begins_again(s3: str, proxy: S3Proxy) -> Non
         return None
 
     proxy.answer = answer
-    Storage(s3, part_bytes=PART).write("x", content)
+    Storage(s3, QUICK, PART).write("x", content)
     assert not lost
     assert Storage(s3).read("x") == content
     proxy.answer = lambda method, path: (404, "NoSuchUpload") if "partNumber=2" in path else None
     with pytest.raises(StorageFailed, match=r"has lost the upload of s3://.*/y 3 times"):
-        Storage(s3, part_bytes=PART).write("y", content)
+        Storage(s3, QUICK, PART).write("y", content)
     assert not Storage(s3).exists("y")
 
 
@@ -503,19 +504,19 @@ def test_an_upload_that_s3_has_lost_begins_again(s3: str, proxy: S3Proxy) -> Non
 def test_an_upload_whose_answers_break_off_or_whose_server_goes(s3: str, proxy: S3Proxy) -> None:
     content = os.urandom(PART * 3)
     proxy.cut_after = 20
-    threading.Timer(1.0, setattr, (proxy, "cut_after", None)).start()
-    Storage(s3, part_bytes=PART).write("x", content)
+    threading.Timer(0.5, setattr, (proxy, "cut_after", None)).start()
+    Storage(s3, QUICK, PART).write("x", content)
     assert Storage(s3).read("x") == content
 
     def go(method: str, path: str) -> None:
         if "partNumber=2" in path:
             proxy.answer = lambda method, path: None
             threading.Thread(target=proxy.gone).start()
-            threading.Timer(1.0, proxy.back).start()
-            time.sleep(0.5)
+            threading.Timer(0.5, proxy.back).start()
+            time.sleep(0.3)
 
     proxy.answer = go
-    Storage(s3, part_bytes=PART).write("y", content)
+    Storage(s3, QUICK, PART).write("y", content)
     assert Storage(s3).read("y") == content
 
 
