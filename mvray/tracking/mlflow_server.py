@@ -27,6 +27,7 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -267,8 +268,10 @@ def _make_databases(folder: Path, backend_store: str, environ: dict[str, str]) -
         if done.returncode:
             raise ClusterError(f"MLflow could not make {folder / 'users.db'}:\n{done.stderr[-LOG_CHARACTERS:]}")
 
-    make_whole(Path(backend_store.removeprefix(SQLITE)), make_mlflow_tables)
-    make_whole(folder / "users.db", make_users)
+    with ThreadPoolExecutor() as pool:  # seconds each, at the first start
+        users = pool.submit(make_whole, folder / "users.db", make_users)
+        make_whole(Path(backend_store.removeprefix(SQLITE)), make_mlflow_tables)
+    users.result()
 
 
 @contextmanager

@@ -34,6 +34,7 @@ COPY_S = 120.0
 GONE_S = 900.0
 """A writer that has not copied for so long has vanished. Clocks of nodes may differ by minutes."""
 CLAIM_S = 2.0
+"""What a claim takes to be seen by others who claim the same."""
 
 _NAME, _EVENTS = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}"), re.compile(r"events-\d{15}")
 
@@ -92,12 +93,15 @@ class OutboxCopy:
         self._copied = waiting[-1][0]
 
 
-def fetch(storage: Storage, parent: Path, address: str) -> None:
-    """Put the copies for ``address`` whose execution has ended beside the outboxes in ``parent``."""
+def fetch(storage: Storage, parent: Path, address: str, claim_s: float = CLAIM_S) -> None:
+    """Put the copies for ``address`` whose execution has ended beside the outboxes in ``parent``.
+
+    Each is claimed for ``claim_s`` before, so that one of several who do this at once gets it.
+    """
     foreign = []
     try:
         for name, place in _copies(storage):
-            if (parent / name).exists() or not _is_for(place, address) or not _claimed(place):
+            if (parent / name).exists() or not _is_for(place, address) or not _claimed(place, claim_s):
                 continue
             if why := _download(place, parent / name):
                 foreign.append(f"{place.uri} ({why})")
@@ -160,12 +164,12 @@ def _is_ours(place: Storage) -> bool:
         return False
 
 
-def _claimed(place: Storage) -> bool:
+def _claimed(place: Storage, claim_s: float) -> bool:
     """Claim a copy; of several who do at the same time one gets it, since two would open each run twice."""
     if _recent(place, "claim") and not _is_ours(place):
         return False
     place.write("claim", f"{time.time()} {_US}".encode())
-    time.sleep(CLAIM_S)
+    time.sleep(claim_s)
     return _is_ours(place)
 
 

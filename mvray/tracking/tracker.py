@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class _OutboxWriter:
     """Puts events into an outbox in the order in which they come; while the disk takes none, they wait in memory."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+    def __init__(self, outbox: Outbox, held_events: int, held_bytes: int) -> None:
+        self._outbox, self._held_events, self._held_bytes = outbox, held_events, held_bytes
         self._mutex = threading.Lock()
         self._held: list[tuple[Event, bytes | None]] = []
         self._lost: Counter[str] = Counter()
@@ -79,8 +79,8 @@ class _OutboxWriter:
 
     def _one_too_many(self) -> int | None:
         """Which to give up, as there are too many: the oldest metrics or file, without which a run still is one."""
-        big = sum(len(content) for _, content in self._held if content is not None) > HELD_BYTES
-        if not big and len(self._held) <= HELD_EVENTS:
+        big = sum(len(content) for _, content in self._held if content is not None) > self._held_bytes
+        if not big and len(self._held) <= self._held_events:
             return None
         kinds = () if big else ("metrics",)
         return next((i for i, (event, content) in enumerate(self._held) if content or event["kind"] in kinds), 0)
@@ -97,11 +97,19 @@ class Tracker:
     own and delivers what killed ones left there. Runs that a killed execution on this host left
     open are closed as KILLED. Delivery begins ``delay_s`` after the start, so that importing MLflow
     does not compete with the start of training. What waits is also copied to ``refuge`` every two
-    minutes, where one is given: this node's disk may go with it. Methods may be called from any thread.
+    minutes, where one is given: this node's disk may go with it. While the disk takes nothing, ``held_events`` and
+    files of ``held_bytes`` wait in memory at most. Methods may be called from any thread.
     """
 
     def __init__(
-        self, uri: str, experiment: str, outbox: Path, delay_s: float = 0.0, refuge: Storage | None = None
+        self,
+        uri: str,
+        experiment: str,
+        outbox: Path,
+        delay_s: float = 0.0,
+        refuge: Storage | None = None,
+        held_events: int = HELD_EVENTS,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
         self._experiment = experiment
         self._seen: set[tuple[str, str, int]] = set()
@@ -109,7 +117,7 @@ class Tracker:
         self._watchers: list[threading.Thread] = []
         self._delivery = Delivery(MlflowStore(uri).take)
         self._outbox = Outbox.create(outbox, without_password(uri))
-        self._writer = _OutboxWriter(self._outbox)
+        self._writer = _OutboxWriter(self._outbox, held_events, held_bytes)
         self._copy = OutboxCopy(self._outbox, refuge) if refuge else None
         self._put("stale", "")
         delivery = (outbox, without_password(uri), delay_s, refuge)

@@ -314,3 +314,27 @@ def test_an_outbox_with_links_or_that_cannot_be_read_is_passed_over(tmp_path):
     assert Delivery(post).deliver_left(tmp_path / "outboxes", "there") == ""
     assert post.numbers == [1]
     assert victim.read_text() == "mine\n"
+
+
+def test_what_an_older_version_left_is_delivered(tmp_path):
+    """Folders and lines as mvray has written them since 0.1.0's first events."""
+    left = tmp_path / ".spool" / "20250101-120000-0123abcd"
+    (left / "files").mkdir(parents=True)
+    (left / "files" / ("ab" * 16)).write_bytes(b"\x89PNG")
+    delivered = '{"kind": "stale", "run": "", "experiment": "job", "time_s": 1.5}\n'
+    waiting = '{"kind": "start", "run": "r", "experiment": "job", "time_s": 2.5, "name": "step", "parent": null, '
+    waiting += '"tags": {}, "params": {}}\n{"kind": "file", "run": "r", "experiment": "job", "time_s": 3.5, '
+    waiting += f'"path": "pictures/1.png", "content": "{"ab" * 16}"}}\n'
+    (left / "events.jsonl").write_text(delivered + waiting)
+    (left / "delivered").write_text(str(len(delivered)))
+    (left / "address").write_text("there")
+    taken = []
+
+    def take(events, files):
+        taken.extend((event["kind"], event["run"]) for event in events)
+        if events[0]["kind"] == "file":
+            taken.append(content_of(events[0], files).read_bytes())
+
+    assert Delivery(take).deliver_left(tmp_path / ".spool", "there") == ""
+    assert taken == [("start", "r"), ("file", "r"), b"\x89PNG"]
+    assert not left.exists()

@@ -19,11 +19,6 @@ def storage(request, tmp_path):
     return Storage(uri)
 
 
-@pytest.fixture(autouse=True)
-def soon(monkeypatch):
-    monkeypatch.setattr(outbox_backup, "CLAIM_S", 0.1)
-
-
 @pytest.fixture
 def outbox(tmp_path):
     outbox = Outbox.create(tmp_path / "node", "there")
@@ -44,7 +39,7 @@ def deliver(storage, parent):
         for event in events:
             taken.append(event["n"] if "n" in event else (files / event["content"]).read_bytes())
 
-    fetch(storage, parent, "there")
+    fetch(storage, parent, "there", claim_s=0.1)
     assert Delivery(post).deliver_left(parent, "there") == ""
     forget(storage, parent, "there")
     return taken
@@ -74,7 +69,7 @@ def test_an_ended_execution_leaves_what_waits(storage, outbox, tmp_path):
     put(outbox, 6)
     assert copy.close() == f"A copy of them is in {storage.uri}/.spool/{outbox.folder.name}."
     vanish(outbox)
-    fetch(storage, other, "elsewhere")
+    fetch(storage, other, "elsewhere", claim_s=0.1)
     assert list(other.iterdir()) == [], "it is not for that address"
     assert deliver(storage, other) == [4, 5, b"picture", 6]
     assert list(other.iterdir()) == []
@@ -150,7 +145,7 @@ def test_a_delivery_that_failed_goes_on_from_the_copy(storage, outbox, tmp_path)
     vanish(outbox)
     other = tmp_path / "other"
     other.mkdir()
-    fetch(storage, other, "there")
+    fetch(storage, other, "there", claim_s=0.1)
     forget(storage, other, "there")
     assert waiting_for(storage) == ["there"], "it still waits in the folder"
     (folder,) = other.iterdir()

@@ -14,7 +14,6 @@ import pytest
 from full_disk import files_end_at
 from servers import has_asked
 
-from mvray.tracking import tracker as tracker_module
 from mvray.tracking.mlflow_store import HANDLE, HOST, MlflowStore, folder_of, without_password
 from mvray.tracking.mlflow_ui import served
 from mvray.tracking.outbox import Refused
@@ -287,10 +286,8 @@ def test_a_full_disk_loses_nothing_once_there_is_room(store, client, tmp_path, c
     assert "Lost" not in caplog.text
 
 
-def test_what_a_full_disk_never_took_is_told_at_the_end(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(tracker_module, "HELD_EVENTS", 10)
-    monkeypatch.setattr(tracker_module, "HELD_BYTES", 1000)
-    tracker = Tracker("http://127.0.0.1:1", "full", tmp_path, delay_s=60)
+def test_what_a_full_disk_never_took_is_told_at_the_end(tmp_path, caplog):
+    tracker = Tracker("http://127.0.0.1:1", "full", tmp_path, delay_s=60, held_events=10, held_bytes=1000)
     (events,) = tmp_path.glob("*/events.jsonl")
     full = events.stat().st_size + 20
     with files_end_at(full):
