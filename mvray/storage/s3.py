@@ -16,7 +16,6 @@ import threading
 import time
 import urllib.parse
 from contextlib import closing, contextmanager, suppress
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mvray.errors import StorageFailed, StorageRefused
@@ -266,78 +265,66 @@ _lock = threading.Lock()
 def _connection() -> _Connection:
     variables = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
     key = (os.getpid(), *variables)  # what is open does not survive a fork
-    with _lock:
+    with _lock, _no_credentials():
         if key not in _connections:
             _connections[key] = _Connection()
         return _connections[key]
 
 
 class _Connection:
-    """What AWS's conventions say in this environment, and the client that all threads share."""
+    """What AWS's conventions say in this environment, and botocore's client, which all threads share."""
 
     def __init__(self) -> None:
-        import botocore.session
-
-        self._session = botocore.session.Session()
-        self._lock = threading.Lock()
-        self._client: Any = None
-
-    @cached_property
-    def endpoint(self) -> str:
+        from botocore.config import Config
         from botocore.configprovider import ConfiguredEndpointProvider
-        from botocore.exceptions import BotoCoreError
+        from botocore.session import Session
 
-        try:
-            if self._session.get_config_variable("ignore_configured_endpoint_urls"):
-                return ""
-            config = self._session.full_config, self._session.get_scoped_config()
-            return str(ConfiguredEndpointProvider(*config, "s3").provide() or "")
-        except BotoCoreError as error:
-            raise _no_credentials(error) from error
+        session = Session()
+        provider = ConfiguredEndpointProvider(session.full_config, session.get_scoped_config(), "s3")
+        is_ignored = session.get_config_variable("ignore_configured_endpoint_urls")
+        self.endpoint = str((not is_ignored and provider.provide()) or "")
+        self.credentials = session.get_credentials()
+        self._client = session.create_client(
+            "s3",
+            endpoint_url=self.endpoint or None,
+            # botocore itself reads AWS_DEFAULT_REGION only.
+            region_name=os.environ.get("AWS_REGION") or session.get_config_variable("region"),
+            config=Config(
+                connect_timeout=CONNECT_S,
+                read_timeout=SILENCE_S,
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                request_checksum_calculation="when_required",  # other servers do not know sums that follow the data
+                s3={"addressing_style": "path"} if self.endpoint else None,
+                max_pool_connections=_CONNECTIONS,
+            ),
+        )
 
     @property
     def client(self) -> Any:
-        """botocore's, with credentials that are valid now.
+        """With credentials that are valid now. Raises as `_no_credentials`."""
+        from botocore.exceptions import NoCredentialsError
 
-        Raises StorageRefused where there are none, ConnectionError where who gives them is away.
-        """
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
-
-        try:
-            with self._lock:
-                if self._client is None:
-                    self._client = self._new_client()
-                credentials = self._session.get_credentials()
-            if credentials is None:
+        with _no_credentials():
+            if self.credentials is None:
                 raise NoCredentialsError
-            credentials.get_frozen_credentials()  # fetched anew where they expire soon
-        except HTTPClientError as error:
-            raise ConnectionError(f"the credentials' own server does not answer: {error}") from error
-        except (BotoCoreError, ClientError) as error:
-            raise _no_credentials(error) from error
+            self.credentials.get_frozen_credentials()  # fetched anew where they expire soon
         return self._client
 
-    def _new_client(self) -> Any:
-        from botocore.config import Config
 
-        config = Config(
-            connect_timeout=CONNECT_S,
-            read_timeout=SILENCE_S,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            request_checksum_calculation="when_required",  # other servers do not know sums that follow the data
-            s3={"addressing_style": "path"} if self.endpoint else None,
-            max_pool_connections=_CONNECTIONS,
-        )
-        # botocore itself reads AWS_DEFAULT_REGION only.
-        region = os.environ.get("AWS_REGION") or self._session.get_config_variable("region")
-        return self._session.create_client("s3", config=config, endpoint_url=self.endpoint or None, region_name=region)
+@contextmanager
+def _no_credentials() -> Iterator[None]:
+    """StorageRefused where there are no credentials to be had, ConnectionError where who gives them is away."""
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
-
-def _no_credentials(error: Exception) -> StorageRefused:
-    return StorageRefused(
-        f"There are no credentials for S3: {error}\nExpected what AWS's own tools take: AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role. Try `aws sts get-caller-identity`."
-    )
+    try:
+        yield
+    except HTTPClientError as error:
+        raise ConnectionError(f"the credentials' own server does not answer: {error}") from error
+    except (BotoCoreError, ClientError) as error:
+        raise StorageRefused(
+            f"There are no credentials for S3: {error}\nExpected what AWS's own tools take: AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role. Try `aws sts get-caller-identity`."
+        ) from error
 
 
 def refused(uri: str, error: OSError, done: str = "used") -> StorageRefused:

@@ -40,12 +40,11 @@ import psutil
 
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.tracking.mlflow_store import SQLITE, without_password
-from mvray.tracking.mlflow_ui import LOOPBACK, free_port, page
+from mvray.tracking.mlflow_ui import BACKEND_VARIABLE, LOOPBACK, SERVER_VARIABLES, free_port, page
 from mvray.tracking.redact import redacted
 from mvray.tracking.sqlite_file import make_mlflow_tables, make_whole
 
 ADMIN = "admin"
-BACKEND_VARIABLE = "MLFLOW_BACKEND_STORE_URI"
 FIRST_START_S = 300.0
 """MLflow's first start makes a hundred tables; with a slow disk and busy cores that takes long."""
 ENDING_S = 20.0
@@ -245,9 +244,7 @@ def _environ(folder: Path, backend_store: str, passwords: dict[str, str]) -> dic
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
         "MLFLOW_AUTH_ADMIN_PASSWORD": passwords["admin"],
         "MLFLOW_FLASK_SERVER_SECRET_KEY": passwords["flask"],
-        # Its job runners are for language models, keep a core each busy and outlive the server.
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **SERVER_VARIABLES,
         MARK: str(folder),
     }
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):

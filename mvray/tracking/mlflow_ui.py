@@ -26,6 +26,13 @@ from mvray.tracking.redact import redacted
 
 LOOPBACK = ("127.0.0.1", "localhost")
 PORTS_TRIED = 50
+BACKEND_VARIABLE = "MLFLOW_BACKEND_STORE_URI"
+"""Names the database to MLflow's server; no argument, as those are seen by all on the machine."""
+SERVER_VARIABLES = {
+    # Its job runners are for language models, keep a core each busy and outlive the server.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
 def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
@@ -66,7 +73,7 @@ def served(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[tupl
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             _command(uri, host, port),
-            env={**os.environ, **_environ(uri)},
+            env={**os.environ, **SERVER_VARIABLES, BACKEND_VARIABLE: uri},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -89,15 +96,6 @@ def _command(uri: str, host: str, port: int) -> list[str]:
     if uri.startswith(SQLITE):
         command += ["--artifacts-destination", str(folder_of(uri) / "mlartifacts")]
     return [*command, "--host", host, "--port", str(port)]
-
-
-def _environ(uri: str) -> dict[str, str]:
-    return {
-        "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: those are seen by all on the machine
-        # Its job runners are for language models, keep a core each busy and outlive the server.
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
 
 
 def _wait_for(server: subprocess.Popen[bytes], address: str) -> None:

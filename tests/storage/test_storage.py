@@ -569,8 +569,7 @@ def test_a_profile_with_a_role(s3: str, tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
         monkeypatch.setenv("AWS_PROFILE", "lab")
-        s3_module._connection().client  # noqa: B018  asks for the role's keys
-        keys = s3_module._connection()._session.get_credentials().get_frozen_credentials()
+        keys = s3_module._connection().credentials.get_frozen_credentials()
     finally:
         server.stop()
     assert keys.access_key.startswith("ASIA")  # of the role, not the base's
