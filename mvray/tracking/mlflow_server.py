@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import psutil
@@ -176,7 +175,7 @@ def _introduction(server: Server) -> list[str]:
 
 def _checked(backend_store: str) -> str:
     """The database's address: that of the option, where command lines show it, or the variable's."""
-    if without_password(backend_store) != backend_store and (urlsplit(backend_store).password or "=" in backend_store):
+    if re.search("://[^@]*:[^@]*@", backend_store) or "***" in without_password(backend_store):
         raise SettingError(
             "Found a password in --backend-store; expected an address without one, as command lines are seen by "
             f"everyone on this machine. Set {BACKEND_VARIABLE} to the whole address instead, or give the password as "

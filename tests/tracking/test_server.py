@@ -23,7 +23,7 @@ from servers import Browser, MlflowServer, client_of, has_asked
 
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.reports.figures import curves
-from mvray.tracking.mlflow_server import add_user, running, serve
+from mvray.tracking.mlflow_server import _checked, add_user, running, serve
 from mvray.tracking.mlflow_ui import check
 from mvray.tracking.tracker import Tracker, deliver
 
@@ -306,11 +306,16 @@ def test_what_is_not_installed_is_named_at_once(tmp_path, monkeypatch):
         serve(tmp_path, backend_store="postgresql://here/mlflow")
 
 
-@pytest.mark.parametrize("uri", ["postgresql://me:secret@here/mlflow", "postgresql://here/mlflow?password=secret"])
+@pytest.mark.parametrize("uri", ["postgresql://me:secret/x@here/mlflow", "postgresql://here/mlflow?password=secret"])
 def test_a_password_on_the_command_line_is_refused(tmp_path, uri):
     with pytest.raises(SettingError, match=r"password in --backend-store(.|\n)*MLFLOW_BACKEND_STORE_URI") as refusal:
         serve(tmp_path, backend_store=uri)
     assert "secret" not in str(refusal.value)
+
+
+def test_an_address_without_a_password_is_taken_from_the_command_line():
+    uri = "postgresql://me@here:5432/mlflow?sslmode=require"
+    assert _checked(uri) == uri.replace("postgresql", "postgresql+psycopg2")
 
 
 def test_users_are_made_where_a_server_runs(tmp_path):
