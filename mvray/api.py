@@ -19,7 +19,7 @@ from mvray.inference import Result, SearchResult, StepResult, load_step
 from mvray.pipeline import Plan, Planned, chosen, cost, execute, plan
 from mvray.reports import RunLog, comparison, means, pictures, search_figures, search_table
 from mvray.storage import Storage
-from mvray.tracking import Progress, Tracker, refuge, spool_folder, tracking_uri, where_tracked
+from mvray.tracking import Progress, Tracker, outbox_folder, refuge, tracking_uri, where_tracked
 from mvray.tuning import Study, study, tune_study
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _path_of(job: Job | Path | str) -> Path | None:
 def _tracker(storage: Storage, name: str, delay_s: float, progress: Progress) -> Tracker:
     if line := where_tracked(storage):
         progress.say(line)
-    return Tracker(tracking_uri(storage), name, spool_folder(storage), delay_s, refuge(storage))
+    return Tracker(tracking_uri(storage), name, outbox_folder(storage), delay_s, refuge(storage))
 
 
 @contextmanager

@@ -14,16 +14,15 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from nodes import free_ports
 from PIL import Image
+from seaweed import BUCKET, SeaweedFS
 from servers import MlflowServer
 
-BUCKET = "mvray-tests"
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not imported yet: as many processes as cores, so a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -56,44 +55,17 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
     return shared / name
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """A running S3 server: its endpoint, and the environment with which AWS's own clients find it."""
-
-    endpoint: str
-    environ: dict[str, str]
-
-
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     """SeaweedFS with one bucket, ``mvray-tests``, and one pair of keys."""
-    folder = tmp_path_factory.mktemp("weed")
-    keys = {"accessKey": "tester", "secretKey": "tests-only"}
-    identity = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    names = [f"-{name}.port{kind}" for name in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    settings: dict[str, object] = dict(zip(names, free_ports(len(names)), strict=True))
-    endpoint = f"http://127.0.0.1:{settings['-s3.port']}"
-    settings |= {"-dir": folder, "-ip": "127.0.0.1", "-ip.bind": "127.0.0.1", "-s3.config": folder / "s3.json"}
-    settings |= {"-s3.autoCreateBucket": "false", "-s3.port.iceberg": 0, "-s3.port.lance": 0}
-    settings |= {"-master.telemetry": "false", "-master.volumeSizeLimitMB": 64, "-volume.max": 200}
-    environ = {"AWS_ACCESS_KEY_ID": keys["accessKey"], "AWS_SECRET_ACCESS_KEY": keys["secretKey"]}
-    server = S3Server(endpoint, {**environ, "AWS_ENDPOINT_URL": endpoint})
-    arguments = [f"{name}={value}" for name, value in settings.items()]
-    with (folder / "log").open("wb") as log:
-        weed = subprocess.Popen(
-            [Path(sys.executable).parent / "weed", "server", "-s3", *arguments], stdout=log, stderr=log
-        )
-    try:
-        _wait(server, weed, folder / "log")
-        yield server
-    finally:
-        weed.kill()  # its data goes too; ending in order takes it half a minute
-        weed.wait()
+    server = SeaweedFS(tmp_path_factory.mktemp("weed"))
+    service = server.start()
+    yield server
+    service.end(timeout_s=0)  # its data goes too; ending in order takes it half a minute
 
 
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3(s3_server: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of an empty place on the S3 server; this process's environment leads there."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -102,31 +74,9 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
-def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the bucket could be made."""
-    import pyarrow.fs
-
-    client = pyarrow.fs.S3FileSystem(
-        access_key=server.environ["AWS_ACCESS_KEY_ID"],
-        secret_key=server.environ["AWS_SECRET_ACCESS_KEY"],
-        endpoint_override=server.endpoint,
-        allow_bucket_creation=True,
-    )
-    until, last = time.monotonic() + 90, OSError("it ended")
-    while process.poll() is None and time.monotonic() < until:
-        time.sleep(0.2)
-        try:
-            socket.create_connection(("127.0.0.1", int(server.endpoint.rpartition(":")[2])), timeout=5).close()
-            client.create_dir(BUCKET)
-            return
-        except OSError as error:
-            last = error
-    raise RuntimeError(f"SeaweedFS did not start ({last}): {log.read_text(errors='replace')[-2000:]}")
-
-
 @pytest.fixture(scope="session")
 def mlflow_server() -> Iterator[MlflowServer]:
-    """MLflow with users over PostgreSQL and S3, started as users do; tests that kill it start it again."""
+    """MLflow with users, started as users do; tests that kill it start it again."""
     server = MlflowServer()
     try:
         server.start()
@@ -190,7 +140,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mvray.tracking.tracker import Tracker
 
     def make(root: Path) -> None:
-        assert Tracker(f"sqlite:///{root}/mlflow.db", "Default", root / "spool").close() == ""
+        assert Tracker(f"sqlite:///{root}/mlflow.db", "Default", root / "outbox").close() == ""
 
     return once(tmp_path_factory, "store", make) / "mlflow.db"
 

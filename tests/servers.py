@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ ROOT = Path(__file__).parent.parent
 
 
 class MlflowServer:
-    """`mvray ui --server` over a folder of its own: `start`, `kill` (-9, all of it) and `start` again."""
+    """`mvray ui --server` over a folder of its own: `start`, `kill` (-9, all of it) and `start` again.
 
-    def __init__(self) -> None:
-        # Not below pytest's own folders: under root, PostgreSQL runs as a user who may not enter them.
+    ``arguments`` are further options, ``more_environ`` further variables of its environment.
+    """
+
+    def __init__(self, arguments: Sequence[str] = (), more_environ: Mapping[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mvray-server-"))
-        self.folder.chmod(0o755)
         self.port, self.address, self.start_s = 5740, "", 0.0
+        self.output: list[str] = []
+        self._arguments, self._more_environ = list(arguments), dict(more_environ or {})
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -37,20 +41,20 @@ class MlflowServer:
         command = [sys.executable, "-m", "mvray.cli", "ui", "--server", "--folder", str(self.folder / "data")]
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}
         self._process = subprocess.Popen(
-            [*command, "--port", str(self.port)],
+            [*command, "--port", str(self.port), *self._arguments],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=environ,
+            env=environ | self._more_environ,
         )
         assert self._process.stdout is not None
-        self.said = []
+        self.output = []
         for line in self._process.stdout:
-            self.said.append(line.rstrip())
+            self.output.append(line.rstrip())
             if "MLFLOW_TRACKING_PASSWORD" in line:
                 break
         else:
-            raise RuntimeError(f"the server did not start: {self.said}")
+            raise RuntimeError(f"the server did not start: {self.output}")
         self.address = (self.folder / "data/address").read_text()
         self.port = int(self.address.rpartition(":")[2])
         self.start_s = time.monotonic() - started
@@ -68,17 +72,18 @@ class MlflowServer:
             "MLFLOW_TRACKING_PASSWORD": self.password,
         }
 
-    def services(self) -> list[psutil.Process]:
-        """PostgreSQL, SeaweedFS and MLflow with all their processes."""
+    def processes(self) -> list[psutil.Process]:
+        """Those of MLflow itself."""
         assert self._process is not None
         return psutil.Process(self._process.pid).children(recursive=True)
 
-    def kill(self) -> None:
+    def kill(self, leave_mlflow: bool = False) -> None:
+        """Kill -9 of the command and, unless ``leave_mlflow``, of MLflow's processes."""
         assert self._process is not None
-        services = self.services()
+        processes = self.processes()
         self._process.kill()
-        for service in services:
-            service.kill()
+        for process in [] if leave_mlflow else processes:
+            process.kill()
         self._process.communicate()
 
     def end(self) -> None:
@@ -91,7 +96,7 @@ class MlflowServer:
 
 def has_asked(tracker: Tracker) -> None:
     """Wait until its server has not answered, or not as it should, once."""
-    while not tracker._courier.error:
+    while not tracker._delivery.error:
         time.sleep(0.1)
 
 

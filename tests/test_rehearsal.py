@@ -1,4 +1,4 @@
-"""All of it at once, as a lab has it: three nodes, S3, MLflow with users over PostgreSQL, a job and a search submitted.
+"""All of it at once, as a lab has it: three nodes, S3, MLflow with users, a job and a search submitted.
 
 Meanwhile a node is switched off and another one comes, the S3 server answers 503 and then not at all for a minute, and
 MLflow's server is killed and comes back a minute later. What is there in the end is what an undisturbed run on one
@@ -245,5 +245,5 @@ def trials_of(lab: Lab, study: str) -> list[dict[str, Any]]:
     storage = Storage(f"{lab.storage}/{study}")
     if not storage.exists("trials.json"):
         return []
-    read: list[dict[str, Any]] = json.loads(storage.read_current("trials.json"))
+    read: list[dict[str, Any]] = json.loads(storage.read("trials.json"))
     return read

@@ -19,9 +19,16 @@ def add(commands: Any) -> None:
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument("--host", default="127.0.0.1", help="where it listens; others than this machine want --server")
     server = ui.add_argument_group("a tracking server with users, for several people and machines")
-    server.add_argument("--server", action="store_true", help="run MLflow over PostgreSQL and S3, with passwords")
+    server.add_argument("--server", action="store_true", help="run MLflow's own server with passwords")
     server.add_argument("--folder", type=Path, default=Path("mlflow-server"), metavar="DIR", help="its data")
-    server.add_argument("--artifacts", metavar="URI", help="s3://... for files (default: an S3 server of its own)")
+    server.add_argument(
+        "--backend-store",
+        metavar="URI",
+        default="",
+        help="database of runs and users, as postgresql://... without a "
+        "password (default: MLFLOW_BACKEND_STORE_URI, else SQLite in DIR)",
+    )
+    server.add_argument("--artifacts", metavar="URI", default="", help="s3://... for files (default: a folder in DIR)")
     server.add_argument("--add-user", metavar="NAME", help="make a user of the server that runs over DIR")
     ui.set_defaults(command=_ui)
 
@@ -38,8 +45,8 @@ def add(commands: Any) -> None:
 def _ui(given: argparse.Namespace) -> int:
     if given.server:
         return _server(given)
-    if given.add_user or given.artifacts:
-        raise SettingError("--add-user and --artifacts belong to a server. Add --server.")
+    if given.add_user or given.artifacts or given.backend_store:
+        raise SettingError("--add-user, --artifacts and --backend-store belong to a server. Add --server.")
     from mvray.storage import Storage
     from mvray.tracking import tracking_uri, ui
 
@@ -48,7 +55,7 @@ def _ui(given: argparse.Namespace) -> int:
 
 def _server(given: argparse.Namespace) -> int:
     from mvray.storage import Storage
-    from mvray.tracking.server import add_user, serve
+    from mvray.tracking import add_user, serve
 
     if given.add_user:
         print(f"User {given.add_user}, password {add_user(given.folder, given.add_user)} (it is not kept; note it now)")
@@ -58,23 +65,23 @@ def _server(given: argparse.Namespace) -> int:
         storage = Storage(artifacts)
         storage.check()
         artifacts = storage.uri
-    return serve(given.folder, given.host, given.port, artifacts)
+    return serve(given.folder, given.host, given.port, given.backend_store, artifacts)
 
 
 def _deliver(given: argparse.Namespace) -> int:
     from mvray.storage import Storage
-    from mvray.tracking import Spool, deliver, refuge, spool_folder, tracking_uri, waiting_for, without_password
+    from mvray.tracking import Outbox, deliver, outbox_folder, refuge, tracking_uri, waiting_for, without_password
 
     storage = Storage(given.storage)
-    uri, spool, away = tracking_uri(storage), spool_folder(storage), refuge(storage)
+    uri, outbox, away = tracking_uri(storage), outbox_folder(storage), refuge(storage)
     address = without_password(uri)
     if away:
         away.check()
-    sent, left = deliver(spool, uri, refuge=away, former=given.was)
+    sent, left = deliver(outbox, uri, refuge=away, former=given.was)
     print(f"{sent} events sent to {address}." if sent else f"Nothing was sent to {address}.")
     if left:
         print(left, file=sys.stderr)
-    for other in sorted({*Spool.addresses(spool), *(waiting_for(away) if away else [])}):
+    for other in sorted({*Outbox.addresses(outbox), *(waiting_for(away) if away else [])}):
         if other != address:
             again = shlex.join(["mvray", "deliver", "--storage", given.storage, "--was", other])
             print(f"More waits for {other}: set MLFLOW_TRACKING_URI to that, or send it here: {again}", file=sys.stderr)

@@ -1,9 +1,8 @@
-"""The connection to S3, by AWS's own conventions.
+"""Files in an S3 bucket, by AWS's own conventions.
 
-Credentials, region, endpoint and certificates are what botocore finds: the environment, profiles in
-``~/.aws`` (also with role_arn, SSO or credential_process), a pod's or an instance's role. Credentials that
-expire are fetched again in time. What reads much is Arrow's, which does not hold Python's lock. What writes is
-botocore's: a stream of Arrow's that is closed after an error leaves half an object under its name.
+Credentials, region, endpoint and certificates are what botocore finds: the environment, profiles in ``~/.aws`` (also
+with role_arn, SSO or credential_process), a pod's or an instance's role. Credentials that expire are fetched again in
+time. botocore's own repetitions are off: retry.py waits, by the error's code and status.
 """
 
 from __future__ import annotations
@@ -12,101 +11,217 @@ import email.utils
 import http.client
 import io
 import os
-import re
+import shutil
 import threading
 import time
 import urllib.parse
-from contextlib import contextmanager, suppress
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mvray.errors import StorageFailed, StorageRefused
-from mvray.storage.retry import reason
+from mvray.storage.local import Entry, appearing_whole
+from mvray.storage.retry import RetryPolicy, retried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
-    import pyarrow.fs
+T = TypeVar("T")
 
 CONNECT_S, SILENCE_S = 3.0, 20.0
 """A connection must stand after the first; a request in which nothing arrives for the second has failed."""
-ATTEMPTS = 3
-"""How often one request is sent before it counts as failed; retry.py begins there."""
 PART_BYTES = 16 << 20
-"""What is larger is written in parts of so much: what a failed request sends again, and what is copied in memory."""
-_AT_ONCE_BYTES = 64 << 10
-_CONNECTIONS = 32  # kept open; there are 16 threads of steps
+"""What is larger is written in parts of so much: what a failed request sends again."""
+UPLOADS = 3
+"""How often an upload is begun that S3 loses."""
 AMAZON = "Amazon's own"
 CLOCK_OFF_S = 15 * 60
 """S3 refuses requests whose time is farther off."""
 
-_logins: dict[tuple[Any, ...], _Login] = {}
-_lock = threading.Lock()
-
-
-def filesystem(bucket: str, attempts: int = ATTEMPTS) -> pyarrow.fs.FileSystem:
-    """A connection for ``bucket``, shared by all who ask for the same one in this process.
-
-    Raises StorageRefused where there are no credentials to be had, ConnectionError where who gives them is away.
-    """
-    return _login().filesystem(bucket, attempts)
-
-
-def get(bucket: str, key: str) -> bytes:
-    """An object as it is now, in one request; Arrow's reading asks for its size before, which may change between.
-
-    Raises FileNotFoundError, ConnectionError, StorageRefused without credentials, or OSError with S3's name for the
-    error and the HTTP status, as Arrow's have them.
-    """
-    try:
-        with _as_arrow_says(f"s3://{bucket}/{key}"):
-            return bytes(_login().client(ATTEMPTS).get_object(Bucket=bucket, Key=key)["Body"].read())
-    except OSError as error:
-        name, status = reason(error)
-        if status == 404:
-            raise FileNotFoundError(f"s3://{bucket}/{key} is not there: {name}.") from error
-        raise
-
-
-def put(bucket: str, key: str, data: bytes, each: Callable[[Callable[[], Any]], Any], attempts: int = ATTEMPTS) -> None:
-    """Store an object, which appears whole or not at all.
-
-    ``each`` is given every request, to call it once or as often as it likes: one that fails does not cost the parts
-    before it. Raises as `get`, but plain OSError where the bucket is missing, and StorageFailed where uploads get lost.
-    """
-
-    def ask(name: str, **given: Any) -> Any:
-        if "Body" in given:
-            given["Body"] = _body(given["Body"])
-        with _as_arrow_says(f"s3://{bucket}/{key}"):
-            return getattr(_login().client(attempts), name)(Bucket=bucket, Key=key, **given)
-
-    if len(data) <= PART_BYTES:
-        each(lambda: ask("put_object", Body=data))
-        return
-    for _ in range(ATTEMPTS):
-        # Also what S3 says of an upload that it has completed, when its answer to that was lost.
-        with suppress(_NoSuchUpload):
-            _put_in_parts(data, lambda name, **given: each(lambda: ask(name, **given)), ask)
-            return
-    raise StorageFailed(
-        f"S3 has lost the upload of s3://{bucket}/{key} {ATTEMPTS} times; expected it to last until it is complete. "
-        "Find out what ends uploads there, as a rule of the bucket; the same command goes on with what is stored."
+_AT_ONCE_BYTES = 64 << 10
+_COPIED_BYTES = 1 << 20
+_DELETED_KEYS = 1000  # S3 takes no more in a request
+_CONNECTIONS = 32  # kept open; there are 16 threads of steps
+_PASSING_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504, 507))
+_PASSING_CODES = frozenset(
+    (
+        *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded"),
+        *("ServiceUnavailable", "InternalError", "InternalFailure", "RequestTimeout", "RequestTimeoutException"),
     )
+)
+_MISSING_CODES = ("NoSuchKey", "NotFound", "404")  # the last for HEAD, whose answer has no body
+_LOST_UPLOAD, _BEHIND_THE_END = "NoSuchUpload", "InvalidRange"
+_CLOCK_CODES = ("RequestTimeTooSkewed", "AccessDenied", "403")
 
 
-def _put_in_parts(data: bytes, insist: Callable[..., Any], ask: Callable[..., Any]) -> None:
-    upload = insist("create_multipart_upload")["UploadId"]
-    try:
-        parts = []
-        for number, start in enumerate(range(0, len(data), PART_BYTES), start=1):
-            done = insist("upload_part", UploadId=upload, PartNumber=number, Body=data[start : start + PART_BYTES])
-            parts.append({"PartNumber": number, "ETag": done["ETag"]})
-        insist("complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts})
-    except BaseException:
-        with suppress(Exception):  # what went wrong before is what is told
-            ask("abort_multipart_upload", UploadId=upload)
-        raise
+class S3Error(OSError):
+    """What S3 answered instead of doing it: its ``code`` for that and the HTTP ``status``, "" and 0 if it never did."""
+
+    def __init__(self, text: str, code: str = "", status: int = 0) -> None:
+        super().__init__(text)
+        self.code, self.status = code, status
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether the same request may succeed later: S3 is busy, away or slow. False for what it refuses."""
+    if isinstance(error, S3Error):
+        return error.code in _PASSING_CODES or error.status in _PASSING_STATUSES
+    return isinstance(error, ConnectionError)
+
+
+class S3Files:
+    """The objects below ``root``, "BUCKET/PREFIX"; paths are relative to it, and whoever calls has checked them.
+
+    Each request is repeated as ``policy`` says, or sent once where that is None. What S3 refuses is StorageRefused,
+    in which ``purpose`` says what cannot be done; where it stays away it is StorageFailed.
+    """
+
+    def __init__(
+        self, root: str, policy: RetryPolicy | None, part_bytes: int = PART_BYTES, purpose: str = "used"
+    ) -> None:
+        self._root, self._policy, self._part_bytes, self._purpose = root, policy, part_bytes, purpose
+        self._bucket, _, self._prefix = root.partition("/")
+
+    def once(self, purpose: str = "used") -> S3Files:
+        """The same files, with requests that are sent once."""
+        return S3Files(self._root, None, self._part_bytes, purpose)
+
+    def read(self, path: str) -> bytes:
+        return self._insist(path, lambda client, at: _content(client.get_object(**at)))
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        wanted = f"bytes={start}-{start + length - 1}"
+        try:
+            return self._insist(path, lambda client, at: _content(client.get_object(**at, Range=wanted)))
+        except S3Error as error:
+            if error.code == _BEHIND_THE_END:
+                return b""
+            raise
+
+    def write(self, path: str, data: bytes, policy: RetryPolicy | None = None) -> None:
+        """In parts where it is large; then a request that fails does not cost the parts before it."""
+        if len(data) <= self._part_bytes:
+            self._insist(path, lambda client, at: client.put_object(**at, Body=_body(data)), policy)
+            return
+        for _ in range(UPLOADS):
+            try:
+                self._write_in_parts(path, data, policy)
+                return
+            except S3Error as error:
+                # Also what S3 says of an upload that it has completed, when its answer to that was lost.
+                if error.code != _LOST_UPLOAD:
+                    raise
+        raise StorageFailed(
+            f"S3 has lost the upload of {self._uri(path)} {UPLOADS} times; expected it to last until it is complete. "
+            "Find out what ends uploads there, as a rule of the bucket; the same command goes on with what is stored."
+        )
+
+    def _write_in_parts(self, path: str, data: bytes, policy: RetryPolicy | None) -> None:
+        upload = self._insist(path, lambda client, at: client.create_multipart_upload(**at), policy)["UploadId"]
+
+        def send(number: int, part: bytes) -> dict[str, Any]:
+            about = {"UploadId": upload, "PartNumber": number}
+            answer = self._insist(path, lambda client, at: client.upload_part(**at, **about, Body=_body(part)), policy)
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        try:
+            starts = range(0, len(data), self._part_bytes)
+            parts = [send(number, data[start : start + self._part_bytes]) for number, start in enumerate(starts, 1)]
+            whole = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
+            self._insist(path, lambda client, at: client.complete_multipart_upload(**at, **whole), policy)
+        except BaseException:
+            with suppress(Exception):  # what went wrong before is what is told
+                _connection().client.abort_multipart_upload(Bucket=self._bucket, Key=self._key(path), UploadId=upload)
+            raise
+
+    def download(self, path: str, local_file: Path) -> None:
+        def copy(client: Any, at: dict[str, str]) -> None:
+            with (
+                closing(client.get_object(**at)["Body"]) as body,
+                appearing_whole(local_file) as partial,
+                partial.open("wb") as file,
+            ):
+                shutil.copyfileobj(body, file, _COPIED_BYTES)
+
+        self._insist(path, copy)
+
+    def size(self, path: str) -> int:
+        return int(self._insist(path, lambda client, at: client.head_object(**at))["ContentLength"])
+
+    def exists(self, path: str) -> bool:
+        return self._is_file(path) or any(page.get("Contents") for page in self._pages(path, MaxKeys=1))
+
+    def list(self, path: str, recursive: bool) -> list[Entry]:
+        start = len(f"{self._prefix}/".removeprefix("/"))
+        entries = []
+        for page in self._pages(path, **({} if recursive else {"Delimiter": "/"})):
+            entries += [Entry(item["Key"][start:], item["Size"], False) for item in page.get("Contents", ())]
+            entries += [Entry(item["Prefix"][start:-1], 0, True) for item in page.get("CommonPrefixes", ())]
+        return [entry for entry in entries if is_path(entry.path)]
+
+    def delete(self, path: str) -> None:
+        if self._is_file(path):
+            self._insist(path, lambda client, at: client.delete_object(**at))
+            return
+        keys = [item["Key"] for page in self._pages(path) for item in page.get("Contents", ())]
+        for first in range(0, len(keys), _DELETED_KEYS):
+            self._delete_keys(path, keys[first : first + _DELETED_KEYS])
+
+    def _delete_keys(self, path: str, keys: Sequence[str]) -> None:
+        named = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+
+        def delete(client: Any, at: dict[str, str]) -> None:
+            for failure in client.delete_objects(Bucket=self._bucket, Delete=named).get("Errors", ()):
+                raise S3Error(f"{failure['Key']}: {failure.get('Message')}", failure.get("Code", ""))
+
+        self._insist(path, delete)
+
+    def _is_file(self, path: str) -> bool:
+        try:
+            return bool(self._key(path)) and self.size(path) >= 0
+        except FileNotFoundError:
+            return False
+
+    def _pages(self, path: str, **more: Any) -> Iterator[dict[str, Any]]:
+        """The answers that list the keys below the folder ``path``."""
+        query = {"Bucket": self._bucket, "Prefix": f"{self._key(path)}/".removeprefix("/"), **more}
+        while True:
+            page = self._insist(path, lambda client, at: client.list_objects_v2(**query))
+            yield page
+            if not page["IsTruncated"]:
+                return
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _key(self, path: str) -> str:
+        return f"{self._prefix}/{path}".strip("/")
+
+    def _uri(self, path: str) -> str:
+        return f"s3://{self._bucket}/{self._key(path)}"
+
+    def _insist(self, path: str, work: Callable[[Any, dict[str, str]], T], policy: RetryPolicy | None = None) -> T:
+        """What ``work`` returns, which is given botocore's client and the names of bucket and key."""
+
+        def attempt() -> T:
+            with _typed_errors(self._uri(path)):
+                return work(_connection().client, {"Bucket": self._bucket, "Key": self._key(path)})
+
+        policy = self._policy and (policy or self._policy)
+        try:
+            return retried(attempt, f"s3://{self._bucket}", may_pass, policy) if policy else attempt()
+        except (S3Error, ConnectionError) as error:
+            if isinstance(error, S3Error) and error.code in (_LOST_UPLOAD, _BEHIND_THE_END):
+                raise
+            raise refused(f"s3://{self._root}", error, self._purpose) from error
+
+
+def is_path(key: str) -> bool:
+    """Whether a path of `Storage` can name the key."""
+    return all(part not in ("", ".", "..") for part in key.split("/"))
+
+
+def _content(answer: dict[str, Any]) -> bytes:
+    with closing(answer["Body"]) as body:
+        return bytes(body.read())
 
 
 def _body(data: bytes) -> bytes | io.BytesIO:
@@ -114,169 +229,109 @@ def _body(data: bytes) -> bytes | io.BytesIO:
     return data if len(data) <= _AT_ONCE_BYTES else io.BytesIO(data)
 
 
-class _NoSuchUpload(Exception):
-    """S3 does not know the upload. No OSError, which would be waited for with the same upload."""
-
-
 @contextmanager
-def _as_arrow_says(uri: str) -> Iterator[None]:
-    """botocore's errors as OSErrors with the names that Arrow's have: retry.py goes by these."""
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        CredentialRetrievalError,
-        HTTPClientError,
-        IncompleteReadError,
-        NoCredentialsError,
-    )
-    from botocore.exceptions import ConnectionError as NotConnected
+def _typed_errors(uri: str) -> Iterator[None]:
+    """botocore's errors as FileNotFoundError, S3Error, ConnectionError where nobody answers, or StorageRefused."""
+    from botocore import exceptions as botocore_errors
     from botocore.parsers import ResponseParserError
 
     try:
         yield
-    except ClientError as error:
-        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-        if code == "NoSuchUpload":
-            raise _NoSuchUpload(uri) from error
-        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()
-        raise OSError(f"{uri}: AWS Error {name} (HTTP status {status}): {error}") from error
-    except (NoCredentialsError, CredentialRetrievalError) as error:
-        raise _no_credentials(error) from error
-    except (HTTPClientError, NotConnected, IncompleteReadError, ResponseParserError) as error:
-        # Nobody answers, or it broke off.
-        raise ConnectionError(f"{uri}: {error}") from error
-    except BotoCoreError as error:  # it was not even sent, as for a name that no bucket can have
-        raise OSError(f"{uri}: {error}") from error
+    except botocore_errors.ClientError as error:
+        code, status = error.response["Error"].get("Code", ""), error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if code in _MISSING_CODES:
+            raise FileNotFoundError(f"{uri} is not there: {code}.") from error
+        raise S3Error(f"{uri}: {error}", code, status) from error
+    except (
+        botocore_errors.HTTPClientError,
+        botocore_errors.ConnectionError,
+        botocore_errors.IncompleteReadError,
+        ResponseParserError,
+    ) as error:
+        raise ConnectionError(f"{uri}: {error}") from error  # nobody answers, or it broke off
+    except botocore_errors.BotoCoreError as error:  # it was not even sent, as for a name that no bucket can have
+        raise S3Error(f"{uri}: {error}") from error
 
 
 def endpoint() -> str:
     """The address of the server, "" for Amazon's own."""
-    return _login().endpoint
+    return _connection().endpoint
 
 
-def _login() -> _Login:
-    given = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-    key = (os.getpid(), *given)  # what is open does not survive a fork
-    with _lock:
-        if key not in _logins:
-            _logins[key] = _Login()
-        return _logins[key]
+_connections: dict[tuple[Any, ...], _Connection] = {}
+_lock = threading.Lock()
 
 
-class _Login:
-    """What AWS's conventions say in this environment."""
+def _connection() -> _Connection:
+    variables = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    key = (os.getpid(), *variables)  # what is open does not survive a fork
+    with _lock, _no_credentials():
+        if key not in _connections:
+            _connections[key] = _Connection()
+        return _connections[key]
+
+
+class _Connection:
+    """What AWS's conventions say in this environment, and botocore's client, which all threads share."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open: dict[tuple[str, int], tuple[Any, pyarrow.fs.FileSystem]] = {}
-        self._clients: dict[int, Any] = {}
-
-    @cached_property
-    def _session(self) -> Any:
-        import botocore.session
-
-        return botocore.session.Session()
-
-    @cached_property
-    def endpoint(self) -> str:
-        from botocore.configprovider import ConfiguredEndpointProvider
-        from botocore.exceptions import BotoCoreError
-
-        session = self._session
-        try:
-            if session.get_config_variable("ignore_configured_endpoint_urls"):
-                return ""
-            found = ConfiguredEndpointProvider(session.full_config, session.get_scoped_config(), "s3").provide()
-        except BotoCoreError as error:
-            raise _no_credentials(error) from error
-        return str(found or "")
-
-    @cached_property
-    def _credentials(self) -> Any:
-        return self._session.get_credentials()
-
-    @cached_property
-    def _region(self) -> str | None:
-        # botocore itself reads AWS_DEFAULT_REGION only.
-        return os.environ.get("AWS_REGION") or self._session.get_config_variable("region")
-
-    def client(self, attempts: int) -> Any:
-        with self._lock:
-            if attempts not in self._clients:
-                self._clients[attempts] = self._new_client(attempts)
-            return self._clients[attempts]
-
-    def _new_client(self, attempts: int) -> Any:
         from botocore.config import Config
+        from botocore.configprovider import ConfiguredEndpointProvider
+        from botocore.session import Session
 
-        config = Config(
-            connect_timeout=CONNECT_S,
-            read_timeout=SILENCE_S,
-            retries={"total_max_attempts": attempts, "mode": "standard"},
-            request_checksum_calculation="when_required",  # other servers do not know sums that follow the data
-            s3={"addressing_style": "path"} if self.endpoint else None,  # as Arrow
-            max_pool_connections=_CONNECTIONS,
-        )
-        where = {"endpoint_url": self.endpoint or None, "region_name": self._region}
-        return self._session.create_client("s3", config=config, **where)
-
-    def filesystem(self, bucket: str, attempts: int) -> pyarrow.fs.FileSystem:
-        keys = self._keys()
-        with self._lock:
-            before = self._open.get((bucket, attempts))
-            if before is None or before[0] != keys:
-                before = self._open[bucket, attempts] = keys, self._connected(bucket, attempts, keys)
-            return before[1]
-
-    def _keys(self) -> tuple[str, ...]:
-        """Access key, secret and session token as they are valid now; () for what Arrow finds by itself."""
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-
-        try:
-            with self._lock:
-                found = self._credentials
-            if found is None:
-                return ()
-            keys = found.get_frozen_credentials()
-        except HTTPClientError as error:
-            raise ConnectionError(f"the credentials' own server does not answer: {error}") from error
-        except (BotoCoreError, ClientError) as error:
-            raise _no_credentials(error) from error
-        return keys.access_key, keys.secret_key, keys.token or ""
-
-    def _connected(self, bucket: str, attempts: int, keys: tuple[str, ...]) -> pyarrow.fs.FileSystem:
-        import pyarrow.fs
-
-        region = self._region
-        if not (self.endpoint or region):
-            region = pyarrow.fs.resolve_s3_region(bucket)
-        more: dict[str, Any] = {}
-        if keys:
-            more = {"access_key": keys[0], "secret_key": keys[1], "session_token": keys[2] or None}
-        if certificates := self._session.get_config_variable("ca_bundle"):
-            more["tls_ca_file_path"] = certificates
-        return pyarrow.fs.S3FileSystem(
-            endpoint_override=self.endpoint or None,
-            region=region,
-            connect_timeout=CONNECT_S,
-            request_timeout=SILENCE_S,
-            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-            **more,
+        session = Session()
+        provider = ConfiguredEndpointProvider(session.full_config, session.get_scoped_config(), "s3")
+        is_ignored = session.get_config_variable("ignore_configured_endpoint_urls")
+        self.endpoint = str((not is_ignored and provider.provide()) or "")
+        self.credentials = session.get_credentials()
+        self._client = session.create_client(
+            "s3",
+            endpoint_url=self.endpoint or None,
+            # botocore itself reads AWS_DEFAULT_REGION only.
+            region_name=os.environ.get("AWS_REGION") or session.get_config_variable("region"),
+            config=Config(
+                connect_timeout=CONNECT_S,
+                read_timeout=SILENCE_S,
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                request_checksum_calculation="when_required",  # other servers do not know sums that follow the data
+                s3={"addressing_style": "path"} if self.endpoint else None,
+                max_pool_connections=_CONNECTIONS,
+            ),
         )
 
+    @property
+    def client(self) -> Any:
+        """With credentials that are valid now. Raises as `_no_credentials`."""
+        from botocore.exceptions import NoCredentialsError
 
-def _no_credentials(error: Exception) -> StorageRefused:
-    return StorageRefused(
-        f"There are no credentials for S3: {error}\nExpected what AWS's own tools take: AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role. Try `aws sts get-caller-identity`."
-    )
+        with _no_credentials():
+            if self.credentials is None:
+                raise NoCredentialsError
+            self.credentials.get_frozen_credentials()  # fetched anew where they expire soon
+        return self._client
+
+
+@contextmanager
+def _no_credentials() -> Iterator[None]:
+    """StorageRefused where there are no credentials to be had, ConnectionError where who gives them is away."""
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+    try:
+        yield
+    except HTTPClientError as error:
+        raise ConnectionError(f"the credentials' own server does not answer: {error}") from error
+    except (BotoCoreError, ClientError) as error:
+        raise StorageRefused(
+            f"There are no credentials for S3: {error}\nExpected what AWS's own tools take: AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role. Try `aws sts get-caller-identity`."
+        ) from error
 
 
 def refused(uri: str, error: OSError, done: str = "used") -> StorageRefused:
     """What S3 does not do, however often it is asked, in words."""
-    name, status = reason(error)
+    code, status = (error.code, error.status) if isinstance(error, S3Error) else ("", 0)
     where = endpoint() or AMAZON
-    if name in ("REQUEST_TIME_TOO_SKEWED", "ACCESS_DENIED") and abs(off_s := _clock_off_s()) > CLOCK_OFF_S:
+    if (code in _CLOCK_CODES or status == 403) and abs(off_s := _clock_off_s()) > CLOCK_OFF_S:
         return StorageRefused(
             f"{uri} cannot be {done} (endpoint: {where}): the clock of this machine is {abs(off_s) / 60:.0f} minutes "
             f"{'ahead of' if off_s > 0 else 'behind'} that of S3, which takes requests that are at most "

@@ -1,6 +1,6 @@
-"""An MLflow store, as the receiver of a courier: each event becomes calls that can be repeated without harm.
+"""An MLflow store, as the receiver of a delivery: each event becomes calls that can be repeated without harm.
 
-MLflow takes seconds to import, so it is imported when the first event is there, in the courier's thread.
+MLflow takes seconds to import, so it is imported when the first event is there, in the delivery's thread.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import psutil
 
 from mvray.tracking.outbox import Away, Event, Refused, content_of
 from mvray.tracking.redact import DATABASES
+from mvray.tracking.sqlite_file import make_mlflow_tables, make_whole
 
 STEP_ID, REUSED, HANDLE = "mvray.step_id", "mvray.reused", "mvray.handle"
 HOST, PID, PROCESS_STARTED = "mvray.host", "mvray.pid", "mvray.process_started"
@@ -57,7 +58,7 @@ class MlflowStore:
         self._runs: dict[str, str] = {}
 
     def _connect(self) -> Any:
-        # MLflow has no other way to say these. Its own retries would block for minutes; the courier has better.
+        # MLflow has no other way to say these. Its own retries would block for minutes; the delivery has better.
         for name, value in (
             ("HTTP_REQUEST_MAX_RETRIES", "1"),
             ("HTTP_REQUEST_TIMEOUT", "30"),
@@ -67,10 +68,10 @@ class MlflowStore:
             os.environ.setdefault(f"MLFLOW_{name}", value)
         from mlflow.tracking import MlflowClient
 
-        for noisy in ("mlflow", "alembic", "urllib3.connectionpool"):  # the courier says it once
+        for noisy in ("mlflow", "alembic", "urllib3.connectionpool"):  # the delivery says it once
             logging.getLogger(noisy).setLevel(logging.ERROR)
         if self._uri.startswith(SQLITE):
-            folder_of(self._uri).mkdir(parents=True, exist_ok=True)
+            make_whole(Path(self._uri.removeprefix(SQLITE)), make_mlflow_tables)
         return MlflowClient(_named_by_environment(self._uri))
 
     def take(self, events: list[Event], files: Path) -> None:
@@ -114,13 +115,13 @@ class MlflowStore:
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
                 self._experiments[name] = self._client.create_experiment(name, _artifacts_of(self._uri, name))
             else:
-                if found.lifecycle_stage == "deleted":
-                    self._client.restore_experiment(found.experiment_id)
-                self._experiments[name] = found.experiment_id
+                if experiment.lifecycle_stage == "deleted":
+                    self._client.restore_experiment(experiment.experiment_id)
+                self._experiments[name] = experiment.experiment_id
         return self._experiments[name]
 
     def _run(self, event: Event) -> str:
@@ -132,10 +133,10 @@ class MlflowStore:
     def _find(self, handle: str, experiment: str) -> str | None:
         # Every run carries its handle as a tag, so that a run whose creation was not confirmed is found.
         if handle not in self._runs:
-            found = self._client.search_runs([self._experiment(experiment)], f"tags.`{HANDLE}` = '{handle}'")
-            if not found:
+            runs = self._client.search_runs([self._experiment(experiment)], f"tags.`{HANDLE}` = '{handle}'")
+            if not runs:
                 return None
-            self._runs[handle] = found[0].info.run_id
+            self._runs[handle] = runs[0].info.run_id
         return self._runs[handle]
 
     def _start(self, event: Event) -> None:
@@ -159,10 +160,10 @@ class MlflowStore:
     def _original(self, step_id: str) -> dict[str, str]:
         """Tags that link a reused step to the run that made it, if this store has that run."""
         finished = self._search(f"attributes.status = 'FINISHED' and tags.`{STEP_ID}` = '{step_id}'")
-        made = [run for run in finished if REUSED not in run.data.tags]
-        if not made:
+        computed = [run for run in finished if REUSED not in run.data.tags]
+        if not computed:
             return {}
-        info = made[0].info
+        info = computed[0].info
         link = f"#/experiments/{info.experiment_id}/runs/{info.run_id}{TRAINING_PAGES}"
         server = without_password(self._uri).rstrip("/") + "/" if self._uri.startswith("http") else ""
         note = f"Not computed again: made by [{info.run_name}]({link})."

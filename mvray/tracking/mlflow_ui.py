@@ -26,6 +26,13 @@ from mvray.tracking.redact import redacted
 
 LOOPBACK = ("127.0.0.1", "localhost")
 PORTS_TRIED = 50
+BACKEND_VARIABLE = "MLFLOW_BACKEND_STORE_URI"
+"""Names the database to MLflow's server; no argument, as those are seen by all on the machine."""
+SERVER_VARIABLES = {
+    # Its job runners are for language models, keep a core each busy and outlive the server.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
 def ui(uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
@@ -63,20 +70,20 @@ def served(uri: str, host: str = "127.0.0.1", port: int = 5000) -> Iterator[tupl
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         raise DataError(f"Nothing has been tracked at {uri} yet. Run a job first: mvray run JOB.")
     port = free_port(host, port)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             _command(uri, host, port),
-            env={**os.environ, **_environ(uri)},
-            stdout=said,
-            stderr=said,
+            env={**os.environ, **SERVER_VARIABLES, BACKEND_VARIABLE: uri},
+            stdout=log,
+            stderr=log,
             start_new_session=True,
         )
         try:
             address = f"http://{host}:{port}"
             _wait_for(server, address)
             if server.poll() is not None:
-                said.seek(0)
-                raise ClusterError(f"MLflow ended while it started:\n{redacted(said.read().decode()[-2000:])}")
+                log.seek(0)
+                raise ClusterError(f"MLflow ended while it started:\n{redacted(log.read().decode()[-2000:])}")
             yield server, address
         finally:
             if server.poll() is None:
@@ -89,15 +96,6 @@ def _command(uri: str, host: str, port: int) -> list[str]:
     if uri.startswith(SQLITE):
         command += ["--artifacts-destination", str(folder_of(uri) / "mlartifacts")]
     return [*command, "--host", host, "--port", str(port)]
-
-
-def _environ(uri: str) -> dict[str, str]:
-    return {
-        "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: those are seen by all on the machine
-        # Its job runners are for language models, keep a core each busy and outlive the server.
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
 
 
 def _wait_for(server: subprocess.Popen[bytes], address: str) -> None:
@@ -149,16 +147,16 @@ def _check_server(uri: str) -> str:
     address = without_password(uri).rstrip("/")
     try:
         with urlopen(f"{address}/version", timeout=5) as answer:  # noqa: S310  check() saw that it is http
-            said = answer.read(100).decode(errors="replace").strip()
+            version = answer.read(100).decode(errors="replace").strip()
     except HTTPError as error:
         if error.code != 401:
             raise ClusterError(f"No MLflow server answers at {address}: {error}.") from error
-        said = _version_for_us(uri)
+        version = _version_for_us(uri)
     except (OSError, HTTPException) as error:
         raise ClusterError(f"No MLflow server answers at {address}: {error}.") from error
-    if not re.match(r"\d+\.\d+", said):
-        raise ClusterError(f"What answers at {address} is not MLflow; it says {said!r}.")
-    return f"MLflow {said} at {address}"
+    if not re.match(r"\d+\.\d+", version):
+        raise ClusterError(f"What answers at {address} is not MLflow; it says {version!r}.")
+    return f"MLflow {version} at {address}"
 
 
 def _version_for_us(uri: str) -> str:

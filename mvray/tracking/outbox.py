@@ -1,4 +1,4 @@
-"""A queue of events on local disk, and a courier that delivers it in order however long that takes.
+"""A queue of events on local disk, and its delivery in order, however long that takes.
 
 The one who writes never waits. An event counts as delivered once the receiver took it; after a crash
 the last ones may be delivered again, so a receiver must take an event twice without harm.
@@ -24,11 +24,11 @@ from mvray.errors import ClusterError
 from mvray.tracking.redact import redacted
 
 Event = dict[str, Any]
-"""JSON with at least ``kind`` and ``run``. Of kind "file", ``content`` names a file that `Spool.keep` keeps, and
+"""JSON with at least ``kind`` and ``run``. Of kind "file", ``content`` names a file that `Outbox.keep` keeps, and
 ``path`` is where it goes, in words of a folder and a name."""
 
 FOREIGN = "foreign"
-"""The kind of what stands in a spool and no Spool has written."""
+"""The kind of what stands in an outbox and no Outbox has written."""
 _KEPT = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"(?!\.{1,2}\Z)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,255}")
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class Refused(Exception):
-    """The receiver will never take this event; it is kept in the spool's refused.jsonl."""
+    """The receiver will never take this event; it is kept in the outbox's refused.jsonl."""
 
 
 class Away(Exception):
@@ -49,7 +49,7 @@ class Away(Exception):
 
 
 def is_kept(name: Any) -> bool:
-    """Whether `Spool.keep` gives such names."""
+    """Whether `Outbox.keep` gives such names."""
     return isinstance(name, str) and bool(_KEPT.fullmatch(name))
 
 
@@ -63,7 +63,7 @@ def content_of(event: Event, files: Path) -> Path:
 
 
 def event_of(line: bytes) -> Event:
-    """The event in a line; one of the kind FOREIGN, with ``why``, where no Spool writes such a line."""
+    """The event in a line; one of the kind FOREIGN, with ``why``, where no Outbox writes such a line."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -86,7 +86,7 @@ Receiver = Callable[[list[Event], Path], None]
 """Takes events of one kind and run, and the folder of their files; asked again unless it raises Refused."""
 
 
-class Spool:
+class Outbox:
     """The events of one execution, locked by the process that writes or delivers them.
 
     ``address`` says for whom they are; ``events.jsonl`` only grows; ``delivered`` says how many of
@@ -107,8 +107,8 @@ class Spool:
             self.owned = False
 
     @classmethod
-    def create(cls, parent: Path, address: str) -> Spool:
-        """A new spool in a sub-folder of ``parent`` with a name of its own.
+    def create(cls, parent: Path, address: str) -> Outbox:
+        """A new outbox in a sub-folder of ``parent`` with a name of its own.
 
         Raises ClusterError where nothing can be written there.
         """
@@ -116,8 +116,8 @@ class Spool:
         try:
             (folder / "files").mkdir(parents=True)
             (folder / "address.new").write_text(address)
-            spool = cls(folder)
-            # Last: nobody looks at a spool without an address, so nobody takes the lock before us.
+            outbox = cls(folder)
+            # Last: nobody looks at an outbox without an address, so nobody takes the lock before us.
             (folder / "address.new").rename(folder / "address")
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -125,11 +125,11 @@ class Spool:
                 f"{parent} cannot be written ({error.strerror}); expected a folder where events can wait for MLflow. "
                 "Start the command in a folder of your own, and free some space if its disk is full."
             ) from error
-        return spool
+        return outbox
 
     @classmethod
-    def left_in(cls, parent: Path, address: str) -> Iterator[Spool]:
-        """The spools in ``parent`` for ``address`` whose writer has ended, oldest first.
+    def left_in(cls, parent: Path, address: str) -> Iterator[Outbox]:
+        """The outboxes in ``parent`` for ``address`` whose writer has ended, oldest first.
 
         Without those that hold a link, which would be read and written elsewhere.
         """
@@ -139,16 +139,16 @@ class Spool:
             try:
                 if file.read_text(errors="replace") != address:
                     continue
-                spool = cls(file.parent)
+                outbox = cls(file.parent)
             except (FileNotFoundError, PermissionError):  # delivered and removed just now; another user's
                 continue
-            if spool.owned:
-                yield spool
-            spool.close()
+            if outbox.owned:
+                yield outbox
+            outbox.close()
 
     @staticmethod
     def addresses(parent: Path) -> list[str]:
-        """For whom the spools in ``parent`` are."""
+        """For whom the outboxes in ``parent`` are."""
         return sorted({file.read_text(errors="replace") for file in parent.glob("*/address")})
 
     def append(self, event: Event) -> None:
@@ -182,22 +182,22 @@ class Spool:
     def waiting(self, limit: int = EVENTS_PER_READ) -> list[tuple[int, Event]]:
         """The next events that have not been taken, each with the offset behind it."""
         offset = self.delivered()
-        found: list[tuple[int, Event]] = []
+        events: list[tuple[int, Event]] = []
         with (self.folder / "events.jsonl").open("rb") as lines:
             lines.seek(offset)
             for line in lines:
                 # A killed writer leaves half a line at the end: an event that was never whole.
-                if not line.endswith(b"\n") or len(found) == limit:
+                if not line.endswith(b"\n") or len(events) == limit:
                     break
                 offset += len(line)
-                found.append((offset, event_of(line)))
-        return found
+                events.append((offset, event_of(line)))
+        return events
 
     def delivered(self) -> int:
         """How many bytes of the events need no delivery any more."""
         file = self.folder / "delivered"
-        said = file.read_text(errors="replace") if file.exists() else ""
-        return int(said) if re.fullmatch(r"[0-9]{1,18}", said) else 0
+        text = file.read_text(errors="replace") if file.exists() else ""
+        return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else 0
 
     def read(self, start: int, end: int) -> bytes:
         """The lines of the events from byte ``start`` to ``end``."""
@@ -227,15 +227,15 @@ class Spool:
         """What has not been taken, in words; "" if everything has."""
         kinds = [event["kind"] for _, event in self.waiting(limit=10**9)]
         refused = self.folder / "refused.jsonl"
-        said = []
+        sentences = []
         if kinds:
             counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-            said.append(f"Not delivered yet: {counted}. They wait in {self.folder}.")
+            sentences.append(f"Not delivered yet: {counted}. They wait in {self.folder}.")
         if refused.exists():
-            said.append(
+            sentences.append(
                 f"Refused: {len(refused.read_text().splitlines())} events, listed with the reason in {refused}."
             )
-        return " ".join(said)
+        return " ".join(sentences)
 
     def close(self) -> None:
         self._lines.close()
@@ -245,8 +245,8 @@ class Spool:
         self.close()
 
 
-class Courier:
-    """Hands spools to a receiver, with pauses that grow while it is away. Runs in a thread of the caller's.
+class Delivery:
+    """Hands outboxes to a receiver, with pauses that grow while it is away. Runs in a thread of the caller's.
 
     ``error`` is what the receiver said when it was asked last, "" if it took what it was given; ``sent``
     is how many events it took.
@@ -271,35 +271,35 @@ class Courier:
 
     def deliver_left(self, parent: Path, address: str, patient: bool = True) -> str:
         """Deliver what executions that have ended left in ``parent``. Returns what still is there, in words."""
-        said = []
-        for spool in Spool.left_in(parent, address):
-            self.deliver(spool, patient=patient)
-            if left := spool.report():
-                said.append(left)
+        sentences = []
+        for outbox in Outbox.left_in(parent, address):
+            self.deliver(outbox, patient=patient)
+            if left := outbox.report():
+                sentences.append(left)
             else:
-                spool.remove()
-        return " ".join(said)
+                outbox.remove()
+        return " ".join(sentences)
 
-    def deliver(self, spool: Spool, wait_for_more: bool = False, patient: bool = True) -> None:
-        """Deliver ``spool`` to its end; with ``wait_for_more``, also what comes until `hurry` is called.
+    def deliver(self, outbox: Outbox, wait_for_more: bool = False, patient: bool = True) -> None:
+        """Deliver ``outbox`` to its end; with ``wait_for_more``, also what comes until `hurry` is called.
 
-        Without ``patient``, the first error ends it; what is left stays in the spool.
+        Without ``patient``, the first error ends it; what is left stays in the outbox.
         """
         pause_s = FIRST_PAUSE_S
         while time.monotonic() < min(self._deadline_s, self._away_until_s):
             self._news.clear()
             last = self._closing.is_set() or not wait_for_more
             try:
-                waiting = spool.waiting()
+                waiting = outbox.waiting()
                 for group in _together(waiting):
-                    self._hand_over(spool, group)
+                    self._hand_over(outbox, group)
                     pause_s, self.error, self._away_until_s = FIRST_PAUSE_S, "", float("inf")
             except Exception as error:  # whatever it is, the events are safe and are delivered later
-                said = str(error) if isinstance(error, Away) else f"{type(error).__name__}: {error}"
+                reason = str(error) if isinstance(error, Away) else f"{type(error).__name__}: {error}"
                 if not self.error:
                     log.disabled = False  # MLflow's database migrations switch off every logger there is
-                    log.warning("Tracking is away; events wait in %s. %s", spool.folder, redacted(said))
-                self.error = redacted(said)
+                    log.warning("Tracking is away; events wait in %s. %s", outbox.folder, redacted(reason))
+                self.error = redacted(reason)
                 if self._closing.is_set():
                     self._away_until_s = min(self._away_until_s, time.monotonic() + AWAY_S)
                 if not patient:
@@ -319,19 +319,19 @@ class Courier:
         else:
             self._closing.wait(pause_s)
 
-    def _hand_over(self, spool: Spool, group: list[tuple[int, Event]]) -> None:
+    def _hand_over(self, outbox: Outbox, group: list[tuple[int, Event]]) -> None:
         events = [event for _, event in group]
         try:
             if events[0]["kind"] == FOREIGN:
-                raise Refused(f"{events[0]['why']}. Find out who can write to {spool.folder}")
-            self._receiver(events, spool.folder / "files")
+                raise Refused(f"{events[0]['why']}. Find out who can write to {outbox.folder}")
+            self._receiver(events, outbox.folder / "files")
             self.sent += len(events)
         except Refused as refusal:
             log.disabled = False
-            said = redacted(str(refusal))
-            log.warning("Tracking refused %s of %s: %s", events[0]["kind"], events[0]["run"], said)
-            spool.refuse(events, said)
-        spool.mark(group[-1][0], events)
+            reason = redacted(str(refusal))
+            log.warning("Tracking refused %s of %s: %s", events[0]["kind"], events[0]["run"], reason)
+            outbox.refuse(events, reason)
+        outbox.mark(group[-1][0], events)
 
 
 def _together(waiting: list[tuple[int, Event]]) -> Iterator[list[tuple[int, Event]]]:

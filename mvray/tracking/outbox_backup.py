@@ -1,8 +1,8 @@
 """Copies of what waits for MLflow, in the storage: a cluster's node vanishes, and its disk with it.
 
-    <storage>/.spool/<name of the spool>/
-      address            as in the spool; written last, so that a copy without it does not count
-      events-<byte>      the spool's events from that byte on, whole lines
+    <storage>/.spool/<name of the outbox>/
+      address            as in the outbox; written last, so that a copy without it does not count
+      events-<byte>      the outbox's events from that byte on, whole lines
       files/             contents that those events name
       writer             when its execution copied last; gone once that has ended
       claim              who is fetching it
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvray.storage import Storage
-from mvray.tracking.outbox import FOREIGN, Spool, event_of, is_kept
+from mvray.tracking.outbox import FOREIGN, Outbox, event_of, is_kept
 from mvray.tracking.redact import redacted
 
 if TYPE_CHECKING:
@@ -34,20 +34,21 @@ COPY_S = 120.0
 GONE_S = 900.0
 """A writer that has not copied for so long has vanished. Clocks of nodes may differ by minutes."""
 CLAIM_S = 2.0
+"""What a claim takes to be seen by others who claim the same."""
 
 _NAME, _EVENTS = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}"), re.compile(r"events-\d{15}")
 
 log = logging.getLogger(__name__)
 
 
-class SpoolCopy:
-    """Keeps a copy of what waits in ``spool``; none as long as everything is delivered within two minutes."""
+class OutboxCopy:
+    """Keeps a copy of what waits in ``outbox``; none as long as everything is delivered within two minutes."""
 
-    def __init__(self, spool: Spool, storage: Storage, interval_s: float = COPY_S) -> None:
-        self._spool, self._place = spool, storage.child(f"{PLACE}/{spool.folder.name}")
+    def __init__(self, outbox: Outbox, storage: Storage, interval_s: float = COPY_S) -> None:
+        self._outbox, self._place = outbox, storage.child(f"{PLACE}/{outbox.folder.name}")
         self._copied = 0  # bytes of the events; 0: there is no copy
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, args=(interval_s,), name="mvray-spool-copy", daemon=True)
+        self._thread = threading.Thread(target=self._keep, args=(interval_s,), name="mvray-outbox-copy", daemon=True)
         self._thread.start()
 
     def close(self) -> str:
@@ -71,33 +72,36 @@ class SpoolCopy:
                 log.warning("What waits for MLflow could not be copied to the storage: %s", redacted(str(error)))
 
     def _update(self) -> None:
-        waiting = self._spool.waiting(limit=10**9)
+        waiting = self._outbox.waiting(limit=10**9)
         if not waiting:
             if self._copied:
                 self._place.delete("")
                 self._copied = 0
             return
-        start = max(self._copied, self._spool.delivered())
+        start = max(self._copied, self._outbox.delivered())
         new = [event for end, event in waiting if end > start]
         for event in new:
             # One that is gone was delivered while this went on.
-            if event["kind"] == "file" and (file := self._spool.folder / "files" / event["content"]).exists():
+            if event["kind"] == "file" and (file := self._outbox.folder / "files" / event["content"]).exists():
                 self._place.write(f"files/{event['content']}", file.read_bytes())
         if new:
-            lines = self._spool.read(start, waiting[-1][0])
+            lines = self._outbox.read(start, waiting[-1][0])
             self._place.write(f"events-{start:015d}", lines)
         self._place.write("writer", str(time.time()).encode())
         if not self._copied:  # after "writer": without that it would count as one whose execution has ended
-            self._place.write("address", (self._spool.folder / "address").read_bytes())
+            self._place.write("address", (self._outbox.folder / "address").read_bytes())
         self._copied = waiting[-1][0]
 
 
-def fetch(storage: Storage, parent: Path, address: str) -> None:
-    """Put the copies for ``address`` whose execution has ended beside the spools in ``parent``."""
+def fetch(storage: Storage, parent: Path, address: str, claim_s: float = CLAIM_S) -> None:
+    """Put the copies for ``address`` whose execution has ended beside the outboxes in ``parent``.
+
+    Each is claimed for ``claim_s`` before, so that one of several who do this at once gets it.
+    """
     foreign = []
     try:
         for name, place in _copies(storage):
-            if (parent / name).exists() or not _is_for(place, address) or not _claimed(place):
+            if (parent / name).exists() or not _is_for(place, address) or not _claimed(place, claim_s):
                 continue
             if why := _download(place, parent / name):
                 foreign.append(f"{place.uri} ({why})")
@@ -113,7 +117,7 @@ def fetch(storage: Storage, parent: Path, address: str) -> None:
 
 
 def forget(storage: Storage, parent: Path, address: str) -> None:
-    """Remove the copies for ``address`` of whose spools nothing waits in ``parent`` any more."""
+    """Remove the copies for ``address`` of whose outboxes nothing waits in ``parent`` any more."""
     try:
         for name, place in _copies(storage):
             if not (parent / name).exists() and _is_for(place, address) and _is_ours(place):
@@ -124,7 +128,7 @@ def forget(storage: Storage, parent: Path, address: str) -> None:
 
 def waiting_for(storage: Storage) -> list[str]:
     """The addresses of the copies in the storage."""
-    return sorted({said for _, place in _copies(storage) if (said := _address(place))})
+    return sorted({address for _, place in _copies(storage) if (address := _address(place))})
 
 
 _US = uuid.uuid4().hex
@@ -160,12 +164,12 @@ def _is_ours(place: Storage) -> bool:
         return False
 
 
-def _claimed(place: Storage) -> bool:
+def _claimed(place: Storage, claim_s: float) -> bool:
     """Claim a copy; of several who do at the same time one gets it, since two would open each run twice."""
     if _recent(place, "claim") and not _is_ours(place):
         return False
     place.write("claim", f"{time.time()} {_US}".encode())
-    time.sleep(CLAIM_S)
+    time.sleep(claim_s)
     return _is_ours(place)
 
 

@@ -37,7 +37,7 @@ def where_tracked(storage: Storage) -> str:
     return f"Tracked in MLflow at {uri}" + (f", not at the submitter's {theirs}." if theirs not in ("", uri) else ".")
 
 
-def spool_folder(storage: Storage) -> Path:
+def outbox_folder(storage: Storage) -> Path:
     """Where events wait on this machine until MLflow has them."""
     return (storage.local() or _own_place()) / ".spool"
 

@@ -26,12 +26,12 @@ def loopback() -> str:
 def load() -> dict[str, float]:
     """Load of this node, under the names that MLflow's page for system metrics knows."""
     memory = psutil.virtual_memory()
-    found = {
+    values = {
         "cpu_utilization_percentage": psutil.cpu_percent(),
         "system_memory_usage_percentage": memory.percent,
         "system_memory_usage_megabytes": memory.used / 1e6,
     }
-    return {f"system/{name}": value for name, value in (found | _gpus()).items()}
+    return {f"system/{name}": value for name, value in (values | _gpus()).items()}
 
 
 def _gpus() -> dict[str, float]:
@@ -45,13 +45,13 @@ def _gpus() -> dict[str, float]:
     }
     query = ["nvidia-smi", f"--query-gpu={','.join(asked.values())}", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except subprocess.SubprocessError:  # a driver that hangs or fails measures nothing
         return {}
     # A GPU says [N/A] to what it does not measure.
     return {
         f"gpu_{gpu}_{name}": float(value)
-        for gpu, line in enumerate(said.splitlines())
+        for gpu, line in enumerate(output.splitlines())
         for name, value in zip(asked, line.split(", "), strict=True)
         if re.fullmatch(r"[\d.]+", value)
     }

@@ -1,6 +1,6 @@
 """Tracking: what is logged reaches MLflow, however long its server is away.
 
-A Tracker appends each event to a local spool (outbox.py) and returns at once; a thread delivers them to
+A Tracker appends each event to a local outbox (outbox.py) and returns at once; a thread delivers them to
 the MLflow store (mlflow_store.py). Passwords and keys are taken out before.
 """
 
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mvray.tracking.mlflow_store import HANDLE, HOST, PID, PROCESS_STARTED, MlflowStore, without_password
-from mvray.tracking.outbox import Courier, Event, Spool
-from mvray.tracking.outbox_backup import SpoolCopy, fetch, forget
+from mvray.tracking.outbox import Delivery, Event, Outbox
+from mvray.tracking.outbox_backup import OutboxCopy, fetch, forget
 from mvray.tracking.redact import redacted_all
 from mvray.tracking.system_metrics import load
 
@@ -33,11 +33,11 @@ HELD_EVENTS, HELD_BYTES = 10_000, 64 << 20
 log = logging.getLogger(__name__)
 
 
-class _Desk:
-    """Puts events into a spool in the order in which they come; while the disk takes none, they wait in memory."""
+class _OutboxWriter:
+    """Puts events into an outbox in the order in which they come; while the disk takes none, they wait in memory."""
 
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
+    def __init__(self, outbox: Outbox, held_events: int, held_bytes: int) -> None:
+        self._outbox, self._held_events, self._held_bytes = outbox, held_events, held_bytes
         self._mutex = threading.Lock()
         self._held: list[tuple[Event, bytes | None]] = []
         self._lost: Counter[str] = Counter()
@@ -66,53 +66,61 @@ class _Desk:
             while self._held:
                 event, content = self._held[0]
                 if content is not None:
-                    self._held[0] = ({**event, "content": self._spool.keep(content)}, None)
-                self._spool.append(self._held[0][0])
+                    self._held[0] = ({**event, "content": self._outbox.keep(content)}, None)
+                self._outbox.append(self._held[0][0])
                 del self._held[0]
         except OSError as error:
-            said = error.strerror or str(error)
-            if said != self._error:
-                self._warn("%s cannot be written (%s): what is for MLflow waits in memory until it can be.", said)
-            self._error = said
+            reason = error.strerror or str(error)
+            if reason != self._error:
+                self._warn("%s cannot be written (%s): what is for MLflow waits in memory until it can be.", reason)
+            self._error = reason
         else:
             self._error = ""  # the next time is said again
 
     def _one_too_many(self) -> int | None:
         """Which to give up, as there are too many: the oldest metrics or file, without which a run still is one."""
-        big = sum(len(content) for _, content in self._held if content is not None) > HELD_BYTES
-        if not big and len(self._held) <= HELD_EVENTS:
+        big = sum(len(content) for _, content in self._held if content is not None) > self._held_bytes
+        if not big and len(self._held) <= self._held_events:
             return None
         kinds = () if big else ("metrics",)
         return next((i for i, (event, content) in enumerate(self._held) if content or event["kind"] in kinds), 0)
 
     def _warn(self, text: str, *more: str) -> None:
         log.disabled = False  # MLflow's database migrations switch off every logger there is
-        log.warning(text, self._spool.folder, *more)
+        log.warning(text, self._outbox.folder, *more)
 
 
 class Tracker:
     """Logs the runs of one job execution to the MLflow store ``uri``, without ever waiting for it.
 
-    ``spool`` is a local folder that executions share: each keeps its events in a sub-folder of its
+    ``outbox`` is a local folder that executions share: each keeps its events in a sub-folder of its
     own and delivers what killed ones left there. Runs that a killed execution on this host left
     open are closed as KILLED. Delivery begins ``delay_s`` after the start, so that importing MLflow
     does not compete with the start of training. What waits is also copied to ``refuge`` every two
-    minutes, where one is given: this node's disk may go with it. Methods may be called from any thread.
+    minutes, where one is given: this node's disk may go with it. While the disk takes nothing, ``held_events`` and
+    files of ``held_bytes`` wait in memory at most. Methods may be called from any thread.
     """
 
     def __init__(
-        self, uri: str, experiment: str, spool: Path, delay_s: float = 0.0, refuge: Storage | None = None
+        self,
+        uri: str,
+        experiment: str,
+        outbox: Path,
+        delay_s: float = 0.0,
+        refuge: Storage | None = None,
+        held_events: int = HELD_EVENTS,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
         self._experiment = experiment
         self._seen: set[tuple[str, str, int]] = set()
         self._ended = threading.Event()
         self._watchers: list[threading.Thread] = []
-        self._courier = Courier(MlflowStore(uri).take)
-        self._spool = Spool.create(spool, without_password(uri))
-        self._desk = _Desk(self._spool)
-        self._copy = SpoolCopy(self._spool, refuge) if refuge else None
+        self._delivery = Delivery(MlflowStore(uri).take)
+        self._outbox = Outbox.create(outbox, without_password(uri))
+        self._writer = _OutboxWriter(self._outbox, held_events, held_bytes)
+        self._copy = OutboxCopy(self._outbox, refuge) if refuge else None
         self._put("stale", "")
-        delivery = (spool, without_password(uri), delay_s, refuge)
+        delivery = (outbox, without_password(uri), delay_s, refuge)
         self._thread = threading.Thread(target=self._deliver, args=delivery, name="mvray-tracking", daemon=True)
         self._thread.start()
 
@@ -188,46 +196,46 @@ class Tracker:
         self._ended.set()
         for watcher in self._watchers:
             watcher.join()
-        self._desk.close()
-        self._courier.hurry(timeout_s)
+        self._writer.close()
+        self._delivery.hurry(timeout_s)
         self._thread.join(timeout_s + 1)
-        left = self._spool.report()
+        left = self._outbox.report()
         copied = self._copy.close() if self._copy else ""
         if not left:
-            self._spool.remove()
+            self._outbox.remove()
         elif not self._thread.is_alive():
-            self._spool.close()
-        return " ".join(part for part in (left, copied, self._courier.error) if part) if left else ""
+            self._outbox.close()
+        return " ".join(part for part in (left, copied, self._delivery.error) if part) if left else ""
 
     def _put(self, kind: str, handle: str, file: bytes | None = None, /, **more: Any) -> None:
         event = {"kind": kind, "run": handle, "experiment": self._experiment, "time_s": time.time(), **more}
-        self._desk.put(redacted_all(event) if kind in ("start", "tags", "data") else event, file)
-        self._courier.wake()
+        self._writer.put(redacted_all(event) if kind in ("start", "tags", "data") else event, file)
+        self._delivery.wake()
 
-    def _deliver(self, spool: Path, address: str, delay_s: float, refuge: Storage | None) -> None:
+    def _deliver(self, outbox: Path, address: str, delay_s: float, refuge: Storage | None) -> None:
         self._ended.wait(delay_s)
         if refuge:
-            fetch(refuge, spool, address)
+            fetch(refuge, outbox, address)
         # One attempt: what cannot be delivered must not hold up the runs of this execution.
-        self._courier.deliver_left(spool, address, patient=False)
+        self._delivery.deliver_left(outbox, address, patient=False)
         if refuge:
-            forget(refuge, spool, address)
-        self._courier.deliver(self._spool, wait_for_more=True)
+            forget(refuge, outbox, address)
+        self._delivery.deliver(self._outbox, wait_for_more=True)
 
 
 def deliver(
-    spool: Path, uri: str, timeout_s: float = 60.0, refuge: Storage | None = None, former: str = ""
+    outbox: Path, uri: str, timeout_s: float = 60.0, refuge: Storage | None = None, former: str = ""
 ) -> tuple[int, str]:
-    """Send to ``uri`` what earlier executions left in ``spool`` and in ``refuge``, also what was meant for the
+    """Send to ``uri`` what earlier executions left in ``outbox`` and in ``refuge``, also what was meant for the
     address ``former``. Returns how many events went, and "" or what still waits, in words."""
-    courier = Courier(MlflowStore(uri).take)
-    courier.hurry(timeout_s)
-    said = []
+    delivery = Delivery(MlflowStore(uri).take)
+    delivery.hurry(timeout_s)
+    sentences = []
     for address in dict.fromkeys(without_password(name) for name in (uri, former) if name):
         if refuge:
-            fetch(refuge, spool, address)
-        said.append(courier.deliver_left(spool, address))
+            fetch(refuge, outbox, address)
+        sentences.append(delivery.deliver_left(outbox, address))
         if refuge:
-            forget(refuge, spool, address)
-    left = " ".join(part for part in said if part)
-    return courier.sent, f"{left} {courier.error}".strip() if left else ""
+            forget(refuge, outbox, address)
+    left = " ".join(part for part in sentences if part)
+    return delivery.sent, f"{left} {delivery.error}".strip() if left else ""

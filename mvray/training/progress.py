@@ -31,7 +31,7 @@ class StepProgress:
     @classmethod
     def read(cls, folder: Storage) -> StepProgress:
         """The last one. Raises FileNotFoundError before the first, OSError and DataError where it cannot be read."""
-        written = folder.read_json(PROGRESS, dict, current=True)
+        written = folder.read_json(PROGRESS, dict)
         try:
             return cls(**{**written, "history": tuple(written["history"])})
         except (KeyError, TypeError) as error:

@@ -148,7 +148,7 @@ class Study:
             self.trials = self._stored()
 
     def _stored(self) -> list[Trial]:
-        items = self.folder.read_json("trials.json", list, current=True)
+        items = self.folder.read_json("trials.json", list)
         try:
             return [_read(item, self.search) for item in items]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -269,7 +269,7 @@ class Study:
                 self.trials = self._stored()  # that one may have gone on meanwhile
 
     def _check_attempt(self) -> None:
-        if self._attempt and self.folder.read_current("attempt").decode(errors="replace") != self._attempt:
+        if self._attempt and self.folder.read("attempt").decode(errors="replace") != self._attempt:
             raise TakenOver(f"Another mvray tune has taken over {self.folder.uri}; this one ends.")
 
     def save(self) -> None:

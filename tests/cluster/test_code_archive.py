@@ -22,7 +22,7 @@ from mvray.cluster.node_versions import _check_python, differences, versions_her
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.experiment.provenance import NOTE, git_commit
 from mvray.storage.storage import Storage
-from mvray.tracking import spool_folder, tracking_uri, where_tracked
+from mvray.tracking import outbox_folder, tracking_uri, where_tracked
 
 JOB = "from mvray import Job\n\n\ndef job(tiny=False):\n    return Job('toys', ())\n"
 
@@ -92,12 +92,12 @@ def test_what_waits_for_mlflow_outlives_the_folder_of_sent_code(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(repository)
-    assert spool_folder(Storage("s3://bucket/runs")) == repository / "runs/.spool"
+    assert outbox_folder(Storage("s3://bucket/runs")) == repository / "runs/.spool"
     pack(repository / "jobs/own.py").write(tmp_path / "code.zip")
     with zipfile.ZipFile(tmp_path / "code.zip") as archive:
         archive.extractall(tmp_path / "there")
     monkeypatch.chdir(tmp_path / "there")
-    assert spool_folder(Storage("s3://bucket/runs")) == tmp_path / "home/.mvray/runs/.spool"
+    assert outbox_folder(Storage("s3://bucket/runs")) == tmp_path / "home/.mvray/runs/.spool"
     assert tracking_uri(Storage("s3://bucket/runs")) == f"sqlite:///{tmp_path}/home/.mvray/runs/mlflow.db"
     assert tracking_uri(Storage("/shared/runs")) == "sqlite:////shared/runs/mlflow.db"
 

@@ -30,7 +30,7 @@ from mvray.experiment.steps import Data
 from mvray.storage.storage import Storage
 
 if TYPE_CHECKING:
-    from conftest import S3Server
+    from seaweed import SeaweedFS
 
 TINY = Pictures(24, 24, 3)
 
@@ -45,7 +45,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def proxy(s3_server: S3Server, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+def proxy(s3_server: SeaweedFS, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
     made = S3Proxy(s3_server.endpoint)
     monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
     yield made

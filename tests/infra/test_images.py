@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import grpc
 import jsonschema
@@ -177,7 +177,17 @@ def test_the_s3_server_of_compose_shows_others_its_keys_port_alone(tmp_path: Pat
         elsewhere = {laddr.port for laddr in listening if laddr.ip != "127.0.0.1"}
         assert elsewhere == {ports["-s3.port"], ports["-s3.port.grpc"]}
         assert status(f"http://127.0.0.1:{ports['-s3.port']}/") == 403
-        assert status(f"http://127.0.0.1:{ports['-filer.port']}/") == 401
+        of = {part: f"http://127.0.0.1:{ports[f'-{part}.port']}" for part in parts}
+        for part, method, path in [
+            ("master", "GET", "/col/delete?collection=mvray"),
+            ("master", "GET", "/dir/assign?collection=mvray"),
+            ("master", "POST", "/submit"),
+            ("filer", "DELETE", "/buckets/mvray?recursive=true"),
+            ("filer", "POST", "/buckets/mvray/x"),
+            ("volume", "DELETE", "/1,01637037d6"),
+            ("volume", "POST", "/1,01637037d6"),
+        ]:
+            assert status(of[part] + path, method) in (401, 404), (part, method, path)
         with grpc.insecure_channel(f"127.0.0.1:{ports['-s3.port.grpc']}") as channel:
             ask = channel.unary_unary("/messaging_pb.SeaweedS3IamCache/ListPolicies")
             with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
@@ -187,10 +197,10 @@ def test_the_s3_server_of_compose_shows_others_its_keys_port_alone(tmp_path: Pat
         weed.wait()
 
 
-def status(address: str) -> int:
+def status(address: str, method: str = "GET") -> int:
     """What is answered there; 0 where nothing is."""
     try:
-        with urlopen(address, timeout=20) as answer:  # noqa: S310  our own server
+        with urlopen(Request(address, method=method), timeout=20) as answer:  # noqa: S310  our own server
             return int(answer.status)
     except HTTPError as error:
         return error.code

@@ -20,8 +20,8 @@ import pytest
 import requests
 from account import ROOT
 from nodes import free_ports
+from postgres import OWNER, Postgres
 
-from mvray.tracking.server.postgres import OWNER, Postgres
 from mvray.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow
@@ -92,9 +92,9 @@ def as_user(patch: pytest.MonkeyPatch, name: str, password: str) -> None:
     patch.setenv("MLFLOW_TRACKING_PASSWORD", password)
 
 
-def logged(address: str, run: str, spool: Path) -> str:
+def logged(address: str, run: str, outbox: Path) -> str:
     """Log a run of that name to the experiment `shared`; returns what was not delivered."""
-    tracker = Tracker(address, "shared", spool)
+    tracker = Tracker(address, "shared", outbox)
     step = tracker.start_run(run, params={"lr": 0.1})
     tracker.metrics(step, {"loss": 0.5}, 1)
     tracker.figure(step, b"\x89PNG", "pictures/1.png")

@@ -18,7 +18,7 @@ from s3_proxy import SLOW_DOWN, S3Proxy
 from mvray.storage.storage import Storage
 
 if TYPE_CHECKING:
-    from conftest import S3Server
+    from seaweed import SeaweedFS
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 16
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def proxy(s3_server: S3Server) -> Iterator[S3Proxy]:
+def proxy(s3_server: SeaweedFS) -> Iterator[S3Proxy]:
     made = S3Proxy(s3_server.endpoint)
     yield made
     made.close()

@@ -118,7 +118,7 @@ def test_a_database_that_does_not_answer_says_why_without_its_password():
 @pytest.mark.slow
 def test_the_pages_are_served_and_end(tmp_path):
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    Tracker(store, "seen", tmp_path / "spool").close()
+    Tracker(store, "seen", tmp_path / "outbox").close()
     code = "import sys; from mvray.tracking.mlflow_ui import ui; sys.exit(ui(sys.argv[1], port=5690))"
     page = subprocess.Popen([sys.executable, "-c", code, store], stdout=subprocess.PIPE, text=True)
     assert page.stdout.readline() == "MLflow is starting ...\n"

@@ -1,4 +1,4 @@
-"""The spool and its courier, with receivers that really go away, really refuse, and are really killed."""
+"""The outbox and its delivery, with receivers that really go away, really refuse, and are really killed."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ import pytest
 from full_disk import files_end_at
 
 from mvray.errors import ClusterError
-from mvray.tracking.outbox import Courier, Refused, Spool, content_of
+from mvray.tracking.outbox import Delivery, Outbox, Refused, content_of
 
 
 class Post:
@@ -34,44 +34,44 @@ class Post:
 
 
 @pytest.fixture
-def spool(tmp_path):
-    spool = Spool.create(tmp_path, "there")
-    yield spool
-    spool.close()
+def outbox(tmp_path):
+    outbox = Outbox.create(tmp_path, "there")
+    yield outbox
+    outbox.close()
 
 
-def put(spool, *numbers, kind="metrics", run="a"):
+def put(outbox, *numbers, kind="metrics", run="a"):
     for n in numbers:
-        spool.append({"kind": kind, "run": run, "n": n})
+        outbox.append({"kind": kind, "run": run, "n": n})
 
 
-def test_everything_arrives_in_order_while_it_is_written(spool):
+def test_everything_arrives_in_order_while_it_is_written(outbox):
     post = Post()
-    courier = Courier(post)
-    thread = threading.Thread(target=courier.deliver, args=(spool, True))
+    delivery = Delivery(post)
+    thread = threading.Thread(target=delivery.deliver, args=(outbox, True))
     thread.start()
     for n in range(200):
-        put(spool, n)
-        courier.wake()
-    courier.hurry(10)
+        put(outbox, n)
+        delivery.wake()
+    delivery.hurry(10)
     thread.join()
     assert post.numbers == list(range(200))
-    assert spool.report() == ""
+    assert outbox.report() == ""
 
 
-def test_metrics_of_one_run_go_together_and_nothing_else_does(spool):
-    put(spool, 1, 2)
-    put(spool, 3, run="b")
-    put(spool, 4, 5, kind="tags", run="b")
-    put(spool, 6)
+def test_metrics_of_one_run_go_together_and_nothing_else_does(outbox):
+    put(outbox, 1, 2)
+    put(outbox, 3, run="b")
+    put(outbox, 4, 5, kind="tags", run="b")
+    put(outbox, 6)
     post = Post()
-    Courier(post).deliver(spool)
+    Delivery(post).deliver(outbox)
     assert [[event["n"] for event in events] for events in post.taken] == [[1, 2], [3], [4], [5], [6]]
 
 
 @pytest.fixture
 def said():
-    """What the spool logs, heard at its own logger: libraries that other tests import rearrange the root's."""
+    """What the outbox logs, heard at its own logger: libraries that other tests import rearrange the root's."""
     heard: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: heard.append(record.getMessage())
@@ -87,61 +87,61 @@ def said():
 
 
 @pytest.mark.slow
-def test_a_receiver_that_was_away_gets_everything(spool, said):
-    put(spool, 1, 2)
-    put(spool, 3, kind="tags")
+def test_a_receiver_that_was_away_gets_everything(outbox, said):
+    put(outbox, 1, 2)
+    put(outbox, 3, kind="tags")
     post = Post(away=2)
-    courier = Courier(post)
+    delivery = Delivery(post)
     started = time.monotonic()
-    courier.deliver(spool)
+    delivery.deliver(outbox)
     assert post.numbers == [1, 2, 3]
-    assert courier.error == ""
+    assert delivery.error == ""
     assert time.monotonic() - started > 2.5, "the pauses are 1 s and 2 s"
     assert sum("Tracking is away" in line for line in said) == 1
 
 
-def test_what_cannot_be_delivered_in_time_stays_and_is_named(spool, tmp_path):
-    put(spool, 1, 2)
-    put(spool, 3, kind="end")
-    courier = Courier(Post(away=10**6))
-    courier.hurry(0.2)
-    courier.deliver(spool)
-    assert "Not delivered yet: 1 end, 2 metrics." in spool.report()
-    assert str(spool.folder) in spool.report()
-    assert courier.error == "ConnectionError: nobody there"
+def test_what_cannot_be_delivered_in_time_stays_and_is_named(outbox, tmp_path):
+    put(outbox, 1, 2)
+    put(outbox, 3, kind="end")
+    delivery = Delivery(Post(away=10**6))
+    delivery.hurry(0.2)
+    delivery.deliver(outbox)
+    assert "Not delivered yet: 1 end, 2 metrics." in outbox.report()
+    assert str(outbox.folder) in outbox.report()
+    assert delivery.error == "ConnectionError: nobody there"
 
-    spool.close()
+    outbox.close()
     later = Post()
-    assert Courier(later).deliver_left(tmp_path, "elsewhere") == ""
+    assert Delivery(later).deliver_left(tmp_path, "elsewhere") == ""
     assert later.numbers == [], "it is not for that address"
-    assert Courier(later).deliver_left(tmp_path, "there") == ""
+    assert Delivery(later).deliver_left(tmp_path, "there") == ""
     assert later.numbers == [1, 2, 3]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_spool_in_use_is_left_alone(spool, tmp_path):
-    put(spool, 1)
+def test_an_outbox_in_use_is_left_alone(outbox, tmp_path):
+    put(outbox, 1)
     post = Post()
-    Courier(post).deliver_left(tmp_path, "there")
+    Delivery(post).deliver_left(tmp_path, "there")
     assert post.numbers == []
 
 
-def test_an_impatient_courier_gives_up_at_once_and_keeps_all(spool, tmp_path):
-    put(spool, 1)
-    spool.close()
+def test_an_impatient_delivery_gives_up_at_once_and_keeps_all(outbox, tmp_path):
+    put(outbox, 1)
+    outbox.close()
     post = Post(away=1)
-    courier = Courier(post)
-    assert "Not delivered yet: 1 metrics" in courier.deliver_left(tmp_path, "there", patient=False)
+    delivery = Delivery(post)
+    assert "Not delivered yet: 1 metrics" in delivery.deliver_left(tmp_path, "there", patient=False)
     assert post.calls == 1
-    assert courier.deliver_left(tmp_path, "there", patient=False) == ""
+    assert delivery.deliver_left(tmp_path, "there", patient=False) == ""
     assert post.numbers == [1]
 
 
-def test_what_is_refused_is_kept_with_its_reason_and_the_rest_goes_on(spool):
-    name = spool.keep(b"picture")
-    put(spool, 1)
-    spool.append({"kind": "file", "run": "a", "n": 2, "content": name})
-    put(spool, 3)
+def test_what_is_refused_is_kept_with_its_reason_and_the_rest_goes_on(outbox):
+    name = outbox.keep(b"picture")
+    put(outbox, 1)
+    outbox.append({"kind": "file", "run": "a", "n": 2, "content": name})
+    put(outbox, 3)
     taken = []
 
     def picky(events, files):
@@ -149,72 +149,72 @@ def test_what_is_refused_is_kept_with_its_reason_and_the_rest_goes_on(spool):
             raise Refused("no pictures here")
         taken.extend(event["n"] for event in events)
 
-    Courier(picky).deliver(spool)
+    Delivery(picky).deliver(outbox)
     assert taken == [1, 3]
-    refused = json.loads((spool.folder / "refused.jsonl").read_text())
+    refused = json.loads((outbox.folder / "refused.jsonl").read_text())
     assert (refused["n"], refused["reason"]) == (2, "no pictures here")
-    assert (spool.folder / name).read_bytes() == b"picture"
-    assert "Refused: 1 events" in spool.report()
+    assert (outbox.folder / name).read_bytes() == b"picture"
+    assert "Refused: 1 events" in outbox.report()
 
 
-def test_files_are_kept_until_they_are_taken(spool):
-    name = spool.keep(b"picture")
-    spool.append({"kind": "file", "run": "a", "content": name})
+def test_files_are_kept_until_they_are_taken(outbox):
+    name = outbox.keep(b"picture")
+    outbox.append({"kind": "file", "run": "a", "content": name})
     seen = []
-    Courier(lambda events, files: seen.append((files / events[0]["content"]).read_bytes())).deliver(spool)
+    Delivery(lambda events, files: seen.append((files / events[0]["content"]).read_bytes())).deliver(outbox)
     assert seen == [b"picture"]
-    assert list((spool.folder / "files").iterdir()) == []
+    assert list((outbox.folder / "files").iterdir()) == []
 
 
-def test_a_line_that_the_disk_took_half_of_is_not_there(spool):
-    put(spool, 1)
-    events = spool.folder / "events.jsonl"
+def test_a_line_that_the_disk_took_half_of_is_not_there(outbox):
+    put(outbox, 1)
+    events = outbox.folder / "events.jsonl"
     whole = events.stat().st_size
     for _ in range(2):
         with files_end_at(whole + 10), pytest.raises(OSError, match="too large"):
-            put(spool, 2)
+            put(outbox, 2)
         assert events.stat().st_size == whole + 10
-        assert [event["n"] for _, event in spool.waiting()] == [1]
-    spool.mark(whole, [])
-    put(spool, 3, 4)
-    assert [event["n"] for _, event in spool.waiting()] == [3, 4]
+        assert [event["n"] for _, event in outbox.waiting()] == [1]
+    outbox.mark(whole, [])
+    put(outbox, 3, 4)
+    assert [event["n"] for _, event in outbox.waiting()] == [3, 4]
     assert [json.loads(line)["n"] for line in events.read_text().splitlines()] == [1, 3, 4]
 
 
-def test_a_spool_whose_last_line_is_half_is_closed_in_peace(spool):
+def test_an_outbox_whose_last_line_is_half_is_closed_in_peace(outbox):
     with files_end_at(10), pytest.raises(OSError, match="too large"):
-        put(spool, 1)
+        put(outbox, 1)
     with files_end_at(10):
-        spool.close()
+        outbox.close()
 
 
-def test_a_file_that_the_disk_took_half_of_is_not_kept(spool):
+def test_a_file_that_the_disk_took_half_of_is_not_kept(outbox):
     with files_end_at(100), pytest.raises(OSError, match="too large"):
-        spool.keep(bytes(1000))
-    assert list((spool.folder / "files").iterdir()) == []
+        outbox.keep(bytes(1000))
+    assert list((outbox.folder / "files").iterdir()) == []
 
 
-def test_a_place_that_takes_no_spool_is_named(tmp_path):
+def test_a_place_that_takes_no_outbox_is_named(tmp_path):
     (tmp_path / "file").touch()  # root may write to any folder
     with pytest.raises(
         ClusterError, match=r"file/.spool cannot be written \(Not a directory\); expected a folder where"
     ):
-        Spool.create(tmp_path / "file" / ".spool", "there")
+        Outbox.create(tmp_path / "file" / ".spool", "there")
     with (
         files_end_at(2),
         pytest.raises(ClusterError, match=r"File too large.*Start the command in a folder of your own"),
     ):
-        Spool.create(tmp_path / "full", "there")
+        Outbox.create(tmp_path / "full", "there")
     assert list((tmp_path / "full").iterdir()) == []
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from mvray.tracking.outbox import Spool
-spool = Spool.create(Path(sys.argv[1]), "there")
+from mvray.tracking.outbox import Outbox
+outbox = Outbox.create(Path(sys.argv[1]), "there")
 for n in range(10**9):
-    spool.append({"kind": "metrics", "run": "a", "n": n})
+    outbox.append({"kind": "metrics", "run": "a", "n": n})
     print(n, flush=True)
 """
 
@@ -225,20 +225,20 @@ def test_nothing_that_was_written_is_lost_when_the_writer_is_killed(tmp_path):
         writer.stdout.readline()
     os.kill(writer.pid, signal.SIGKILL)
     written = 500 + len(writer.communicate()[0].splitlines())
-    left = next(Spool.left_in(tmp_path, "there"))
+    left = next(Outbox.left_in(tmp_path, "there"))
     with (left.folder / "events.jsonl").open("ab") as lines:
         lines.write(b'{"kind": "metrics", "run": "a", "n"')  # the worst moment: half a line
     left.close()
 
     post = Post()
-    assert Courier(post).deliver_left(tmp_path, "there") == ""
+    assert Delivery(post).deliver_left(tmp_path, "there") == ""
     assert post.numbers == list(range(len(post.numbers)))
     assert len(post.numbers) in (written, written + 1)
 
 
-def test_delivery_goes_on_where_a_killed_courier_stopped(spool, tmp_path):
-    put(spool, 1, 2, kind="tags")
-    put(spool, 3)
+def test_delivery_goes_on_where_a_killed_delivery_stopped(outbox, tmp_path):
+    put(outbox, 1, 2, kind="tags")
+    put(outbox, 3)
 
     class Killed(BaseException):
         pass
@@ -248,47 +248,47 @@ def test_delivery_goes_on_where_a_killed_courier_stopped(spool, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        Courier(dies).deliver(spool)
-    spool.close()
+        Delivery(dies).deliver(outbox)
+    outbox.close()
     post = Post()
-    Courier(post).deliver_left(tmp_path, "there")
+    Delivery(post).deliver_left(tmp_path, "there")
     assert post.numbers == [2, 3]
 
 
-def test_what_no_spool_writes_is_refused_and_touches_nothing(spool, tmp_path, said):
+def test_what_no_outbox_writes_is_refused_and_touches_nothing(outbox, tmp_path, said):
     """Below a local storage others may write, too: what an event names is uploaded and removed."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    put(spool, 1)
+    put(outbox, 1)
     for content in (str(victim), "../../victim", None):
-        spool.append({"kind": "file", "run": "a", "content": content, "path": "x"})
-    with (spool.folder / "events.jsonl").open("ab") as lines:
+        outbox.append({"kind": "file", "run": "a", "content": content, "path": "x"})
+    with (outbox.folder / "events.jsonl").open("ab") as lines:
         lines.write(b'{"kind": 1}\n[]\nno json\n' + b"[" * 100_000 + b"\n")
-    put(spool, 2)
+    put(outbox, 2)
     post = Post()
-    Courier(post).deliver(spool)
+    Delivery(post).deliver(outbox)
     assert post.numbers == [1, 2]
     assert victim.read_text() == "mine"
-    assert "Refused: 7 events" in spool.report()
+    assert "Refused: 7 events" in outbox.report()
     (warning,) = said
     assert warning.startswith("Tracking refused foreign")
-    assert f"Find out who can write to {spool.folder}" in warning
+    assert f"Find out who can write to {outbox.folder}" in warning
 
 
-def test_the_content_of_an_event_is_a_file_that_was_kept(spool, tmp_path):
+def test_the_content_of_an_event_is_a_file_that_was_kept(outbox, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    files = spool.folder / "files"
+    files = outbox.folder / "files"
     link = "0" * 32
     (files / link).symlink_to(victim)
     for content in (str(victim), "../../victim", link, link + "\n", ""):
         event = {"kind": "file", "run": "a", "content": content}
         with pytest.raises(Refused, match="is no file that mvray has put there"):
             content_of(event, files)
-        spool.refuse([event], "no")
-        spool.mark(0, [event])
+        outbox.refuse([event], "no")
+        outbox.mark(0, [event])
     assert victim.read_text() == "mine"
-    assert sorted(file.name for file in spool.folder.iterdir()) == [
+    assert sorted(file.name for file in outbox.folder.iterdir()) == [
         "address",
         "delivered",
         "events.jsonl",
@@ -297,20 +297,44 @@ def test_the_content_of_an_event_is_a_file_that_was_kept(spool, tmp_path):
     ]
 
 
-def test_a_spool_with_links_or_that_cannot_be_read_is_passed_over(tmp_path):
+def test_an_outbox_with_links_or_that_cannot_be_read_is_passed_over(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine\n")
-    spools = [Spool.create(tmp_path / "spools", "there") for _ in range(4)]
-    for spool in spools:
-        put(spool, 1)
-        spool.close()
-    linked, refused, garbled, _ = (spool.folder for spool in spools)
+    outboxes = [Outbox.create(tmp_path / "outboxes", "there") for _ in range(4)]
+    for outbox in outboxes:
+        put(outbox, 1)
+        outbox.close()
+    linked, refused, garbled, _ = (outbox.folder for outbox in outboxes)
     (linked / "events.jsonl").unlink()
     (linked / "events.jsonl").symlink_to(victim)
     (refused / "delivered.new").symlink_to(victim)
     (garbled / "address").write_bytes(b"\xff\xfe")
-    (spools[3].folder / "delivered").write_text("-5")
+    (outboxes[3].folder / "delivered").write_text("-5")
     post = Post()
-    assert Courier(post).deliver_left(tmp_path / "spools", "there") == ""
+    assert Delivery(post).deliver_left(tmp_path / "outboxes", "there") == ""
     assert post.numbers == [1]
     assert victim.read_text() == "mine\n"
+
+
+def test_what_an_older_version_left_is_delivered(tmp_path):
+    """Folders and lines as mvray has written them since 0.1.0's first events."""
+    left = tmp_path / ".spool" / "20250101-120000-0123abcd"
+    (left / "files").mkdir(parents=True)
+    (left / "files" / ("ab" * 16)).write_bytes(b"\x89PNG")
+    delivered = '{"kind": "stale", "run": "", "experiment": "job", "time_s": 1.5}\n'
+    waiting = '{"kind": "start", "run": "r", "experiment": "job", "time_s": 2.5, "name": "step", "parent": null, '
+    waiting += '"tags": {}, "params": {}}\n{"kind": "file", "run": "r", "experiment": "job", "time_s": 3.5, '
+    waiting += f'"path": "pictures/1.png", "content": "{"ab" * 16}"}}\n'
+    (left / "events.jsonl").write_text(delivered + waiting)
+    (left / "delivered").write_text(str(len(delivered)))
+    (left / "address").write_text("there")
+    taken = []
+
+    def take(events, files):
+        taken.extend((event["kind"], event["run"]) for event in events)
+        if events[0]["kind"] == "file":
+            taken.append(content_of(events[0], files).read_bytes())
+
+    assert Delivery(take).deliver_left(tmp_path / ".spool", "there") == ""
+    assert taken == [("start", "r"), ("file", "r"), b"\x89PNG"]
+    assert not left.exists()

@@ -9,8 +9,8 @@ import pytest
 
 from mvray.storage.storage import Storage
 from mvray.tracking import outbox_backup
-from mvray.tracking.outbox import Courier, Spool
-from mvray.tracking.outbox_backup import SpoolCopy, fetch, forget, waiting_for
+from mvray.tracking.outbox import Delivery, Outbox
+from mvray.tracking.outbox_backup import OutboxCopy, fetch, forget, waiting_for
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
@@ -19,51 +19,46 @@ def storage(request, tmp_path):
     return Storage(uri)
 
 
-@pytest.fixture(autouse=True)
-def soon(monkeypatch):
-    monkeypatch.setattr(outbox_backup, "CLAIM_S", 0.1)
-
-
 @pytest.fixture
-def spool(tmp_path):
-    spool = Spool.create(tmp_path / "node", "there")
-    yield spool
-    spool.close()
+def outbox(tmp_path):
+    outbox = Outbox.create(tmp_path / "node", "there")
+    yield outbox
+    outbox.close()
 
 
-def put(spool, *numbers):
+def put(outbox, *numbers):
     for n in numbers:
-        spool.append({"kind": "metrics", "run": "a", "n": n})
+        outbox.append({"kind": "metrics", "run": "a", "n": n})
 
 
 def deliver(storage, parent):
-    """What a courier on another machine brings."""
+    """What a delivery on another machine brings."""
     taken = []
 
     def post(events, files):
         for event in events:
             taken.append(event["n"] if "n" in event else (files / event["content"]).read_bytes())
 
-    fetch(storage, parent, "there")
-    assert Courier(post).deliver_left(parent, "there") == ""
+    fetch(storage, parent, "there", claim_s=0.1)
+    assert Delivery(post).deliver_left(parent, "there") == ""
     forget(storage, parent, "there")
     return taken
 
 
-def vanish(spool):
+def vanish(outbox):
     """The node goes, and its disk."""
-    spool.close()
-    shutil.rmtree(spool.folder)
+    outbox.close()
+    shutil.rmtree(outbox.folder)
 
 
-def test_an_ended_execution_leaves_what_waits(storage, spool, tmp_path):
-    put(spool, 1, 2, 3)
-    Courier(lambda events, files: None).deliver(spool)
-    copy = SpoolCopy(spool, storage, interval_s=0.2)
+def test_an_ended_execution_leaves_what_waits(storage, outbox, tmp_path):
+    put(outbox, 1, 2, 3)
+    Delivery(lambda events, files: None).deliver(outbox)
+    copy = OutboxCopy(outbox, storage, interval_s=0.2)
     time.sleep(0.5)
     assert storage.list(".spool") == [], "everything is delivered"
-    put(spool, 4, 5)
-    spool.append({"kind": "file", "run": "a", "content": spool.keep(b"picture")})
+    put(outbox, 4, 5)
+    outbox.append({"kind": "file", "run": "a", "content": outbox.keep(b"picture")})
     until = time.monotonic() + 30
     while not waiting_for(storage) and time.monotonic() < until:
         time.sleep(0.1)
@@ -71,10 +66,10 @@ def test_an_ended_execution_leaves_what_waits(storage, spool, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     assert deliver(storage, other) == [], "its execution goes on"
-    put(spool, 6)
-    assert copy.close() == f"A copy of them is in {storage.uri}/.spool/{spool.folder.name}."
-    vanish(spool)
-    fetch(storage, other, "elsewhere")
+    put(outbox, 6)
+    assert copy.close() == f"A copy of them is in {storage.uri}/.spool/{outbox.folder.name}."
+    vanish(outbox)
+    fetch(storage, other, "elsewhere", claim_s=0.1)
     assert list(other.iterdir()) == [], "it is not for that address"
     assert deliver(storage, other) == [4, 5, b"picture", 6]
     assert list(other.iterdir()) == []
@@ -82,7 +77,7 @@ def test_an_ended_execution_leaves_what_waits(storage, spool, tmp_path):
     assert deliver(storage, other) == []
 
 
-def test_a_copy_counts_only_once_its_execution_is_known_to_go_on(storage, spool, tmp_path, monkeypatch):
+def test_a_copy_counts_only_once_its_execution_is_known_to_go_on(storage, outbox, tmp_path, monkeypatch):
     """Whichever files of the first copy are there already, nobody fetches it."""
     other = tmp_path / "other"
     other.mkdir()
@@ -93,49 +88,49 @@ def test_a_copy_counts_only_once_its_execution_is_known_to_go_on(storage, spool,
         if path != "claim":
             fetched.append((path, deliver(storage, other)))
 
-    put(spool, 1, 2)
+    put(outbox, 1, 2)
     with monkeypatch.context() as patched:
         patched.setattr(Storage, "write", slow)
-        copy = SpoolCopy(spool, storage, interval_s=1000)
+        copy = OutboxCopy(outbox, storage, interval_s=1000)
         assert copy.close() != ""  # copies what waits
     assert [path for path, _ in fetched] == ["events-000000000000000", "writer", "address"]
     assert all(taken == [] for _, taken in fetched)
     assert deliver(storage, other) == [1, 2]
 
 
-def test_a_killed_execution_is_taken_over_after_a_while(storage, spool, tmp_path):
-    put(spool, 1, 2)
-    copy = SpoolCopy(spool, storage, interval_s=0.1)
+def test_a_killed_execution_is_taken_over_after_a_while(storage, outbox, tmp_path):
+    put(outbox, 1, 2)
+    copy = OutboxCopy(outbox, storage, interval_s=0.1)
     until = time.monotonic() + 30
-    while not storage.exists(f".spool/{spool.folder.name}/writer") and time.monotonic() < until:
+    while not storage.exists(f".spool/{outbox.folder.name}/writer") and time.monotonic() < until:
         time.sleep(0.1)
     vanished = time.time()
     copy._ended.set()  # as when its process is killed: the rest of close() never comes
     copy._thread.join()
-    vanish(spool)
+    vanish(outbox)
     other = tmp_path / "other"
     other.mkdir()
     assert deliver(storage, other) == []
-    place = storage.child(f".spool/{spool.folder.name}")
+    place = storage.child(f".spool/{outbox.folder.name}")
     place.write("writer", str(vanished - outbox_backup.GONE_S - 1).encode())
     assert deliver(storage, other) == [1, 2]
 
 
-def test_what_arrived_in_the_end_leaves_no_copy(storage, spool):
-    put(spool, 1)
-    copy = SpoolCopy(spool, storage, interval_s=0.1)
+def test_what_arrived_in_the_end_leaves_no_copy(storage, outbox):
+    put(outbox, 1)
+    copy = OutboxCopy(outbox, storage, interval_s=0.1)
     until = time.monotonic() + 30
     while not waiting_for(storage) and time.monotonic() < until:
         time.sleep(0.1)
-    Courier(lambda events, files: None).deliver(spool)
+    Delivery(lambda events, files: None).deliver(outbox)
     assert copy.close() == ""
     assert waiting_for(storage) == []
 
 
-def test_only_one_fetches(storage, spool, tmp_path):
-    put(spool, 1)
-    SpoolCopy(spool, storage).close()
-    vanish(spool)
+def test_only_one_fetches(storage, outbox, tmp_path):
+    put(outbox, 1)
+    OutboxCopy(outbox, storage).close()
+    vanish(outbox)
     place = storage.child(storage.list(".spool")[0].path)
     place.write("claim", f"{time.time()} another".encode())
     (tmp_path / "other").mkdir()
@@ -144,13 +139,13 @@ def test_only_one_fetches(storage, spool, tmp_path):
     assert deliver(storage, tmp_path / "other") == [1]
 
 
-def test_a_delivery_that_failed_goes_on_from_the_copy(storage, spool, tmp_path):
-    put(spool, 1, 2)
-    SpoolCopy(spool, storage).close()
-    vanish(spool)
+def test_a_delivery_that_failed_goes_on_from_the_copy(storage, outbox, tmp_path):
+    put(outbox, 1, 2)
+    OutboxCopy(outbox, storage).close()
+    vanish(outbox)
     other = tmp_path / "other"
     other.mkdir()
-    fetch(storage, other, "there")
+    fetch(storage, other, "there", claim_s=0.1)
     forget(storage, other, "there")
     assert waiting_for(storage) == ["there"], "it still waits in the folder"
     (folder,) = other.iterdir()

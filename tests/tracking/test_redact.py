@@ -66,7 +66,7 @@ def test_values_of_secret_variables_are_hidden(monkeypatch):
     assert redacted(said) == "true: ***, ***, /var/run/identity"
 
 
-def test_nothing_secret_is_spooled_for_mlflow(tmp_path, monkeypatch):
+def test_nothing_secret_is_written_down_for_mlflow(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_aVeryLongOne")
     tracker = Tracker("http://me:mlflow-pass@127.0.0.1:1", "secrets", tmp_path, delay_s=60)
     run = tracker.start_run(

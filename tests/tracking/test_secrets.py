@@ -1,4 +1,4 @@
-"""A planted password reaches neither the spool nor what is said nor MLflow's errors."""
+"""A planted password reaches neither the outbox nor what is said nor MLflow's errors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_a_password_in_the_server_s_address_is_not_said(
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "other")
     caplog.set_level(logging.WARNING)
-    tracker = Tracker(f"http://ada:{PLANTED}@127.0.0.1:1/ml", "toys", tmp_path / "spool")
+    tracker = Tracker(f"http://ada:{PLANTED}@127.0.0.1:1/ml", "toys", tmp_path / "outbox")
     tracker.start_run("toys", params={"seed": 1})
     has_asked(tracker)
     said = tracker.close(timeout_s=0)
     assert "Not delivered yet: 1 stale, 1 start" in said
     assert "127.0.0.1" in said  # MLflow's error names the address
     assert "Tracking is away" in caplog.text
-    files = [file for file in (tmp_path / "spool").rglob("*") if file.is_file()]
+    files = [file for file in (tmp_path / "outbox").rglob("*") if file.is_file()]
     assert files
     for text in (said, caplog.text, *(file.read_text() for file in files)):
         assert PLANTED not in text

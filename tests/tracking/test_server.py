@@ -1,25 +1,30 @@
-"""The tracking server with users, PostgreSQL and S3, as real processes: killed, wrong passwords, seen in a browser."""
+"""The tracking server with users as real processes: killed, wrong passwords, seen in a browser."""
 
+import importlib.util
 import io
 import re
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from servers import Browser, client_of, has_asked
+from postgres import Postgres, binaries
+from seaweed import SeaweedFS
+from servers import Browser, MlflowServer, client_of, has_asked
 
-from mvray.errors import ClusterError, DataError
+from mvray.errors import ClusterError, DataError, SettingError
 from mvray.reports.figures import curves
+from mvray.tracking.mlflow_server import _checked, add_user, running, serve
 from mvray.tracking.mlflow_ui import check
-from mvray.tracking.server import add_user, postgres, running
 from mvray.tracking.tracker import Tracker, deliver
 
 SLOW = pytest.mark.slow
@@ -39,8 +44,8 @@ def png(shade):
 class Work:
     """A run of a job that logs a number every 50 ms and a picture every 20 numbers."""
 
-    def __init__(self, address, experiment, spool):
-        self.tracker = Tracker(address, experiment, spool)
+    def __init__(self, address, experiment, outbox):
+        self.tracker = Tracker(address, experiment, outbox)
         self.job = self.tracker.start_run("job", params={"seeds": (0,), "lr": 0.1})
         self.step = self.tracker.start_run("step", self.job, params={"epochs": 3})
         self.slowest_s = 0.0
@@ -82,22 +87,71 @@ def kept(client, experiment):
 @SLOW
 def test_what_it_keeps_is_for_its_owner_and_on_loopback(mlflow_server):
     data = mlflow_server.folder / "data"
-    for name in ("admin_password", "secrets.json", "pgpass", "auth.ini", "s3.json"):
+    for name in ("admin_password", "secrets.json", "auth.ini"):
         assert stat.S_IMODE((data / name).stat().st_mode) == 0o600, name
-    secrets = [mlflow_server.password, *(data / "pgpass").read_text().strip().split(":")[-1:]]
-    said = "".join(file.read_text(errors="replace") for file in (data / "logs").iterdir()) + "".join(mlflow_server.said)
-    for service in mlflow_server.services():
-        said += " ".join(service.cmdline())
-        for connection in service.net_connections("tcp"):
+    shown = (data / "mlflow.log").read_text(errors="replace") + "".join(mlflow_server.output)
+    for process in mlflow_server.processes():
+        shown += " ".join(process.cmdline())
+        for connection in process.net_connections("tcp"):
             if connection.status == "LISTEN":
                 assert connection.laddr.ip == "127.0.0.1"
-    assert not [secret for secret in secrets if secret in said]
-    assert mlflow_server.said[-3:-1] == [
+    assert mlflow_server.password not in shown
+    assert mlflow_server.output[-3:-1] == [
         f"    export MLFLOW_TRACKING_URI={mlflow_server.address}",
         "    export MLFLOW_TRACKING_USERNAME=admin",
     ]
     with pytest.raises(ClusterError, match=r"runs over .* already"), running(data):
         pass
+
+
+@SLOW
+def test_what_a_killed_server_left_is_ended_by_the_next(mlflow_server):
+    left = mlflow_server.processes()
+    password = mlflow_server.password
+    mlflow_server.kill(leave_mlflow=True)
+    assert left
+    assert all(process.is_running() for process in left)
+    mlflow_server.start()
+    assert not any(process.is_running() for process in left)
+    assert mlflow_server.password == password
+
+
+@SLOW
+def test_over_postgresql_and_s3(tmp_path, monkeypatch):
+    """Addresses that are given: runs and users are in the one, files in the other; passwords are seen nowhere."""
+    if binaries() is None:
+        pytest.skip("needs PostgreSQL's server (apt-get install postgresql)")
+    # Not below pytest's own folders: under root, PostgreSQL runs as a user who may not enter them.
+    with tempfile.TemporaryDirectory(prefix="mvray-postgres-") as folder, ExitStack() as ending:
+        Path(folder).chmod(0o755)
+        database = Postgres(Path(folder), "of-postgres", "of/mlflow:p%40@")
+        ending.callback(database.start().end)
+        (tmp_path / "weed").mkdir()
+        files = SeaweedFS(tmp_path / "weed", "mlflow")
+        ending.callback(files.start().end, 0)
+        given = {**files.environ, "PGPASSWORD": database.password}
+        server = MlflowServer(["--backend-store", database.uri, "--artifacts", "s3://mlflow/files"], given)
+        ending.callback(server.end)
+        server.port = 5790
+        server.start()
+        for name, value in server.environ.items():
+            monkeypatch.setenv(name, value)
+        work = Work(server.address, "elsewhere", tmp_path / "outbox")
+        work.log(0, 1)
+        assert work.end() == ""
+        (files_of_step,) = (files for _, _, _, files in kept(client_of(server), "elsewhere").values() if files)
+        assert set(files_of_step) == {"pictures/0.png"}
+        assert [item["Key"] for item in files.client().list_objects_v2(Bucket="mlflow")["Contents"]]
+        assert not list((server.folder / "data").glob("*.db"))
+        add_user(server.folder / "data", "ada")
+        shown = (server.folder / "data/mlflow.log").read_text() + "".join(server.output)
+        shown += "".join(" ".join(process.cmdline()) for process in server.processes())
+        for password in (database.password, server.password, given["AWS_SECRET_ACCESS_KEY"]):
+            assert password not in shown
+        server.kill()
+        server.start()
+        with pytest.raises(ClusterError, match=r"make the user 'ada'.*already exists"):
+            add_user(server.folder / "data", "ada")
 
 
 @SLOW
@@ -199,7 +253,7 @@ def test_the_pages_in_a_browser(mlflow_user, tmp_path):
     """A study with a trial: logging in, its run with the curve, its pictures."""
     if shutil.which("chromium") is None:
         pytest.skip("needs Chromium (apt-get install chromium)")
-    tracker = Tracker(mlflow_user.address, "comics study", tmp_path / "spool")
+    tracker = Tracker(mlflow_user.address, "comics study", tmp_path / "outbox")
     study = tracker.start_run("study", params={"trials": 1})
     trial = tracker.start_run("trial 0", study, params={"probability": 0.3})
     points = [(n, 1 - 0.8**n) for n in range(10)]
@@ -247,10 +301,21 @@ def look(browser, address, trial):
 
 
 def test_what_is_not_installed_is_named_at_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(postgres, "DEBIAN", tmp_path)
-    with pytest.raises(ClusterError, match=r"PostgreSQL's server \(apt-get install postgresql\)"), running(tmp_path):
-        pass
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(ClusterError, match=r"pip install 'mlflow\[auth\]' psycopg2-binary"):
+        serve(tmp_path, backend_store="postgresql://here/mlflow")
+
+
+@pytest.mark.parametrize("uri", ["postgresql://me:secret/x@here/mlflow", "postgresql://here/mlflow?password=secret"])
+def test_a_password_on_the_command_line_is_refused(tmp_path, uri):
+    with pytest.raises(SettingError, match=r"password in --backend-store(.|\n)*MLFLOW_BACKEND_STORE_URI") as refusal:
+        serve(tmp_path, backend_store=uri)
+    assert "secret" not in str(refusal.value)
+
+
+def test_an_address_without_a_password_is_taken_from_the_command_line():
+    uri = "postgresql://me@here:5432/mlflow?sslmode=require"
+    assert _checked(uri) == uri.replace("postgresql", "postgresql+psycopg2")
 
 
 def test_users_are_made_where_a_server_runs(tmp_path):

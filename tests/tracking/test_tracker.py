@@ -14,7 +14,6 @@ import pytest
 from full_disk import files_end_at
 from servers import has_asked
 
-from mvray.tracking import tracker as tracker_module
 from mvray.tracking.mlflow_store import HANDLE, HOST, MlflowStore, folder_of, without_password
 from mvray.tracking.mlflow_ui import served
 from mvray.tracking.outbox import Refused
@@ -47,7 +46,7 @@ def runs_of(client, experiment):
 def test_a_job_with_its_steps(store, client, tmp_path):
     job_file = tmp_path / "job.py"
     job_file.write_text("def job(): ...\n")
-    tracker = Tracker(store, "comics [tiny]", tmp_path / "spool")
+    tracker = Tracker(store, "comics [tiny]", tmp_path / "outbox")
     job = tracker.start_run("comics", tags={"mlflow.source.git.commit": "abc"}, params={"seeds": (0, 1)})
     step = tracker.start_run("plain", job, {"mvray.step_id": "0123", "mvray.inputs": ""}, {"optim.lr": 0.1})
     for epoch in range(3):
@@ -61,7 +60,7 @@ def test_a_job_with_its_steps(store, client, tmp_path):
     tracker.end_run(step)
     tracker.end_run(job, "FAILED")
     assert tracker.close() == ""
-    assert list((tmp_path / "spool").iterdir()) == []
+    assert list((tmp_path / "outbox").iterdir()) == []
 
     runs = runs_of(client, "comics [tiny]")
     parent, child = runs["comics"], runs["plain"]
@@ -124,7 +123,7 @@ def test_a_reused_step_is_linked_to_the_run_that_made_it(store, client, tmp_path
 
 
 def test_events_that_arrive_twice_change_nothing(store, client, tmp_path):
-    away = Tracker("http://127.0.0.1:1", "twice", tmp_path / "spool")
+    away = Tracker("http://127.0.0.1:1", "twice", tmp_path / "outbox")
     run = away.start_run("twice", params={"a": 1})
     for step in range(20):
         away.metrics(run, {"loss": step}, step)
@@ -136,11 +135,11 @@ def test_events_that_arrive_twice_change_nothing(store, client, tmp_path):
     assert "Not delivered yet: 1 data, 1 end, 1 file, 20 metrics, 1 stale, 1 start." in left
     assert "Error" in left
     # As if the killed process had sent everything and noted nothing of it.
-    (folder,) = (tmp_path / "spool").iterdir()
+    (folder,) = (tmp_path / "outbox").iterdir()
     (folder / "address").write_text(store)
     for _ in range(2):
         copy = tmp_path / "copy"
-        subprocess.run(["cp", "-r", str(tmp_path / "spool"), str(copy)], check=True)
+        subprocess.run(["cp", "-r", str(tmp_path / "outbox"), str(copy)], check=True)
         assert deliver(copy, store)[1] == ""
         copy.rmdir()  # empty: everything was delivered
     (run,) = runs_of(client, "twice").values()
@@ -248,7 +247,7 @@ def test_names_from_a_storage_stay_below_the_artifacts(store, client, tmp_path, 
     assert (Path(artifacts) / "a" / "x").read_bytes() == b"content"
 
 
-def test_passwords_stay_out_of_the_spool(tmp_path):
+def test_passwords_stay_out_of_the_outbox(tmp_path):
     tracker = Tracker("http://me:secret@127.0.0.1:1", "away", tmp_path)
     tracker.close(timeout_s=0)
     (folder,) = tmp_path.iterdir()
@@ -287,10 +286,8 @@ def test_a_full_disk_loses_nothing_once_there_is_room(store, client, tmp_path, c
     assert "Lost" not in caplog.text
 
 
-def test_what_a_full_disk_never_took_is_told_at_the_end(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(tracker_module, "HELD_EVENTS", 10)
-    monkeypatch.setattr(tracker_module, "HELD_BYTES", 1000)
-    tracker = Tracker("http://127.0.0.1:1", "full", tmp_path, delay_s=60)
+def test_what_a_full_disk_never_took_is_told_at_the_end(tmp_path, caplog):
+    tracker = Tracker("http://127.0.0.1:1", "full", tmp_path, delay_s=60, held_events=10, held_bytes=1000)
     (events,) = tmp_path.glob("*/events.jsonl")
     full = events.stat().st_size + 20
     with files_end_at(full):
@@ -316,7 +313,7 @@ def test_what_a_full_disk_never_took_is_told_at_the_end(tmp_path, caplog, monkey
 @pytest.mark.drill
 def test_a_server_that_is_away_for_a_while(tmp_path):
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    Tracker(store, "outage", tmp_path / "spool").close()
+    Tracker(store, "outage", tmp_path / "outbox").close()
     tracker = None
     sent = 0
 
@@ -331,7 +328,7 @@ def test_a_server_that_is_away_for_a_while(tmp_path):
 
     with served(store, port=5680) as (_, address):
         port = int(address.rpartition(":")[2])
-        tracker = Tracker(address, "outage", tmp_path / "spool")
+        tracker = Tracker(address, "outage", tmp_path / "outbox")
         job = tracker.start_run("job")
         run = tracker.start_run("step", job)
         log_for(8)

@@ -51,7 +51,7 @@ def test_an_epoch_is_noted_while_the_storage_is_away(
         raise StorageFailed("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Storage, "read_current", away)
+        patched.setattr(Storage, "read", away)
         made.note(trial, 1, 0.5)
         patched.setattr(Storage, "insist", away)
         with pytest.raises(StorageFailed):
