@@ -50,7 +50,7 @@ def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> P
             print(f"left out: {path}: {error}")
             continue
         map_HW, predicted, probability = _looked(generator, given)
-        shown = np.ascontiguousarray(np.broadcast_to(given, (3, *given.shape[1:])).transpose(1, 2, 0))
+        shown = figures.rgb(given)
         over = figures.overlay(shown, map_HW)
         Image.fromarray(over).save(out / f"{len(names):04d}-{path.stem}.png")
         names.append(f"{path.name}\n{facts.classes[predicted]}\n{probability:.0%}")

@@ -2,11 +2,10 @@
 
 from mvray.reports import figures, page, search_figures, search_table
 from mvray.reports.mlflow_runs import RunLog, refuge, spool_folder, tracking_uri, where_tracked
-from mvray.reports.page import PAGE
 from mvray.reports.results import collect, comparison, means, pictures
+from mvray.reports.web_page import web_page
 
 __all__ = [
-    "PAGE",
     "RunLog",
     "collect",
     "comparison",
@@ -19,5 +18,6 @@ __all__ = [
     "search_table",
     "spool_folder",
     "tracking_uri",
+    "web_page",
     "where_tracked",
 ]

@@ -14,7 +14,7 @@ from mvray.errors import DataError, SettingError
 from mvray.experiment import Data, Groups
 from mvray.metrics import LEFT_OUT, work_keys
 from mvray.pipeline import Plan, Planned, samples_of
-from mvray.reports import cluster_figures
+from mvray.reports import cluster_figures, figures
 
 Scores = dict[str, float]
 """The AMI of each work."""
@@ -126,7 +126,7 @@ def _faces(data: Data, index: pa.Table, rows: Sequence[int], keys: Sequence[str]
 def _picture(sample: Mapping[str, np.ndarray]) -> np.ndarray:
     """A sample as people see it; of a clip, the frame in its middle."""
     picture_CHW = sample["image"] if "image" in sample else sample["clip"][:, sample["clip"].shape[1] // 2]
-    return np.ascontiguousarray(np.broadcast_to(picture_CHW, (3, *picture_CHW.shape[1:])).transpose(1, 2, 0))
+    return figures.rgb(picture_CHW)
 
 
 def _file(name: str) -> str:

@@ -16,7 +16,7 @@ from mvray.experiment import Clips, Data, Matches
 from mvray.metrics import retrieval
 from mvray.pipeline import Plan, Planned, columns_of, rows_of
 from mvray.reports import figures
-from mvray.reports.attention_sheet import chosen
+from mvray.reports.attention import representative
 from mvray.reports.figures import FAINT, INK, LINES, PAD_PX, TEXT_PX, TITLE_PX, WIDTH_PX
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _lines(sheet: Matches, table: pa.Table, names: tuple[str, ...]) -> list[_Lin
     asked = table.filter(pa.array(several)) if several.any() else table
     place = {key: row for row, key in enumerate(table["key"].to_pylist())}
     lines = []
-    for example in chosen(asked.drop_columns([sheet.column]), sheet.samples):
+    for example in representative(asked.drop_columns([sheet.column]), sheet.samples):
         row, label = place[example["key"]], example["label"]
         picture = _picture(sheet.data, table, row)
         distance_N = np.sqrt(np.clip(2 - 2 * unit_NE @ unit_NE[row], 0, None))
@@ -119,7 +119,7 @@ def _picture(data: Data, table: pa.Table, row: int) -> np.ndarray | None:
         picture_CHW = dataset(replace(data, pictures=pictures, columns=()), table.slice(row, 1))[0, 0]["image"]
     except DataError:
         return None
-    return np.ascontiguousarray(np.broadcast_to(picture_CHW, (3, *picture_CHW.shape[1:])).transpose(1, 2, 0))
+    return figures.rgb(picture_CHW)
 
 
 # -- the sheet -----------------------------------------------------------------------------------
@@ -134,12 +134,12 @@ def _sheet(lines: Sequence[_Line], threshold: float, title: str) -> bytes:
     example_x = matches_x - step - 2 * PAD_PX
     whole = Image.new("RGB", (WIDTH_PX, top + len(lines) * height), "white")
     pen = ImageDraw.Draw(whole)
-    pen.text((PAD_PX, PAD_PX), title, INK, figures._font(TITLE_PX))
+    pen.text((PAD_PX, PAD_PX), title, INK, figures.font_of(TITLE_PX))
     _legend(pen, 2 * PAD_PX + TITLE_PX, threshold)
-    font = figures._font(TEXT_PX - 5)
+    font = figures.font_of(TEXT_PX - 5)
     for i, line in enumerate(lines):
         y = top + i * height
-        caption = "\n".join(figures._fitted(text, font, example_x - 2 * PAD_PX) for text in line.caption.splitlines())
+        caption = "\n".join(figures.fitted(text, font, example_x - 2 * PAD_PX) for text in line.caption.splitlines())
         pen.multiline_text((PAD_PX, y + CELL_PX // 2), caption, INK, font, anchor="lm", spacing=8)
         _framed(whole, pen, line.picture, (example_x, y), INK)
         for k, match in enumerate(line.matches):
@@ -151,7 +151,7 @@ def _sheet(lines: Sequence[_Line], threshold: float, title: str) -> bytes:
         bar_x = matches_x + within * step - GAP_PX // 2
         if within < NEAREST:
             pen.line((bar_x, y - 6, bar_x, y + CELL_PX + TEXT_PX), INK, 4)
-    return figures._png(whole)
+    return figures.png_of(whole)
 
 
 def _framed(whole: Any, pen: ImageDraw, picture: np.ndarray, corner: tuple[int, int], colour: str) -> None:
@@ -166,7 +166,7 @@ def _framed(whole: Any, pen: ImageDraw, picture: np.ndarray, corner: tuple[int, 
 
 
 def _legend(pen: ImageDraw, y: int, threshold: float) -> None:
-    font = figures._font(TEXT_PX - 3)
+    font = figures.font_of(TEXT_PX - 3)
     x = float(PAD_PX)
     for colour, text in ((INK, "example"), (SAME, "the same"), (OTHER, "another")):
         pen.rectangle((x, y + 3, x + 18, y + 21), "white", colour, 4)
@@ -184,7 +184,7 @@ def _curves(pairs: Mapping[str, retrieval.Pairs], threshold: float, title: str) 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_PX / figures.DPI, 720 / figures.DPI), dpi=figures.DPI, layout="constrained")
-    figure.suptitle(figures._plain(title), x=0.01, ha="left", fontsize=13, color=INK)
+    figure.suptitle(figures.printable(title), x=0.01, ha="left", fontsize=13, color=INK)
     left, right = figure.subplots(1, 2)
     for k, (split, each) in enumerate(pairs.items()):
         _curves_of(left, right, split, each, threshold, LINES[k % len(LINES)])
@@ -201,7 +201,7 @@ def _curves(pairs: Mapping[str, retrieval.Pairs], threshold: float, title: str) 
         axes.set_ylim(0, 1.02)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    return figures._drawn(figure)
+    return figures.as_png(figure)
 
 
 def _curves_of(left: Axes, right: Axes, split: str, pairs: retrieval.Pairs, threshold: float, colour: str) -> None:

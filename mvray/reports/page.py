@@ -20,6 +20,7 @@ from typing import Any
 
 from mvray.experiment import Column, Table
 from mvray.reports import search_table
+from mvray.reports.web_page import web_page
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -179,7 +180,7 @@ def as_html(report: Report, table: Table | None, pictures: Mapping[str, bytes]) 
         parts.append(search_table.as_html(report["search"]))
         parts += [_html_picture(title, content) for title, content in pictures.items() if title not in drawn]
     parts += ["<h2>Steps</h2>", _html_steps(report["steps"])]
-    return PAGE.format(title=escape(report["job"]), style=_STYLE, body="\n".join(parts))
+    return web_page(report["job"], "\n".join(parts), _STYLE)
 
 
 def _seed_count(rows: Sequence[Row]) -> int:
@@ -231,28 +232,8 @@ def _html_steps(steps: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
-
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --faint: #656d76; --line: #d8dee4; --ground: #fff; --card: #f6f8fa;
-  --paper: #a8480f; --good: #1a7f37; --open: #9a6700; --mark: #1f6fb4 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9198a1; --line: #3d444d; --ground: #0d1117;
-  --card: #161b22; --paper: #f0a070; --good: #4ac26b; --open: #d4a72c; --mark: #58a6ff } }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
-main { max-width: 70rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
 .faint, figcaption { color: var(--faint); font-size: .875rem; margin: .4rem 0 }
 .verdict { background: var(--card); border-left: 4px solid var(--mark); padding: .8rem 1rem; margin: 1.5rem 0 }
 .note { max-width: 50rem }
@@ -269,5 +250,5 @@ th, td { padding: .6rem .9rem .6rem 0; border-bottom: 1px solid var(--line); ver
 .state::before { content: "●"; margin-right: .4rem; color: var(--open) }
 .finished::before { color: var(--good) } .missing::before { content: "○"; color: var(--faint) }
 figure { margin: 2rem 0 0 } img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px }
-@media print { .wide { overflow: visible } figure { break-inside: avoid } }
+@media print { .wide { overflow: visible } }
 """

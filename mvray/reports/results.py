@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvray.experiment import Clips, Groups, Matches, Row, Sheet
+from mvray.experiment import Groups, Matches, Row, Sheet
 from mvray.pipeline import Plan
-from mvray.reports import attention_sheet, strips
+from mvray.reports import attention
 from mvray.tuning import Study
 
 
@@ -88,8 +88,7 @@ def _drawn(plan: Plan, sheet: Sheet | Groups | Matches, seed: int) -> dict[str, 
         from mvray.reports import match_sheet
 
         return match_sheet.draw(plan, sheet, seed)
-    draw = strips.draw if isinstance(sheet.data.pictures, Clips) else attention_sheet.draw
-    return draw(plan, sheet, seed)
+    return attention.draw(plan, sheet, seed)
 
 
 def comparison(plan: Plan) -> dict[str, bytes]:

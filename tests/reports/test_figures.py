@@ -79,7 +79,7 @@ def test_sheet_shows_every_picture_where_it_belongs(drawings):
 
 
 def test_sheet_keeps_the_shape_of_pages():
-    page, wide = np.zeros((585, 414, 3), np.uint8), np.zeros((100, 400, 1), np.uint8)
+    page, wide = np.zeros((585, 414, 3), np.uint8), np.zeros((100, 400, 3), np.uint8)
     shown = opened(figures.sheet([[page, wide]], ["a", "b"], [""], "pages"))
     black = (shown[figures.TITLE_PX + 60 :] < 10).all(2)
     columns = np.flatnonzero(black.any(0))
