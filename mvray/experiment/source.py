@@ -68,4 +68,4 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, location: str, part: str) -> np.ndarray:
-        """One sample, H x W x C uint8 (C is 1 or 3). Raises mvray.data.bad_files.Unreadable."""
+        """One sample, H x W x C uint8 (C is 1 or 3). Raises mvray.data.Unreadable."""

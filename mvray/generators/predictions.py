@@ -45,9 +45,9 @@ class Predictions(Generator):
 
     def __call__(self, batch: Batch) -> pa.Table:
         with torch.inference_mode():
-            made = self._method.predict(batch)
-        columns = {name: _column(values) for name, values in made.items()}
-        shapes = {name: ",".join(map(str, values.shape[1:])) for name, values in made.items() if values.ndim > 2}
+            predicted = self._method.predict(batch)
+        columns = {name: _column(values) for name, values in predicted.items()}
+        shapes = {name: ",".join(map(str, values.shape[1:])) for name, values in predicted.items() if values.ndim > 2}
         fields = [
             pa.field(name, column.type, metadata={"shape": shapes[name]} if name in shapes else None)
             for name, column in columns.items()

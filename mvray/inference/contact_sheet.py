@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from mvray.inference.model import Thumbnail, shown
+from mvray.inference.model import Thumbnail, printable
 from mvray.reports import web_page
 
 AT_ONCE = 48
@@ -85,7 +85,7 @@ def _shot(shot: Shot, place: Path) -> str:
     relative = os.path.relpath(os.path.realpath(shot.file), os.path.realpath(place))
     link = quote(os.fsencode(relative))
     caption = f"<figcaption>{escape(shot.caption)}</figcaption>" if shot.caption else ""
-    return f'<figure><a href="{link}" title="{escape(shown(shot.name))}">{_image(shot)}</a>{caption}</figure>'
+    return f'<figure><a href="{link}" title="{escape(printable(shot.name))}">{_image(shot)}</a>{caption}</figure>'
 
 
 def _image(shot: Shot) -> str:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mvray.data import Unreadable, View, seen
-from mvray.data.readers import picture, pixels
+from mvray.data import Unreadable, View, cut_view, open_upright, pixels_of
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Clips, Facts, Train, decoded
 from mvray.nn import Method
@@ -36,15 +35,15 @@ _NO_LENGTH = 1e-12
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
+def trained_step(folder: Storage, step_path: str) -> tuple[Train, Facts]:
     """The Train step whose output ``folder`` is, and what it was trained for. Raises DataError where it is none."""
     if not folder.is_local:
         folder.check(write=False)  # tells at once what reading would wait for
     try:
-        there = folder.exists(MANIFEST)
+        is_finished = folder.exists(MANIFEST)
     except PermissionError:
         raise DataError(f"{step_path} cannot be read (no permission).") from None
-    if not there:
+    if not is_finished:
         raise DataError(
             f"{step_path} is not the folder of a finished step (it has no {MANIFEST}). "
             "`mvray report JOB --json` lists the path of every step."
@@ -57,13 +56,13 @@ def finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
     return step, Facts.of(tuple(manifest["data"]["classes"]), step.data.pictures, samples)
 
 
-def found(given: Sequence[Path], endings: set[str]) -> Iterator[Path]:
+def picture_files(paths: Sequence[Path], endings: set[str]) -> Iterator[Path]:
     """The files that are named, and those of the folders that are, by their ending. Raises DataError for no such."""
-    for path in given:
+    for path in paths:
         try:
             is_folder, is_file = path.is_dir(), path.is_file()
         except OSError as error:  # in a folder that is closed to us, or too long a name
-            raise DataError(f"{shown(path)} cannot be read ({error.strerror}).") from None
+            raise DataError(f"{printable(path)} cannot be read ({error.strerror}).") from None
         if is_folder:
             yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
         elif is_file:
@@ -71,26 +70,26 @@ def found(given: Sequence[Path], endings: set[str]) -> Iterator[Path]:
         else:
             remote = path.parts[0] == "s3:" if path.parts else False
             raise DataError(
-                f"{shown(path)}: there is no such file or folder."
+                f"{printable(path)}: there is no such file or folder."
                 + " Pictures and videos are read from this machine; copy them first, as with `aws s3 cp`." * remote
             )
 
 
-def as_given(image: Image.Image, facts: Facts) -> np.ndarray:
+def network_input(image: Image.Image, facts: Facts) -> np.ndarray:
     """The picture as the network gets it, C x H x W uint8."""
     if facts.channels == 1:
         image = image.convert("L")
-    read_HWC = pixels(image)
-    view = seen(read_HWC[..., 0] if read_HWC.shape[2] == 1 else read_HWC, facts.height, facts.width, View())
+    read_HWC = pixels_of(image)
+    view = cut_view(read_HWC[..., 0] if read_HWC.shape[2] == 1 else read_HWC, facts.height, facts.width, View())
     planes = view[None] if view.ndim == 2 else view.transpose(2, 0, 1)
     return np.array(np.broadcast_to(planes, (facts.channels, facts.height, facts.width)))
 
 
-def shown(path: Path | str) -> str:
+def printable(path: Path | str) -> str:
     """A path as text that can be printed on one line, whatever bytes its name has: a line break, or what would
     steer a terminal, is written as Python does."""
     text = os.fsencode(path).decode("utf-8", "replace")
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 # -- pictures as vectors ---------------------------------------------------------------------------
@@ -106,7 +105,7 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class Looked:
+class PictureVectors:
     """Pictures that could be read: their files, vectors (N x D float32 of length 1) and thumbnails; and those
     that could not, each with the reason."""
 
@@ -135,7 +134,7 @@ class Model:
         from mvray.training import load_method
 
         folder = Storage(step_path)
-        self.step, self.facts = finished(folder, step_path)
+        self.step, self.facts = trained_step(folder, step_path)
         if isinstance(self.step.data.pictures, Clips):
             raise SettingError(
                 f"Step {self.step.name!r} is trained on clips; expected one that is trained on pictures."
@@ -144,44 +143,44 @@ class Model:
         self.layer = layer or _best_layer(method, self.facts)
         self._idle: SimpleQueue[Features] = SimpleQueue()
         for _ in range(_CORES):
-            self._idle.put(_features(self.step, _copied(method), self.layer))
+            self._idle.put(_features(self.step, _copy_sharing_weights(method), self.layer))
         self.metrics: dict[str, float] = folder.read_json("metrics.json", dict)
 
-    def look(self, files: Sequence[Path], note: Callable[[int], None] = lambda done: None) -> Looked:
+    def look(self, files: Sequence[Path], note: Callable[[int], None] = lambda done: None) -> PictureVectors:
         """The pictures as the network sees them; ``note`` is told how many are done.
 
         Each core decodes a batch, each picture once, and takes it through the network by itself: torch's
         own threads wait for one another where others decode, and the last bits would depend on their number.
         """
         batches = [files[at : at + BATCH_SIZE] for at in range(0, len(files), BATCH_SIZE)]
-        seen: list[_Batch] = []
+        batches_done: list[_Batch] = []
         with _single_threads(_CORES) as pool:
-            for batch in pool.map(self._looked, batches):
-                seen.append(batch)
-                note(min(len(files), len(seen) * BATCH_SIZE))
-        vectors = [batch.vectors for batch in seen if batch.thumbnails]
-        bad = {path: reason for batch in seen for path, reason in batch.bad.items()}
-        return Looked(
+            for batch in pool.map(self._look_at_batch, batches):
+                batches_done.append(batch)
+                note(min(len(files), len(batches_done) * BATCH_SIZE))
+        vectors = [batch.vectors for batch in batches_done if batch.thumbnails]
+        bad = {path: reason for batch in batches_done for path, reason in batch.bad.items()}
+        return PictureVectors(
             tuple(path for path in files if path not in bad),
             np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32),
-            tuple(thumbnail for batch in seen for thumbnail in batch.thumbnails),
+            tuple(thumbnail for batch in batches_done for thumbnail in batch.thumbnails),
             tuple(bad.items()),
         )
 
-    def _looked(self, files: Sequence[Path]) -> _Batch:
+    def _look_at_batch(self, files: Sequence[Path]) -> _Batch:
         images: list[np.ndarray] = []
         thumbnails: list[Thumbnail] = []
         bad: dict[Path, str] = {}
         least = max(self.facts.height, THUMBNAIL_HEIGHT), max(self.facts.width, THUMBNAIL_HEIGHT)
         for path in files:
             try:
-                image = picture(path.read_bytes(), *least, grey=False)
+                image = open_upright(path.read_bytes(), *least, grey=False)
             except Unreadable as error:
                 bad[path] = error.reason
             except OSError as error:
                 bad[path] = error.strerror or str(error)
             else:
-                images.append(as_given(image, self.facts))
+                images.append(network_input(image, self.facts))
                 thumbnails.append(_thumbnail(image))
         return _Batch(self._vectors(np.stack(images)) if images else np.zeros((0, 0)), thumbnails, bad)
 
@@ -199,10 +198,10 @@ class Model:
             self._idle.put(features)
         if not np.isfinite(vectors_BD).all():
             raise DataError(f"Layer {self.layer} of step {self.step.name!r} gives values that are not finite.")
-        return scaled(vectors_BD)
+        return unit_length(vectors_BD)
 
 
-def scaled(vectors_ND: np.ndarray) -> np.ndarray:
+def unit_length(vectors_ND: np.ndarray) -> np.ndarray:
     """Each row at length 1; one without a length stays as it is."""
     lengths: np.ndarray = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     return np.asarray(vectors_ND / np.maximum(lengths, _NO_LENGTH))
@@ -217,9 +216,9 @@ def _best_layer(method: Method, facts: Facts) -> str:
     image = torch.zeros(1, facts.channels, facts.height, facts.width, dtype=torch.uint8, device=device)
     with torch.inference_mode():
         predicted = method.predict({"image": image, "label": torch.tensor([-1], device=device)})
-    there = {"embedding", "feature"} & set(predicted) | set(layers.names(method))
+    known = {"embedding", "feature"} & set(predicted) | set(layers.names(method))
     for name in ("embedding", "fc1", "feature", layers.PENULTIMATE):
-        if name in there:
+        if name in known:
             return name
     raise SettingError(
         f"{type(method).__name__} has no layer with a row of numbers for each picture; name one: --layer."
@@ -234,7 +233,7 @@ def _features(step: Train, method: Method, layer: str) -> Features:
     return generator
 
 
-def _copied(method: Method) -> Method:
+def _copy_sharing_weights(method: Method) -> Method:
     """The method with the same weights and modules of its own: one predicts while another does in another thread."""
     shared = (*method.parameters(), *method.buffers())
     return copy.deepcopy(method, {id(tensor): tensor for tensor in shared})

@@ -11,7 +11,16 @@ from mvray.metrics.classification import (
     mean_interval,
     top5,
 )
-from mvray.metrics.clustering import LEFT_OUT, Agglomerative, Clusters, Dbscan, Hdbscan, KMeans, grouped, work_keys
+from mvray.metrics.clustering import (
+    LEFT_OUT,
+    Agglomerative,
+    Clusters,
+    Dbscan,
+    Hdbscan,
+    KMeans,
+    group_vectors,
+    work_keys,
+)
 from mvray.metrics.reduction import Pca, Umap
 from mvray.metrics.retrieval import Retrieval
 
@@ -30,7 +39,7 @@ __all__ = [
     "attention_inside",
     "attention_on_masks",
     "confusion",
-    "grouped",
+    "group_vectors",
     "mask_agreement",
     "mean_interval",
     "retrieval",

@@ -82,7 +82,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The pairs of some pictures, and of each picture that has others of its class: whether the nearest is one
     (``first``), and its average precision at R (``average_precision``), Q values each."""
 
@@ -91,7 +91,7 @@ class Found:
     average_precision: Array
 
 
-def search(vectors_NE: Array, label_N: Array) -> Found:
+def search(vectors_NE: Array, label_N: Array) -> SearchResult:
     """Look for each picture among all others.
 
     Average precision at R (Musgrave et al. 2020, "A Metric Learning Reality Check", arXiv 2003.08505,
@@ -116,7 +116,7 @@ def search(vectors_NE: Array, label_N: Array) -> Found:
             average_precision.append(_average_precision(right_BR, others_N[rows][asked_B]))
     # Each pair was met from both sides; what lies beyond the last step is each picture with itself.
     same_T, all_T = (np.cumsum(counts[:-1]) // 2 for counts in (same_T, all_T))
-    return Found(Pairs(same_T, all_T - same_T), np.concatenate(first), np.concatenate(average_precision))
+    return SearchResult(Pairs(same_T, all_T - same_T), np.concatenate(first), np.concatenate(average_precision))
 
 
 def unit(vectors_NE: Array) -> Array:
@@ -156,14 +156,14 @@ def _average_precision(right_BR: Array, others_B: Array) -> Array:
     return result
 
 
-def scores(found: Found, threshold: float | None = None) -> dict[str, float]:
+def scores(result: SearchResult, threshold: float | None = None) -> dict[str, float]:
     """All numbers of Retrieval at ``threshold``, or at the one with the best F1; what cannot be known is left out."""
-    pairs, numbers = found.pairs, {}
+    pairs, numbers = result.pairs, {}
     if pairs.same[-1]:
         threshold = pairs.best_threshold() if threshold is None else threshold
         numbers = {"threshold": threshold, **pairs.at(threshold)}
-        numbers["recall_at_1"] = float(found.first.mean())
-        numbers["map_at_r"] = float(found.average_precision.mean())
+        numbers["recall_at_1"] = float(result.first.mean())
+        numbers["map_at_r"] = float(result.average_precision.mean())
         if pairs.different[-1]:
             numbers["roc_auc"] = pairs.roc_auc()
     return numbers

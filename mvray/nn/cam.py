@@ -75,9 +75,9 @@ def _fast_layout(images_BCHW: Tensor) -> Tensor:
 
 def _feature_maps(output: Any, layer: str) -> Tensor:
     if not isinstance(output, torch.Tensor) or output.ndim != 4:
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise SettingError(
-            f"Layer {layer!r} gives {found}; Grad-CAM needs feature maps, B x C x H x W. Name a convolution or a block."
+            f"Layer {layer!r} gives {shape}; Grad-CAM needs feature maps, B x C x H x W. Name a convolution or a block."
         )
     return output.detach().requires_grad_()
 

@@ -28,12 +28,12 @@ def decode(counts: Sequence[bytes], height: int, width: int) -> np.ndarray:
     """The masks, N x H x W bool, of compressed run lengths. Raises ValueError for those of another size."""
     from pycocotools import mask as coco
 
-    for each in counts:
-        if (pixels := _pixels(each)) != height * width:
+    for run_lengths in counts:
+        if (pixels := _pixels(run_lengths)) != height * width:
             raise ValueError(f"run lengths of {pixels} pixels, not of {height} x {width}")
     if not counts:
         return np.zeros((0, height, width), bool)
-    masks_HWN = coco.decode([{"size": [height, width], "counts": each} for each in counts])
+    masks_HWN = coco.decode([{"size": [height, width], "counts": run_lengths} for run_lengths in counts])
     return np.ascontiguousarray(masks_HWN.transpose(2, 0, 1)).view(bool)
 
 

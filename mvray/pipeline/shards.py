@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mvray.data import (
-    Joined,
+    ColumnReader,
     dataset,
     frames,
-    joined,
     loader,
     metadata_of,
     node_cache,
+    open_columns,
     read_table,
     readable,
     sampler,
@@ -126,9 +126,9 @@ class Maker:
         return work.step.generator.build(method, Storage(work.step.data.source.root).read)
 
     @cached_property
-    def _columns(self) -> dict[str, Joined]:
+    def _columns(self) -> dict[str, ColumnReader]:
         step = self._work.step
-        return joined(self._work.columns, (), step.name, step.data.masks, step.generator.needs)
+        return open_columns(self._work.columns, (), step.name, step.data.masks, step.generator.needs)
 
     def make(self, shard: int) -> tuple[int, int]:
         """Write one shard; returns how many samples it has and how many could not be read."""

@@ -36,7 +36,7 @@ def on_map(places_N2: np.ndarray, group_N: np.ndarray, most: int = 32) -> list[i
     at_N2 = _in_square(places_N2)
     sizes = {int(group): int((group_N == group).sum()) for group in np.unique(group_N[group_N >= 0])}
     waiting = {}
-    for group in sorted(sizes, key=lambda each: -sizes[each]):
+    for group in sorted(sizes, key=lambda number: -sizes[number]):
         rows = np.flatnonzero(group_N == group)
         middle = np.median(at_N2[rows], axis=0)
         waiting[group] = rows[np.argsort(((at_N2[rows] - middle) ** 2).sum(1), kind="stable")].tolist()
@@ -97,8 +97,8 @@ def _characters(axes: Axes, at_N2: np.ndarray, label_N: np.ndarray, names: Seque
     rest_N = ~np.isin(label_N, common)
     if rest_N.any():
         others, unknown = len(known) - len(common), int((label_N < 0).sum())
-        said = [f"{others} others"] * bool(others) + [f"{unknown} unknown"] * bool(unknown)
-        _dots(axes, at_N2[rest_N], size, OTHERS, ", ".join(said))
+        parts = [f"{others} others"] * bool(others) + [f"{unknown} unknown"] * bool(unknown)
+        _dots(axes, at_N2[rest_N], size, OTHERS, ", ".join(parts))
     for colour, label in zip(COLOURS, common, strict=False):
         name = figures.printable(figures.shortened(names[label], 19))
         _dots(axes, at_N2[label_N == label], size, colour, name)
@@ -118,7 +118,7 @@ def _groups(axes: Axes, at_N2: np.ndarray, group_N: np.ndarray, faces: Mapping[i
     groups = np.unique(group_N[group_N >= 0])
     colours = dict(zip(groups.tolist(), _many(len(groups)), strict=True))
     noise_N = group_N < 0
-    own = [colours[each] for each in group_N[~noise_N].tolist()]
+    own = [colours[group] for group in group_N[~noise_N].tolist()]
     _dots(axes, at_N2[noise_N], size, NOISE_COLOUR)
     _dots(axes, at_N2[~noise_N], size, own)
     for row, face in faces.items():
@@ -149,12 +149,12 @@ def _many(count: int) -> list[str]:
     """As many colours as groups; neighbours in number differ most. Never grey, which is noise."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
-    made = []
+    colours = []
     for k in range(count):
         hue = k * 0.618034 % 1
         rgb = colorsys.hls_to_rgb(hue, (0.42, 0.58, 0.32)[k % 3], (0.75, 0.6)[k % 2])
-        made.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
-    return made
+        colours.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
+    return colours
 
 
 def _square(picture: Picture, side_px: int = 96) -> Picture:
@@ -186,8 +186,8 @@ def work_bars(values: Mapping[str, Mapping[str, float]], means: Mapping[str, flo
     works = sorted({work for row in rows for work in values[row]})
     figure = Figure(figsize=(WIDTH_PX / DPI, 4.6 * len(parts)), dpi=DPI, layout="constrained")
     figure.suptitle(figures.printable(title), x=0.01, ha="left", fontsize=13, color=INK)
-    found = [value for row in rows for value in (*values[row].values(), means.get(row, 0.0))]
-    limits = (min([0.0, *found]), 1.12 * max([0.05, *found]))
+    heights = [value for row in rows for value in (*values[row].values(), means.get(row, 0.0))]
+    limits = (min([0.0, *heights]), 1.12 * max([0.05, *heights]))
     for axes, part in zip(figure.subplots(len(parts), squeeze=False)[:, 0], parts, strict=True):
         _bars(axes, {row: values[row] for row in part}, means, works)
         axes.set_ylim(*limits)
@@ -250,10 +250,10 @@ def lines(
 
     Of each, samples in proportion to its characters, the commonest first.
     """
-    found = np.unique(group_N[group_N >= 0]).tolist()
-    members = {group: np.flatnonzero(group_N == group) for group in found}
-    by_size = sorted(found, key=lambda group: -len(members[group]))
-    largest = by_size if len(found) <= groups else by_size[: groups // 2]
+    groups_there = np.unique(group_N[group_N >= 0]).tolist()
+    members = {group: np.flatnonzero(group_N == group) for group in groups_there}
+    by_size = sorted(groups_there, key=lambda group: -len(members[group]))
+    largest = by_size if len(groups_there) <= groups else by_size[: groups // 2]
     others = sorted(set(by_size) - set(largest), key=lambda group: _share(label_N[members[group]]))
     mixed = sorted(others[: groups - len(largest)], key=lambda group: -len(members[group]))
     shown = [_line(f"group {group}", label_N, members[group], names, faces) for group in (*largest, *mixed)]

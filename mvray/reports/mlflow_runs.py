@@ -29,8 +29,8 @@ def tracking_uri(storage: Storage) -> str:
 
 def _submitters() -> dict[str, str]:
     """MLflow at a loopback address of the machine from which the code was sent here, if it was; "uri", "loopback"."""
-    found: dict[str, str] = (shipped() or {}).get("mlflow", {})
-    return found
+    users: dict[str, str] = (shipped() or {}).get("mlflow", {})
+    return users
 
 
 def where_tracked(storage: Storage) -> str:
@@ -179,14 +179,14 @@ class RunLog:
 
         if isinstance(planned.step, Train):
             history = planned.history()
-            found = {}
+            drawn = {}
             for stem in sorted({key.rpartition("/")[2] for row in history for key in row if "/" in key}):
                 lines = {
                     key.partition("/")[0]: [(row["epoch"], row[key]) for row in history if key in row]
                     for key in sorted({key for row in history for key in row if key.endswith(f"/{stem}")})
                 }
-                found[f"curves/{stem}.png"] = figures.curves(lines, f"{planned.name}, seed {planned.seed}", stem)
-            return found
+                drawn[f"curves/{stem}.png"] = figures.curves(lines, f"{planned.name}, seed {planned.seed}", stem)
+            return drawn
         if isinstance(planned.step, Measure):
             return self._confusions(planned)
         return {}
@@ -200,12 +200,12 @@ class RunLog:
         if "predicted" not in table.column_names:
             return {}
         classes = planned.index.classes
-        found = {}
+        drawn = {}
         for split in pc.unique(pc.filter(table["split"], pc.not_equal(table["split"], UNSEEN))).to_pylist():
             counts = confusion(table.filter(pc.equal(table["split"], split)), classes)
             title = f"{planned.name}, {split}, seed {planned.seed}"
-            found[f"confusion/{split}.png"] = figures.confusion_matrix(counts, classes, title)
-        return found
+            drawn[f"confusion/{split}.png"] = figures.confusion_matrix(counts, classes, title)
+        return drawn
 
 
 def flat_search(search: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 from mvray.experiment import Column, Table
 from mvray.reports import search_table
 from mvray.reports.web_page import web_page
+from mvray.tracking import duration
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -54,16 +55,16 @@ def verdict(rows: Sequence[Row], column: Column) -> str:
     if not measured:
         return f"{column.title} has not been measured yet."
     best, *others = sorted(measured, key=lambda row: -row["mean"][column.metric])
-    said = [f"{column.title}: “{best['name']}” is best with {_number(best['mean'][column.metric], column)}."]
+    sentences = [f"{column.title}: “{best['name']}” is best with {_number(best['mean'][column.metric], column)}."]
     if not others:
-        return said[0] + " There is no other row to compare it with."
-    compared = [_compared(best, other, column) for other in others]
+        return sentences[0] + " There is no other row to compare it with."
+    compared = [_comparison(best, other, column) for other in others]
     if not any(compared):
-        return said[0] + " With less than two seeds nothing can be concluded from that."
-    return " ".join([*said, *(text for text in compared if text)])
+        return sentences[0] + " With less than two seeds nothing can be concluded from that."
+    return " ".join([*sentences, *(text for text in compared if text)])
 
 
-def _compared(best: Row, other: Row, column: Column) -> str:
+def _comparison(best: Row, other: Row, column: Column) -> str:
     """How far ``best`` is above ``other``, and what that means; "" where less than two seeds have both."""
     from mvray.metrics import mean_interval
 
@@ -95,17 +96,6 @@ def _seeds(row: Row, column: Column) -> str:
 
 def _paper(row: Row, column: Column) -> str:
     return _number(row["paper"][column.metric], column) if column.metric in row["paper"] else ""
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in words, as "2 min 05 s"."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 # -- text ----------------------------------------------------------------------------------------
@@ -222,7 +212,8 @@ def _html_steps(steps: Sequence[Mapping[str, Any]]) -> str:
     lines = "".join(
         f"<tr><td>{escape(step['name'])}</td><td>{step['seed']}</td>"
         f'<td><span class="state {escape(step["state"])}">{escape(step["state"])}</span></td>'
-        f"<td>{duration(step['seconds'])}</td><td><code>{escape(step['id'])}</code></td>"
+        f"<td>{NOTHING if step['seconds'] is None else duration(step['seconds'])}</td>"
+        f"<td><code>{escape(step['id'])}</code></td>"
         f"<td><code>{escape(step['path'])}</code></td></tr>\n"
         for step in steps
     )

@@ -35,14 +35,14 @@ def pictures(search: Search, collected: Mapping[str, Any]) -> dict[str, bytes]:
     label = printable(metric)
     study = as_study(search, trials)
     return {
-        "search/parallel-coordinates.png": _plotted(
+        "search/parallel-coordinates.png": _plot(
             f"{step}: settings and {metric}", lambda: plots.plot_parallel_coordinate(study, target_name=label)
         ),
         "search/importance.png": _importance(search, trials, f"{step}: what {metric} depends on"),
-        "search/learning-curves.png": _plotted(
+        "search/learning-curves.png": _plot(
             f"{step}: trials", lambda: plots.plot_intermediate_values(study), ("epoch", label)
         ),
-        "search/best-so-far.png": _plotted(
+        "search/best-so-far.png": _plot(
             f"{step}: the best so far", lambda: plots.plot_optimization_history(study, target_name=label)
         ),
     }
@@ -60,12 +60,12 @@ def as_study(search: Search, trials: Sequence[Trial]) -> Study:
     by_number = {trial["number"]: trial for trial in trials}
     for number in range(max(by_number) + 1):
         trial = by_number.get(number)
-        frozen = None if trial is None else _frozen(search, trial, _epochs_before(by_number, trial))
+        frozen = None if trial is None else _optuna_trial(search, trial, _epochs_before(by_number, trial))
         study.add_trial(frozen or optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
     return study
 
 
-def _frozen(search: Search, trial: Trial, epochs_before: int) -> FrozenTrial | None:
+def _optuna_trial(search: Search, trial: Trial, epochs_before: int) -> FrozenTrial | None:
     import optuna
 
     if trial["value"] is None:
@@ -93,7 +93,7 @@ def _epochs_before(trials: Mapping[int, Trial], trial: Trial) -> int:
     return 0 if parent is None else _epochs_before(trials, parent) + len(parent["values"])
 
 
-def _plotted(title: str, plot: Callable[[], Any], labels: tuple[str, str] | None = None) -> bytes:
+def _plot(title: str, plot: Callable[[], Any], labels: tuple[str, str] | None = None) -> bytes:
     """What Optuna plots, under our title and axis labels and in our size; pyplot's style is afterwards as it was."""
     import matplotlib
     import optuna
@@ -133,7 +133,7 @@ def _importance(search: Search, trials: Sequence[Trial], title: str) -> bytes:
     note = ": few, so take it with care" if count < 4 * FEW else ""
     label = f"fANOVA over {count} trials{note}"
     evaluator = FanovaImportanceEvaluator(seed=search.seed)
-    return _plotted(title, lambda: plots.plot_param_importances(study, evaluator, target_name=label))
+    return _plot(title, lambda: plots.plot_param_importances(study, evaluator, target_name=label))
 
 
 def comparable(search: Search, trials: Sequence[Trial]) -> tuple[Study | None, int]:

@@ -127,16 +127,16 @@ def test_what_is_not_what_it_should_be_is_read_again(place: Path) -> None:
         asked.append(1)
         return b"content"
 
-    assert node_cache.kept("a", 7, read) == node_cache.kept("a", 7, read) == b"content"
+    assert node_cache.fetch_once("a", 7, read) == node_cache.fetch_once("a", 7, read) == b"content"
     assert len(asked) == 1
     (file,) = place.iterdir()
     for spoilt in (b"", b"cont", b"content and more"):
         file.write_bytes(spoilt)
-        assert node_cache.kept("a", 7, read) == b"content"
+        assert node_cache.fetch_once("a", 7, read) == b"content"
         assert file.read_bytes() == b"content"
     assert len(asked) == 4
-    assert node_cache.kept("a", 8, read) == b"content"  # replaced meanwhile: given, not kept
-    assert node_cache.kept("b", 7, read) == b"content"
+    assert node_cache.fetch_once("a", 8, read) == b"content"  # replaced meanwhile: given, not kept
+    assert node_cache.fetch_once("b", 7, read) == b"content"
     assert len(asked) == 6
     assert len(files(place)) == 2
 
@@ -148,7 +148,7 @@ def test_it_stays_within_the_limit(place: Path) -> None:
     def fetched(prefix: str) -> int:
         count = []
         for n in range(200):
-            node_cache.kept(f"{prefix}{n}", 1000, lambda: count.append(1) or bytes(1000))
+            node_cache.fetch_once(f"{prefix}{n}", 1000, lambda: count.append(1) or bytes(1000))
         return len(count)
 
     def bytes_kept() -> int:
@@ -180,7 +180,7 @@ def test_a_full_disk_is_done_without(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     for n in range(5):
-        assert node_cache.kept(str(n), 1, lambda: b"x") == b"x"
+        assert node_cache.fetch_once(str(n), 1, lambda: b"x") == b"x"
     assert len(tries) == 1, "not tried again at once"
     assert [record.message for record in caplog.records] == [
         f"{place} is full: work goes on without a copy of the data there, slower. Free some space, or set TMPDIR."
@@ -212,12 +212,12 @@ def test_processes_share_what_they_fetch(place: Path, tmp_path: Path) -> None:
 def test_a_place_that_another_user_has_made_is_refused(place: Path, tmp_path: Path, monkeypatch) -> None:
     """In a folder for all, another user may have put a link of the name, or files that look like ours."""
     mine = os.getuid()
-    node_cache.kept("a", 1, lambda: b"x")
-    node_cache.made_once(place / "b.arrow", lambda file: file.write_bytes(b"x"))
+    node_cache.fetch_once("a", 1, lambda: b"x")
+    node_cache.build_once(place / "b.arrow", lambda file: file.write_bytes(b"x"))
     node_cache.begin(20)
     stat = Path.lstat
     monkeypatch.setattr(Path, "lstat", lambda path: os.stat_result((*stat(path)[:4], mine + 1, *stat(path)[5:10])))
     with pytest.raises(DataError, match="belongs to another user"):
-        node_cache.kept("a", 1, lambda: b"x")
+        node_cache.fetch_once("a", 1, lambda: b"x")
     with pytest.raises(DataError, match="belongs to another user"):
-        node_cache.made_once(place / "b.arrow", lambda file: file.write_bytes(b"x"))
+        node_cache.build_once(place / "b.arrow", lambda file: file.write_bytes(b"x"))

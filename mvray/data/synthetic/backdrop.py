@@ -32,11 +32,11 @@ class Scene:
         if not names:
             return
         name = names[int(self.rng.integers(len(names)))]
-        made = sprite(
+        drawn = sprite(
             self.troupe.artist, name, size_px, mirror=bool(self.rng.random() < 0.5), fade=fade, tone=0.7, line_px=2.0
         )
-        box = made.mask.getbbox() or (0, 0, 1, 1)
-        self.image.paste(made.image, (round(x - made.image.width / 2), round(foot - box[3])), made.mask)
+        box = drawn.mask.getbbox() or (0, 0, 1, 1)
+        self.image.paste(drawn.image, (round(x - drawn.image.width / 2), round(foot - box[3])), drawn.mask)
 
 
 def backdrop(

@@ -128,15 +128,15 @@ def _works(titles: int, pages: int, seed: int) -> list[Work]:
 
 def _draw(part: Path, work: Work) -> list[list[Region]]:
     """Write the JPEG files of some spreads; returns what is on each."""
-    found = []
+    regions_of_spreads = []
     folder = part / work.folder / "images" / work.title.name
     folder.mkdir(parents=True, exist_ok=True)
     for spread in work.spreads:
         script = script_of(work.title, spread, generator(work, spread, 0))
         image, regions = draw_spread(work.title, script, generator(work, spread, 1))
         image.save(folder / f"{spread:03d}.jpg", quality=QUALITY)
-        found.append(regions)
-    return found
+        regions_of_spreads.append(regions)
+    return regions_of_spreads
 
 
 def _compose(part: Path, works: list[Work], processes: int | None, progress: Callable[[int, int], None] | None) -> None:

@@ -37,14 +37,14 @@ def dressed(look: Look, name: str, worn: Sequence[Worn]) -> Image.Image:
     canvas = Image.new("RGBA", (side, side))
     if name in heads.ALONE:
         _shoulders(canvas, face, look)
-    for each in worn:
-        if each.place == "ears":
-            _put(canvas, face, each)  # behind the cheeks
+    for garment in worn:
+        if garment.place == "ears":
+            _put(canvas, face, garment)  # behind the cheeks
     large = image.convert("RGBa").resize((FINE * SIDE, FINE * SIDE), Image.Resampling.LANCZOS)
     canvas.alpha_composite(large.convert("RGBA"), (FINE * MARGIN, FINE * MARGIN))
-    for each in worn:
-        if each.place != "ears":
-            _put(canvas, face, each)
+    for garment in worn:
+        if garment.place != "ears":
+            _put(canvas, face, garment)
     return canvas.convert("RGBa")
 
 
@@ -108,9 +108,9 @@ def turned(image: Image.Image, by_deg: int) -> Image.Image:
     hue, saturation, value = image.convert("RGB").convert("HSV").split()
     hue = hue.point([(h + round(by_deg * 256 / 360)) % 256 for h in range(256)])
     saturation = saturation.point([max(s, 80) for s in range(256)])
-    made = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    made.putalpha(image.getchannel("A"))
-    return made
+    recoloured = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    recoloured.putalpha(image.getchannel("A"))
+    return recoloured
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,14 @@ def _paints(look: Look) -> list[Paint]:
     """A shade stays as much darker as it was."""
     artist, moods = look.base.artist, look.base.subject.endswith("-of-moods")
     skin, *shades = heads.SKIN[artist]
-    made = [Paint("skin", skin, look.skin)]
-    made += [Paint("shade", old, _as_dark(look.skin, old, skin)) for old in shades]
+    paints = [Paint("skin", skin, look.skin)]
+    paints += [Paint("shade", old, _as_dark(look.skin, old, skin)) for old in shades]
     if look.base.subject not in heads.OLD:
         hairs = heads.HAIR[artist]
-        made += [Paint("hair", old, _as_dark(look.hair, old, hairs[0])) for old in hairs]
+        paints += [Paint("hair", old, _as_dark(look.hair, old, hairs[0])) for old in hairs]
     if moods:
-        made += [Paint("cloth", old, look.cloth) for old in heads.CLOTHES[artist]]
-    return made
+        paints += [Paint("cloth", old, look.cloth) for old in heads.CLOTHES[artist]]
+    return paints
 
 
 def _as_dark(colour: Colour, old: Colour, as_to: Colour) -> Colour:

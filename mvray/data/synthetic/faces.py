@@ -75,7 +75,7 @@ def compose(
         for work, _ in done(_draw, part, works, processes):
             finished += work.pictures
             if progress:
-                progress(finished, sum(each.pictures for each in works))
+                progress(finished, sum(work.pictures for work in works))
         (part / "README.txt").write_text(ABOUT, encoding="utf-8")
         shutil.copyfile(NOTICE, part / "NOTICE.md")
 
@@ -94,7 +94,7 @@ def _check(characters: int, pictures: int, seed: int, processes: int | None) -> 
 def works_of(characters: int, pictures: int, seed: int) -> list[Work]:
     """The characters of a sample with their names, looks and numbers of pictures."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
-    every = [f"{given}_{family}" for given in GIVEN for family in FAMILY]
+    every = [f"{first}_{family}" for first in GIVEN for family in FAMILY]
     names = [every[i] for i in rng.permutation(len(every))[:characters]]
     counts = rng.integers(-(-pictures // 2), pictures + 1, characters)
     counts[rng.random(characters) < 0.5] = pictures

@@ -52,10 +52,10 @@ def shoot(film: Film) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         masks_NHW = np.zeros((len(film.layers), HEIGHT, WIDTH), bool)
         for n, layer in enumerate(film.layers):
             pose = layer.poses[t]
-            seen = Pose(pose.x - right, pose.y - down, pose.angle_deg, pose.scale, pose.face)
-            made = warped(layer.sprite, seen, (WIDTH, HEIGHT))
-            if made is not None:
-                where, rgba_hw4 = made
+            on_screen = Pose(pose.x - right, pose.y - down, pose.angle_deg, pose.scale, pose.face)
+            layer_drawn = warped(layer.sprite, on_screen, (WIDTH, HEIGHT))
+            if layer_drawn is not None:
+                where, rgba_hw4 = layer_drawn
                 frame_HW3[where] = _over(rgba_hw4, frame_HW3[where])
                 covered_hw = rgba_hw4[..., 3] >= OPAQUE
                 masks_NHW[:n, where[0], where[1]] &= ~covered_hw

@@ -101,11 +101,11 @@ def grown(mask: Image.Image, *by_px: float) -> list[Image.Image]:
     # A box blur of radius r makes of an edge a ramp 2 r wide. The largest growth reads it at 15 %.
     radius = max(abs(by) for by in by_px) / 0.7
     ramp = mask.filter(ImageFilter.BoxBlur(radius))
-    made = []
+    levels = []
     for by in by_px:
         level = ramp.point(_curve((GREYS / 255 - 0.5 + by / (2 * radius)) * 2 * radius * 255 + 128))
-        made.append(ImageChops.lighter(level, mask) if by > 0 else ImageChops.darker(level, mask))
-    return made
+        levels.append(ImageChops.lighter(level, mask) if by > 0 else ImageChops.darker(level, mask))
+    return levels
 
 
 def rounded(mask: Image.Image, radius_px: float) -> Image.Image:
@@ -161,5 +161,5 @@ def screened(image: Image.Image, screen: tuple[str, int, int], origin: tuple[int
     ink_HW = np.clip((255 - grey_HW - threshold_HW) * 5 + 128, 0, 255)
     ink_HW[grey_HW > 246] = 0
     ink_HW[grey_HW < 40] = 255
-    made = Image.fromarray((255 - ink_HW).astype(np.uint8))
-    return Image.blend(image, made, 0.5) if screen[0] == "grain" else made
+    shaded = Image.fromarray((255 - ink_HW).astype(np.uint8))
+    return Image.blend(image, shaded, 0.5) if screen[0] == "grain" else shaded

@@ -48,13 +48,13 @@ def draw_spread(title: Title, script: Script, rng: np.random.Generator) -> tuple
     actors = [_draw_panel(canvas, title, panel, rng) for panel in script.panels]
     for actor in (actor for panel in actors for actor in panel if actor.shot.out):
         canvas.paste(actor.made.image, actor.corner, actor.seen)
-    seen = [_regions(title, cast) for cast in actors]
-    for panel, own in zip(script.panels, seen, strict=True):
+    regions_of_panels = [_regions(title, cast) for cast in actors]
+    for panel, own in zip(script.panels, regions_of_panels, strict=True):
         lettering.draw_effects(canvas, title, panel, own, rng)
-    faces = [region.box for own in seen for region in own if region.kind == "face"]
+    faces = [region.box for own in regions_of_panels for region in own if region.kind == "face"]
     regions: list[Region] = []
     taken: list[Rect] = []
-    for panel, own in zip(script.panels, seen, strict=True):
+    for panel, own in zip(script.panels, regions_of_panels, strict=True):
         texts = lettering.draw_words(canvas, title.habits, panel, own, faces, taken, rng)
         regions += [Region("frame", inside(bounds(panel.polygon))), *own, *texts]
     for right, number in zip((True, False), script.numbers, strict=True):
@@ -111,7 +111,7 @@ def _rings(mask: Image.Image, habits: Habits) -> list[Image.Image]:
 
 
 def _actor(title: Title, panel: Panel, shot: Shot, stage: Stage) -> Actor:
-    made = sprite(
+    drawn = sprite(
         title.troupe.artist,
         shot.drawing,
         shot.size_px,
@@ -121,19 +121,19 @@ def _actor(title: Title, panel: Panel, shot: Shot, stage: Stage) -> Actor:
         shot.fade,
         halo_px=3.0 if panel.backdrop in ("black", "focus", "speed", "tone", "gradient") else 1.5,
     )
-    corner = (round(shot.x - made.centre[0]), round(shot.y - made.centre[1]))
+    corner = (round(shot.x - drawn.centre[0]), round(shot.y - drawn.centre[1]))
     offset = (corner[0] - stage.corner[0], corner[1] - stage.corner[1])
-    clip = stage.mask.crop((*offset, offset[0] + made.mask.width, offset[1] + made.mask.height))
+    clip = stage.mask.crop((*offset, offset[0] + drawn.mask.width, offset[1] + drawn.mask.height))
     if shot.out:
         # Free above the panel's middle: the head stands over the border, the foot does not.
         free = max(0, min(clip.height, stage.mask.height // 2 - offset[1]))
         clip.paste(255, (0, 0, clip.width, free))
-    return Actor(shot, made, corner, ImageChops.multiply(made.mask, clip), ImageChops.multiply(made.body, clip))
+    return Actor(shot, drawn, corner, ImageChops.multiply(drawn.mask, clip), ImageChops.multiply(drawn.body, clip))
 
 
 def _regions(title: Title, actors: Sequence[Actor]) -> list[Region]:
     """Boxes of the bodies and faces that can be seen; later actors stand in front of earlier ones."""
-    found = []
+    regions = []
     for i, actor in enumerate(actors):
         extent = actor.body.point(HALF).getbbox()
         if extent is None:
@@ -144,7 +144,7 @@ def _regions(title: Title, actors: Sequence[Actor]) -> list[Region]:
             bare.paste(0, at, other.seen)
         if _share(bare, actor.made.body, (0, 0, *bare.size)) < LEAST_BODY:
             continue
-        found.append(Region("body", inside(extent, actor.corner), actor.shot.who))
+        regions.append(Region("body", inside(extent, actor.corner), actor.shot.who))
         name = actor.shot.drawing
         face = face_of(title.troupe.artist, name)
         if face is None:
@@ -152,14 +152,14 @@ def _regions(title: Title, actors: Sequence[Actor]) -> list[Region]:
         whole = (0, 0, *bare.size) if face == drawings.extent(title.troupe.artist, name) else actor.made.follow(face)
         box = _overlap(whole, extent)
         if box and _share(bare, actor.made.body, whole) >= LEAST_FACE:
-            found.append(Region("face", inside(box, actor.corner), actor.shot.who))
-    return found
+            regions.append(Region("face", inside(box, actor.corner), actor.shot.who))
+    return regions
 
 
 def _share(part: Image.Image, whole: Image.Image, box: Rect) -> float:
     """How much of what ``whole`` has in the box is also in ``part``."""
-    there = (round(box[0]), round(box[1]), round(box[2]), round(box[3]))
-    return float(np.asarray(part.crop(there)).sum()) / max(1.0, float(np.asarray(whole.crop(there)).sum()))
+    corners = (round(box[0]), round(box[1]), round(box[2]), round(box[3]))
+    return float(np.asarray(part.crop(corners)).sum()) / max(1.0, float(np.asarray(whole.crop(corners)).sum()))
 
 
 def _overlap(a: Rect, b: Rect) -> Rect | None:

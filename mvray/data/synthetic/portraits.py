@@ -165,11 +165,11 @@ def _lit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     cast_3 = rng.uniform(0.68, 1.0, 3) if rng.random() < 0.25 else rng.uniform(0.9, 1.06, 3)
     part_HW3 = part_HW3 * cast_3 * rng.uniform(0.85, 1.12)
     part_HW3 = 0.5 + (part_HW3 - 0.5) * rng.uniform(0.75, 1.2)
-    made = Image.fromarray(np.clip(part_HW3 * 255, 0, 255).astype(np.uint8))
+    picture = Image.fromarray(np.clip(part_HW3 * 255, 0, 255).astype(np.uint8))
     if (kind := rng.random()) < 0.12:
-        grey = ImageOps.grayscale(made)
+        grey = ImageOps.grayscale(picture)
         return grey.convert("RGB") if kind < 0.09 else ImageOps.colorize(grey, (40, 26, 16), (255, 240, 214))
-    return ImageEnhance.Color(made).enhance(rng.uniform(0.65, 1.3))
+    return ImageEnhance.Color(picture).enhance(rng.uniform(0.65, 1.3))
 
 
 def _printed(image: Image.Image, rng: np.random.Generator) -> Image.Image:

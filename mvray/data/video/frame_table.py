@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mvray.data.bad_files import Unreadable
+from mvray.data.decoding import Unreadable
 
 if TYPE_CHECKING:
     from av.packet import Packet as Coded

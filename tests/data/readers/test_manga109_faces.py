@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 import mvray.data.crops
-from mvray.data.bad_files import Note, Unreadable, check
+from mvray.data.bad_files import Note, check
+from mvray.data.decoding import Unreadable
 from mvray.data.fingerprint import fingerprint
 from mvray.data.loader import loader
 from mvray.data.pictures import PictureDataset
