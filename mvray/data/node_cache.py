@@ -1,5 +1,5 @@
 """Files that a node's processes share, in a folder of this user alone: what they make once and map into memory
-(`made_once`), and what they have fetched and read again (`kept`).
+(`build_once`), and what they have fetched and read again (`fetch_once`).
 
 They are copies of what lies elsewhere, so any of them may be removed: those that nobody opened for long, and
 the longest unused ones where all of them are more than `limit` allows, but never what a process that lives has

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from mvray.errors import SettingError
 from mvray.experiment import FILE, NOT_IDENTITY, Batch, Clips, Generator, GeneratorConfig, Read, Train, check_above_0
+from mvray.generators.columns import as_lists, as_table
 from mvray.nn import Layers, Method, networks
 
 if TYPE_CHECKING:
@@ -116,13 +116,8 @@ class Features(Generator):
 
     def __call__(self, batch: Batch) -> pa.Table:
         by_layer = {column_of(name): values for name, values in self.read(batch).items()}
-        columns = {name: _lists(values) for name, values in by_layer.items()}
-        shapes = {name: ",".join(map(str, values.shape[1:])) for name, values in by_layer.items() if values.ndim > 2}
-        fields = [
-            pa.field(name, column.type, metadata={"shape": shapes[name]} if name in shapes else None)
-            for name, column in columns.items()
-        ]
-        return pa.table(columns, schema=pa.schema(fields))
+        columns = {name: as_lists(values.clamp(-_MOST, _MOST)) for name, values in by_layer.items()}
+        return as_table(columns, by_layer)
 
     def read(self, batch: Batch) -> dict[str, Tensor]:
         """The features of a batch by layer, B x ... float32. Raises SettingError for what there is not."""
@@ -153,9 +148,3 @@ def _small(images_BCHW: Tensor) -> Tensor:
     grid = min(PIXELS_SIDE, height), min(PIXELS_SIDE, width)
     small_BCHW: Tensor = torch.nn.functional.adaptive_avg_pool2d(images_BCHW.float() / 255, grid)
     return small_BCHW
-
-
-def _lists(values: Tensor) -> pa.FixedSizeListArray:
-    """One fixed-size list of float16 per row."""
-    rows: np.ndarray = values.flatten(1).clamp(-_MOST, _MOST).to(torch.float16).cpu().numpy()
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])

@@ -13,17 +13,15 @@ Shapes: B samples, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mvray.errors import SettingError
+from mvray.nn.layers import find_layer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_NAMES_IN_MESSAGE = 12
 
 
 def grad_cam(
@@ -94,16 +92,3 @@ def normalise(maps_BHW: Tensor) -> Tensor:
     least, greatest = maps_BHW.flatten(1).aminmax(dim=1)
     spread = greatest - least
     return (maps_BHW - least[:, None, None]) / torch.where(spread > 0, spread, 1)[:, None, None]
-
-
-def find_layer(module: torch.nn.Module, name: str) -> torch.nn.Module:
-    """The layer with this dotted name. Raises SettingError that lists the nearest names."""
-    layers: dict[str, torch.nn.Module] = {key: layer for key, layer in module.named_modules() if key}
-    if name in layers:
-        return layers[name]
-    nearest = sorted(layers, key=lambda key: -SequenceMatcher(None, name, key).ratio())
-    more = len(nearest) - _NAMES_IN_MESSAGE
-    raise SettingError(
-        f"There is no layer {name!r}; expected one of {', '.join(nearest[:_NAMES_IN_MESSAGE])}"
-        + (f" and {more} more." if more > 0 else ".")
-    )

@@ -14,7 +14,7 @@ Shapes: B samples, C channels, H x W pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -60,7 +60,7 @@ class Layers:
     def __init__(self, module: torch.nn.Module, layer_names: Sequence[str], pool: int) -> None:
         assert not module.training, "features of a batch are per sample in eval mode only"
         known = names(module)
-        layers = {name: _find(module, known, name) for name in layer_names}
+        layers = {name: find_layer(module, name, known) for name in layer_names}
         self._names, self._pool = tuple(layer_names), pool
         self._calls: Counter[str] | None = None
         self._reading: _Reading | None = None
@@ -127,8 +127,13 @@ class _AllRead(Exception):
     """Ends a forward pass of which the rest is not needed."""
 
 
-def _find(module: torch.nn.Module, known: dict[str, str], name: str) -> torch.nn.Module:
+def find_layer(module: torch.nn.Module, name: str, known: Mapping[str, str] | None = None) -> torch.nn.Module:
+    """The layer with this dotted name, also without "network." before it, or with one of the names ``known``.
+
+    Raises SettingError that lists the nearest names.
+    """
     layers: dict[str, torch.nn.Module] = {key: layer for key, layer in module.named_modules() if key}
+    known = known or {}
     for key in (known.get(name, name), f"network.{name}"):
         if key in layers:
             return layers[key]

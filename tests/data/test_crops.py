@@ -191,7 +191,7 @@ import sys, time
 from pathlib import Path
 import mvray.data.crops as crops
 from mvray.storage.storage import Storage
-count, slow, plain = 0, float(sys.argv[3]), crops.picture
+count, slow, plain = 0, float(sys.argv[3]), crops.open_upright
 def picture(*given, **how):
     global count
     count += 1
@@ -199,10 +199,10 @@ def picture(*given, **how):
     sys.stdout.flush()
     time.sleep(slow)
     return plain(*given, **how)
-crops.picture = picture
+crops.open_upright = picture
 storage = Storage(sys.argv[1])
 asked = [crops.CutPicture(entry, 200, 120, (crops.Cut(10, 20, 60, 70),)) for entry in storage.list()]
-found = crops.opened("test", asked, 64, storage.read, Path(sys.argv[2]))
+found = crops.open_crops("test", asked, 64, storage.read, Path(sys.argv[2]))
 print(count, found.get("5.png", "10,20,60,70").sum())
 """
 
@@ -277,7 +277,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from mvray.data import node_cache
-assert node_cache.made_once(Path(sys.argv[1]), None)
+assert node_cache.build_once(Path(sys.argv[1]), None)
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -195,7 +195,7 @@ from mvray.data import node_cache
 count = []
 for _ in range(3):
     for n in range(100):
-        found = node_cache.kept(str(n), 1000, lambda: count.append(1) or bytes([n]) * 1000)
+        found = node_cache.fetch_once(str(n), 1000, lambda: count.append(1) or bytes([n]) * 1000)
         assert found == bytes([n]) * 1000
 print(len(count))
 """

@@ -157,8 +157,8 @@ class UCF101(VideoSource):
             place = self.storage.full(top)
             raise DataError(
                 f"{place} has {len(present)} of the {len(listed)} clips in the lists: found {self.listed(top)}; "
-                f"expected such as {listed[0].path if listed else 'CLASS/v_CLASS_gXX_cXX.avi'}. Point the root (--data) at the "
-                f"whole of UCF101, or choose what is there with --set source.classes=NAME,NAME."
+                f"expected such as {listed[0].path if listed else 'CLASS/v_CLASS_gXX_cXX.avi'}. Point the root "
+                f"(--data) at the whole of UCF101, or choose what is there with --set source.classes=NAME,NAME."
             )
         missing = [
             BadRecord(f"{top}{line.path}", "missing (it is in the list)")

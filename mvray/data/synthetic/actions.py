@@ -21,7 +21,7 @@ from mvray.data.synthetic.drawings import NOTICE
 from mvray.data.synthetic.film import HEIGHT, WIDTH, shoot
 from mvray.data.synthetic.motions import MOTIONS
 from mvray.data.synthetic.staging import ACTOR, CLIPS_PER_GROUP, MOST_ACTORS, THING, film_of
-from mvray.data.synthetic.whole import done, is_whole, replacing
+from mvray.data.synthetic.whole import check, done, is_whole, replacing
 from mvray.errors import SettingError
 
 VERSION = 2
@@ -95,10 +95,7 @@ def _check(classes: int, videos: int, seed: int, processes: int | None) -> None:
             f"videos is {videos}; expected {FEWEST_GROUPS} to {MOST_ACTORS} of each class, "
             f"{CLIPS_PER_GROUP} to a group."
         )
-    if seed < 0:
-        raise SettingError(f"seed is {seed}; expected 0 or more.")
-    if processes is not None and processes < 1:
-        raise SettingError(f"processes is {processes}; expected 1 or more.")
+    check(seed, processes)
 
 
 def names_of(classes: int) -> list[str]:

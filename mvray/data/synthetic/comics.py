@@ -21,7 +21,7 @@ from mvray.data.synthetic.drawings import NOTICE
 from mvray.data.synthetic.habits import habits_of
 from mvray.data.synthetic.page import draw_spread
 from mvray.data.synthetic.script import Title, script_of
-from mvray.data.synthetic.whole import done, is_whole, replacing
+from mvray.data.synthetic.whole import check, done, is_whole, replacing
 from mvray.errors import SettingError
 
 VERSION = 1
@@ -83,10 +83,7 @@ def _check(titles: int, pages: int, seed: int, processes: int | None) -> None:
         raise SettingError(
             f"titles is {titles}; expected 2 or more, since shifted pages borrow another title's habits."
         )
-    if seed < 0:
-        raise SettingError(f"seed is {seed}; expected 0 or more.")
-    if processes is not None and processes < 1:
-        raise SettingError(f"processes is {processes}; expected 1 or more.")
+    check(seed, processes)
 
 
 def titles_of(titles: int, seed: int) -> list[Title]:

@@ -17,7 +17,7 @@ import numpy as np
 from mvray.data.synthetic.drawings import NOTICE
 from mvray.data.synthetic.looks import MOST_CHARACTERS, Look, looks
 from mvray.data.synthetic.portraits import portrait
-from mvray.data.synthetic.whole import done, is_whole, replacing
+from mvray.data.synthetic.whole import check, done, is_whole, replacing
 from mvray.errors import SettingError
 
 VERSION = 1
@@ -85,10 +85,7 @@ def _check(characters: int, pictures: int, seed: int, processes: int | None) -> 
         raise SettingError(f"characters is {characters}; expected 2 to {MOST_CHARACTERS}.")
     if not 2 <= pictures <= MOST_PICTURES:
         raise SettingError(f"pictures is {pictures}; expected 2 to {MOST_PICTURES} of each character.")
-    if seed < 0:
-        raise SettingError(f"seed is {seed}; expected 0 or more.")
-    if processes is not None and processes < 1:
-        raise SettingError(f"processes is {processes}; expected 1 or more.")
+    check(seed, processes)
 
 
 def works_of(characters: int, pictures: int, seed: int) -> list[Work]:

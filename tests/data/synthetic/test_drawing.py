@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from mvray.data.synthetic import drawings, subjects
 from mvray.data.synthetic.casting import casts, face_of
 from mvray.data.synthetic.habits import GRIDS, SCREENS, habits_of
-from mvray.data.synthetic.ink import grown, screened, sprite
+from mvray.data.synthetic.ink import screened, sprite
 from mvray.data.synthetic.panels import Polygon, panels_of
 
 PAGE = (40.0, 50.0, 780.0, 1100.0)
@@ -66,22 +66,6 @@ def test_boxes_follow_a_sprite(angle_deg: float, mirror: bool) -> None:
     around = np.asarray(made.image)[y - 8 : y + 8, x - 8 : x + 8]
     assert around.mean() < 80, "not the eye"
     assert np.asarray(made.image)[np.asarray(made.body) > 128].mean() > 110, "the alien is dark all over"
-
-
-def test_a_mask_grows_by_as_much_as_asked() -> None:
-    mask = Image.new("L", (200, 200))
-    ImageDraw.Draw(mask).rectangle((60, 60, 139, 139), 255)
-    for by_px, made in zip((2, 5, 9, -4), grown(mask, 2, 5, 9, -4), strict=True):
-        box = made.point(lambda v: 255 * (v >= 128)).getbbox()
-        assert box == pytest.approx((60 - by_px, 60 - by_px, 140 + by_px, 140 + by_px), abs=1)
-
-
-@pytest.mark.parametrize("screen", [screen for screen in SCREENS if screen[0] != "flat"])
-@pytest.mark.parametrize("grey", [80, 150, 220])
-def test_a_screen_prints_as_dark_as_the_grey_it_replaces(screen: tuple[str, int, int], grey: int) -> None:
-    printed = np.asarray(screened(Image.new("L", (240, 240), grey), screen, (17, 5)))
-    assert printed.mean() == pytest.approx(grey, abs=16)
-    assert printed.std() > 20
 
 
 def test_screens_fit_together_across_panels() -> None:
