@@ -81,10 +81,10 @@ class Layers:
                 returned = run()
         finally:
             self._reading = None
-        if missing := [name for name in self._names if name not in reading.found]:
+        if missing := [name for name in self._names if name not in reading.outputs]:
             raise SettingError(f"Layer {missing[0]!r} takes no part in a prediction; name one that does.")
         self._calls = reading.called
-        return {name: reading.found[name] for name in self._names}, returned
+        return {name: reading.outputs[name] for name in self._names}, returned
 
     def _hook(self, layer: torch.nn.Module, name: str) -> None:
         if name == PENULTIMATE:
@@ -96,7 +96,7 @@ class Layers:
         reading = self._reading
         if reading is None:
             return  # something else runs the module
-        reading.found[name] = self._pool_output(name, value)
+        reading.outputs[name] = self._pool_output(name, value)
         reading.called[name] += 1
         if reading.called == reading.calls:
             raise _AllRead
@@ -118,7 +118,7 @@ class Layers:
 class _Reading:
     """What a run has given so far, and after how many calls of each layer there is no more to come."""
 
-    found: dict[str, Tensor]
+    outputs: dict[str, Tensor]
     called: Counter[str]
     calls: Counter[str] | None
 

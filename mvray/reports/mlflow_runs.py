@@ -114,7 +114,7 @@ class RunLog:
             self._tracker.tags(run, {"mvray.stopped" if state != "FAILED" else "mvray.error": reason})
         self._tracker.end_run(run, state)
 
-    def said(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the job's run."""
         self._tracker.tags(self.job, tags)
 

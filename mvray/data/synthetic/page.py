@@ -33,12 +33,12 @@ class Stage:
 @dataclass(frozen=True)
 class Actor:
     """A character as it stands on the spread, its sprite's ``corner`` there, and the masks of what
-    the panel shows of it: ``seen`` with the halo, ``body`` without."""
+    the panel shows of it: ``visible`` with the halo, ``body`` without."""
 
     shot: Shot
-    made: Sprite
+    sprite: Sprite
     corner: tuple[int, int]
-    seen: Image.Image
+    visible: Image.Image
     body: Image.Image
 
 
@@ -47,7 +47,7 @@ def draw_spread(title: Title, script: Script, rng: np.random.Generator) -> tuple
     canvas = Image.new("L", (WIDTH, HEIGHT), title.habits.gutter_grey)
     actors = [_draw_panel(canvas, title, panel, rng) for panel in script.panels]
     for actor in (actor for panel in actors for actor in panel if actor.shot.out):
-        canvas.paste(actor.made.image, actor.corner, actor.seen)
+        canvas.paste(actor.sprite.image, actor.corner, actor.visible)
     regions_of_panels = [_regions(title, cast) for cast in actors]
     for panel, own in zip(script.panels, regions_of_panels, strict=True):
         lettering.draw_effects(canvas, title, panel, own, rng)
@@ -73,7 +73,7 @@ def _draw_panel(canvas: Image.Image, title: Title, panel: Panel, rng: np.random.
     actors = [_actor(title, panel, shot, stage) for shot in panel.shots]
     for actor in actors:
         if not actor.shot.out:
-            canvas.paste(actor.made.image, actor.corner, actor.seen)
+            canvas.paste(actor.sprite.image, actor.corner, actor.visible)
     for ring in _rings(stage.mask, habits):
         canvas.paste(INK if habits.gutter_grey > 100 else 240, stage.corner, ring)
     return actors
@@ -141,17 +141,17 @@ def _regions(title: Title, actors: Sequence[Actor]) -> list[Region]:
         bare = actor.body.copy()
         for other in actors[i + 1 :]:
             at = (other.corner[0] - actor.corner[0], other.corner[1] - actor.corner[1])
-            bare.paste(0, at, other.seen)
-        if _share(bare, actor.made.body, (0, 0, *bare.size)) < LEAST_BODY:
+            bare.paste(0, at, other.visible)
+        if _share(bare, actor.sprite.body, (0, 0, *bare.size)) < LEAST_BODY:
             continue
         regions.append(Region("body", inside(extent, actor.corner), actor.shot.who))
         name = actor.shot.drawing
         face = face_of(title.troupe.artist, name)
         if face is None:
             continue
-        whole = (0, 0, *bare.size) if face == drawings.extent(title.troupe.artist, name) else actor.made.follow(face)
+        whole = (0, 0, *bare.size) if face == drawings.extent(title.troupe.artist, name) else actor.sprite.follow(face)
         box = _overlap(whole, extent)
-        if box and _share(bare, actor.made.body, whole) >= LEAST_FACE:
+        if box and _share(bare, actor.sprite.body, whole) >= LEAST_FACE:
             regions.append(Region("face", inside(box, actor.corner), actor.shot.who))
     return regions
 

@@ -363,7 +363,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(data))
         return plain(data, *given, **how)
 
-    monkeypatch.setattr(mvray.data.crops, "picture", picture)
+    monkeypatch.setattr(mvray.data.crops, "open_upright", picture)
     return seen
 
 

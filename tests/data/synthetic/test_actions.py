@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # drawn samples, some seconds each
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("art") / "actions"
-    compose(out, classes=CLASSES, videos=VIDEOS, seed=SEED, processes=2)
+    compose(out, classes=CLASSES, videos=VIDEOS, seed=SEED, processes=1)
     return out
 
 

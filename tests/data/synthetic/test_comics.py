@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow  # drawn samples, some seconds each
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("art") / "comics"
-    compose(out, titles=2, pages=4, seed=5, processes=2)
+    compose(out, titles=2, pages=4, seed=5, processes=1)
     return out
 
 
@@ -131,16 +131,16 @@ def test_every_character_returns_often_with_changing_size_angle_side_and_tone() 
             assert np.ptp([shot.tone for shot in mine]) > 0.2
 
 
-def test_faces_are_annotated_ten_times_in_forty_pages() -> None:
+def test_faces_are_annotated_five_times_in_twenty_pages() -> None:
     title = titles_of(14, seed=0)[3]
     faces: Counter[int] = Counter()
-    for spread in range(20):
+    for spread in range(10):
         script = script_of(title, spread, np.random.default_rng(spread))
         _, regions = draw_spread(title, script, np.random.default_rng(spread))
         faces.update(region.who for region in regions if region.kind == "face")
     named = [who for who, one in enumerate(title.troupe.cast) if face_of(title.troupe.artist, one.drawings[0])]
     assert len(named) == 7
-    assert min(faces[who] for who in named) >= 10
+    assert min(faces[who] for who in named) >= 5
     assert set(faces) == set(named)
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow  # drawn samples, some seconds each
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("art") / "faces"
-    compose(out, characters=CHARACTERS, pictures=PICTURES, seed=SEED, processes=2)
+    compose(out, characters=CHARACTERS, pictures=PICTURES, seed=SEED, processes=1)
     return out
 
 

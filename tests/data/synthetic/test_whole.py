@@ -44,7 +44,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("samples")
     for name, kind in KINDS.items():
-        kind.compose(root / name, **kind.settings, seed=5, processes=2)
+        kind.compose(root / name, **kind.settings, seed=5, processes=2 if name == "comics" else 1)
     return root
 
 
@@ -58,7 +58,7 @@ def test_a_whole_sample_is_left_and_a_harmed_one_mended(name: str, samples: Path
     assert reports == [], "composed again although nothing was missing"
     next(out.rglob(f"*{kind.suffix}")).write_bytes(b"harmed")
     kind.compose(out, **settings, progress=lambda *so_far: reports.append(so_far))
-    assert contents(out) == contents(samples / name), "one process makes other bytes than two"
+    assert contents(out) == contents(samples / name), "other bytes than before (of comics: by one process than by two)"
     assert len(list(out.rglob(f"*{kind.suffix}"))) == kind.files == reports[-1][1]
     assert reports[-1][0] == reports[-1][1]
     assert sorted(reports) == reports
