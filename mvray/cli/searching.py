@@ -112,7 +112,9 @@ def _log_result(log: RunLog, found: Study) -> None:
         return
     log.pictures(search_figures.pictures(found.search, collected))
     said = search_table.verdict(collected)
-    log.set_tags({"mvray.best": collected["set"], "mvray.best_trial": str(collected["best"]), "mlflow.note.content": said})
+    log.set_tags(
+        {"mvray.best": collected["set"], "mvray.best_trial": str(collected["best"]), "mlflow.note.content": said}
+    )
 
 
 def _say_next(given: argparse.Namespace, found: Study) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from mvray.errors import DataError, SettingError
 from mvray.inference import contact_sheet, output_folder
 from mvray.inference.contact_sheet import Part, Shot
-from mvray.inference.model import ENDINGS, Model, PictureVectors, printable, unit_length
+from mvray.inference.model import ENDINGS, Model, PictureVectors, printable
+from mvray.metrics import retrieval
 from mvray.tracking import Progress
 
 ALONE = "alone"
@@ -178,7 +179,7 @@ def _grouping(vectors_ND: np.ndarray, group_N: np.ndarray) -> Grouping:
     if not count:
         nothing = np.full(len(group_N), -1)
         return Grouping(group_N, np.zeros(len(group_N), np.float32), nothing)
-    middles_GD = unit_length(np.stack([vectors_ND[group_N == group].mean(0) for group in range(count)]))
+    middles_GD = retrieval.unit_length(np.stack([vectors_ND[group_N == group].mean(0) for group in range(count)]))
     distance_NG = distances(vectors_ND, middles_GD)
     nearest_N = np.where(group_N >= 0, group_N, distance_NG.argmin(1))
     return Grouping(group_N, distance_NG[np.arange(len(group_N)), nearest_N], nearest_N)

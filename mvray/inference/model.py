@@ -20,6 +20,7 @@ from PIL import Image
 from mvray.data import Unreadable, View, cut_view, open_upright, pixels_of
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Clips, Facts, Train, decoded
+from mvray.metrics import retrieval
 from mvray.nn import Method
 from mvray.pipeline import MANIFEST
 from mvray.storage import Storage
@@ -31,7 +32,6 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT, THUMBNAIL_QUALITY = 224, 112, 80
 BATCH_SIZE = 32
 _CORES = os.cpu_count() or 1
-_NO_LENGTH = 1e-12
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -198,13 +198,7 @@ class Model:
             self._idle.put(features)
         if not np.isfinite(vectors_BD).all():
             raise DataError(f"Layer {self.layer} of step {self.step.name!r} gives values that are not finite.")
-        return unit_length(vectors_BD)
-
-
-def unit_length(vectors_ND: np.ndarray) -> np.ndarray:
-    """Each row at length 1; one without a length stays as it is."""
-    lengths: np.ndarray = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return np.asarray(vectors_ND / np.maximum(lengths, _NO_LENGTH))
+        return retrieval.unit_length(vectors_BD)
 
 
 def _best_layer(method: Method, facts: Facts) -> str:

@@ -99,7 +99,7 @@ def search(vectors_NE: Array, label_N: Array) -> SearchResult:
     it is one of the class, and of 0 where it is not.
     """
     kept = label_N >= 0
-    unit_NE, label_N = unit(vectors_NE[kept]), label_N[kept]
+    unit_NE, label_N = unit_length(vectors_NE[kept]), label_N[kept]
     _, class_N, size_K = np.unique(label_N, return_inverse=True, return_counts=True)
     others_N = size_K[class_N] - 1
     same_T, all_T = np.zeros((2, STEPS + 2), np.int64)
@@ -119,7 +119,7 @@ def search(vectors_NE: Array, label_N: Array) -> SearchResult:
     return SearchResult(Pairs(same_T, all_T - same_T), np.concatenate(first), np.concatenate(average_precision))
 
 
-def unit(vectors_NE: Array) -> Array:
+def unit_length(vectors_NE: Array) -> Array:
     """The vectors at unit length, float32; one of zeros stays as it is."""
     vectors_NE = vectors_NE.astype(np.float32)
     norm_N1 = np.linalg.norm(vectors_NE, axis=1, keepdims=True)

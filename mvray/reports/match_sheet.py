@@ -84,7 +84,7 @@ def _with_vectors(embeddings: Planned, splits: tuple[str, ...], column: str) -> 
 
 def _lines(sheet: Matches, table: pa.Table, names: tuple[str, ...]) -> list[_Line]:
     vectors_NE, label_N = retrieval.columns(table, sheet.column)
-    unit_NE = retrieval.unit(vectors_NE)
+    unit_NE = retrieval.unit_length(vectors_NE)
     counts = {label: int((label_N == label).sum()) for label in set(label_N.tolist()) if label >= 0}
     several = np.array([counts.get(label, 0) > 1 for label in label_N.tolist()])
     examples = table.filter(pa.array(several)) if several.any() else table

@@ -34,11 +34,11 @@ from mvray.data.decoding import open_upright
 from mvray.experiment.contracts import Facts
 from mvray.generators import features
 from mvray.inference.group import NEIGHBOURS, least_size, pictures
-from mvray.inference.model import Model, network_input, unit_length
+from mvray.inference.model import Model, network_input
 from mvray.metrics.classification import mean_interval
 from mvray.metrics.clustering import Hdbscan, agreement, group_vectors
 from mvray.metrics.reduction import Umap
-from mvray.metrics.retrieval import scores, search
+from mvray.metrics.retrieval import scores, search, unit_length
 from mvray.nn import layers
 
 BATCH, IMAGENET_SIDE = 32, 224
