@@ -8,7 +8,7 @@ from mvray.data.decoding import Unreadable, open_upright, pixels_of
 from mvray.data.fingerprint import fingerprint
 from mvray.data.frames import frames
 from mvray.data.geometry import ClipView, View, cut_view
-from mvray.data.loader import dataset, loader, readable
+from mvray.data.loader import dataset, loader, readable_samples
 from mvray.data.tables import metadata_of, read_table, write_table
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "open_upright",
     "pixels_of",
     "read_table",
-    "readable",
+    "readable_samples",
     "sampler",
     "write_table",
 ]

@@ -147,7 +147,7 @@ def _write(pictures: Sequence[CutPicture], most_px: int, read: Callable[[str], b
 
 def _batch(picture: CutPicture, most_px: int, read: Callable[[str], bytes]) -> pa.RecordBatch:
     try:
-        image = whole(read(picture.file.path))
+        image = decode_whole(read(picture.file.path))
     except Unreadable:  # asked for again, and said why, when a crop of it is read: it may be mended until then
         return pa.RecordBatch.from_pylist([], schema=_SCHEMA)
     crops = {
@@ -159,6 +159,6 @@ def _batch(picture: CutPicture, most_px: int, read: Callable[[str], bytes]) -> p
     return pa.record_batch([pa.array(column, f.type) for column, f in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
 
 
-def whole(data: bytes) -> Image.Image:
+def decode_whole(data: bytes) -> Image.Image:
     """The picture in ``data``, grey, at its own size. Raises Unreadable."""
     return open_upright(data, 1 << 30, 1 << 30, grey=True)

@@ -50,7 +50,7 @@ def collate(samples: Sequence[Mapping[str, np.ndarray]], pin: bool = False) -> d
     return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
 
 
-def readable(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def readable_samples(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The samples of a batch that could be decoded. On the CPU: a GPU would have to be waited for."""
     kept = batch["bad"] < 0
     return batch if bool(kept.all()) else {name: values[kept] for name, values in batch.items()}

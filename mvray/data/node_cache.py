@@ -49,7 +49,7 @@ _open: dict[Path, int] = {}
 _told: set[Path] = set()
 
 
-def begin(gigabytes: float) -> None:
+def begin_task(gigabytes: float) -> None:
     """A task begins: the node may keep so much, and what this process has used until now is in use no more."""
     global _limit_bytes, _begun_s, _room_bytes, _looked_s
     _limit_bytes, _begun_s = int(gigabytes * (1 << 30)), time.time()

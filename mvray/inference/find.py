@@ -17,7 +17,7 @@ import numpy as np
 from mvray.errors import DataError, SettingError
 from mvray.inference import contact_sheet, output_folder
 from mvray.inference.contact_sheet import Part, Shot
-from mvray.inference.group import distances, pictures
+from mvray.inference.group import distances, list_pictures
 from mvray.inference.model import ENDINGS, Model, PictureVectors, picture_files, printable
 from mvray.tracking import Progress
 
@@ -57,7 +57,7 @@ def find(
         raise SettingError(f"--within {within}: expected a distance from 0 to 2.")
     example_files = list(picture_files(examples, ENDINGS))
     same = {path.resolve() for path in example_files}
-    files = [path for path in pictures(folder, out) if path.resolve() not in same]
+    files = [path for path in list_pictures(folder, out) if path.resolve() not in same]
     if out is not None:
         output_folder.check(out, "find", (TABLE, PAGE))
     model = Model(step_path, layer)

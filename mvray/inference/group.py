@@ -68,7 +68,7 @@ def group(
     """
     if min_size is not None and min_size < 2:
         raise SettingError(f"--min-size {min_size}: expected 2 or more.")
-    files = pictures(folder, out)
+    files = list_pictures(folder, out)
     output_folder.check(out, "group", (TABLE, PAGE, FOLDERS))
     model = Model(step_path, layer)
     progress = Progress()
@@ -114,7 +114,7 @@ def find_groups(vectors_ND: np.ndarray, min_size: int | None = None) -> Grouping
     return _grouping(vectors_ND, _number_by_size(labels_N))
 
 
-def pictures(folder: Path, out: Path | None) -> list[Path]:
+def list_pictures(folder: Path, out: Path | None) -> list[Path]:
     """The picture files in ``folder`` and below by their ending, without hidden ones and what lies in ``out``.
 
     Folders that cannot be opened are among them: who reads them learns why. Raises DataError where there is none.

@@ -82,7 +82,7 @@ def _look_at_videos(step: Train, facts: Facts, method: Method, files: Sequence[P
             print(f"left out: {path}: {error}")
             continue
         maps_Thw, predicted, probability = _own_attention(method, frames_THWC, step.name)
-        over = figures.attended(frames_THWC, maps_Thw)
+        over = figures.attention_overlays(frames_THWC, maps_Thw)
         name = f"{path.name}\n{facts.classes[predicted]}\n{probability:.0%}"
         moments = [[[frame, attended]] for frame, attended in zip(frames_THWC, over, strict=True)]
         (out / f"{count:04d}-{path.stem}.gif").write_bytes(figures.animation(moments, titles, [name], step.name))

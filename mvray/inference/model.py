@@ -210,7 +210,7 @@ def _best_layer(method: Method, facts: Facts) -> str:
     image = torch.zeros(1, facts.channels, facts.height, facts.width, dtype=torch.uint8, device=device)
     with torch.inference_mode():
         predicted = method.predict({"image": image, "label": torch.tensor([-1], device=device)})
-    known = {"embedding", "feature"} & set(predicted) | set(layers.names(method))
+    known = {"embedding", "feature"} & set(predicted) | set(layers.named_layers(method))
     for name in ("embedding", "fc1", "feature", layers.PENULTIMATE):
         if name in known:
             return name

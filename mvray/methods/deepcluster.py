@@ -293,7 +293,7 @@ def _ends(network: torch.nn.Module, name: str) -> tuple[str, str]:
 
 def _named_layer(method: torch.nn.Module, name: str) -> str:
     """The dotted name of the layer that nn/layers.py calls ``name``; "" for "". Raises SettingError."""
-    known = layers.names(method)
+    known = layers.named_layers(method)
     known.pop(layers.PENULTIMATE, None)  # what "" is
     if name and name not in known:
         raise SettingError(

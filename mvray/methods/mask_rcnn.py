@@ -104,7 +104,7 @@ class MaskRcnn(Method):
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         frames_NCHW = _frames(batch).float() / 255
         if self.training and self.config.distort:
-            frames_NCHW = distorted(frames_NCHW, batch["draw"], self.config.distort)
+            frames_NCHW = distort_colours(frames_NCHW, batch["draw"], self.config.distort)
         frames_NCHW, *instances = self.paste(frames_NCHW, *_instances(batch), batch["draw"])
         targets = _targets(*instances)
         if self.config.learns == PIXELS:
@@ -170,7 +170,7 @@ class MaskRcnn(Method):
         return {name: float(np.nanmean(columns[name])) for name in ("mask_iou", "union_iou")}
 
 
-def distorted(frames_NCHW: Tensor, draw_B: Tensor, strength: float) -> Tensor:
+def distort_colours(frames_NCHW: Tensor, draw_B: Tensor, strength: float) -> Tensor:
     """Pictures (0..1) with channels shuffled, stretched and shifted, all frames of a sample alike."""
     order_B3, gain_B3, shift_B3 = draws.uniform(draw_B, _COLOUR, (3, 3)).unbind(1)
     order_B3, gain_B3, shift_B3 = order_B3.argsort(1), 1 + strength * (2 * gain_B3 - 1), strength * (shift_B3 - 0.5)

@@ -206,7 +206,7 @@ def _share(parts: Sequence[Tensor]) -> Tensor:
     )
 
 
-class _Drawn:
+class _SeededSampler:
     """A sampler of torchvision's that draws for each picture by that picture's key."""
 
     def __init__(self, sampler: Any, draws: Sequence[int]) -> None:
@@ -225,7 +225,7 @@ class _Drawn:
 def _training(stage: Any, draws: Sequence[int]) -> Iterator[None]:
     """``stage`` gives losses, in eval mode too, and draws by these keys; what is inside it keeps its mode."""
     mode, sampler = stage.training, stage.fg_bg_sampler
-    stage.training, stage.fg_bg_sampler = True, _Drawn(sampler, draws)
+    stage.training, stage.fg_bg_sampler = True, _SeededSampler(sampler, draws)
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ _STAGES = ("layer1", "layer2", "layer3", "layer4")
 _NAMES_IN_MESSAGE = 12
 
 
-def names(module: torch.nn.Module) -> dict[str, str]:
+def named_layers(module: torch.nn.Module) -> dict[str, str]:
     """The names above that ``module`` has, each with the dotted name of its layer in ``module``.
 
     Of a method it is its ``network`` that is looked at, where it has one.
@@ -59,7 +59,7 @@ class Layers:
 
     def __init__(self, module: torch.nn.Module, layer_names: Sequence[str], pool: int) -> None:
         assert not module.training, "features of a batch are per sample in eval mode only"
-        known = names(module)
+        known = named_layers(module)
         layers = {name: find_layer(module, name, known) for name in layer_names}
         self._names, self._pool = tuple(layer_names), pool
         self._calls: Counter[str] | None = None

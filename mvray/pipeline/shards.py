@@ -25,7 +25,7 @@ from mvray.data import (
     node_cache,
     open_columns,
     read_table,
-    readable,
+    readable_samples,
     sampler,
     write_table,
 )
@@ -85,7 +85,7 @@ class Maker:
     def __init__(self, work: Work, missing: list[int]) -> None:
         self._work, self._missing = work, missing
         self._folder = Storage(work.folder)
-        node_cache.begin(work.step.scale.cache_gb)
+        node_cache.begin_task(work.step.scale.cache_gb)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """For Ray Data: positions among the missing shards in, what was made of each out.
@@ -165,7 +165,7 @@ class Maker:
         order, pin = sampler.in_order(len(rows), size), device.type == "cuda"
         try:
             for batch in loader(samples, order, 0, step.scale.loader_workers, pin):
-                kept = readable(batch)
+                kept = readable_samples(batch)
                 if len(kept["index"]):
                     keys = rows["key"].take(pa.array(kept["index"].numpy()))
                     given = {name: values.to(device, non_blocking=True) for name, values in kept.items()}

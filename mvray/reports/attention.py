@@ -151,7 +151,10 @@ def _strips(
     shown = np.unique(np.linspace(0, count - 1, min(count, STRIP_FRAMES)).round().astype(int))
     captions = [f"{classes[example.row['label']]} {example.marks}" for example in examples]
     clips = [
-        [example.pixels, *(figures.attended(example.pixels, variant.attention) for variant in example.variants)]
+        [
+            example.pixels,
+            *(figures.attention_overlays(example.pixels, variant.attention) for variant in example.variants),
+        ]
         for example in examples
     ]
     strips = [[frames[t] for t in shown] for clip in clips for frames in clip]

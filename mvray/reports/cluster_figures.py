@@ -79,7 +79,7 @@ def group_map(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_PX / DPI, 0.62 * WIDTH_PX / DPI), dpi=DPI, layout="constrained")
-    figure.suptitle(figures.printable(title), x=0.01, ha="left", fontsize=13, color=INK)
+    figure.suptitle(figures.plain_text(title), x=0.01, ha="left", fontsize=13, color=INK)
     by_character, by_group = figure.subplots(1, 2)
     at_N2 = _in_square(places_N2)
     size = float(np.clip(6000 / max(1, len(at_N2)), 4, 26))
@@ -88,7 +88,7 @@ def group_map(
     for axes in (by_character, by_group):
         axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], box_aspect=1)
         axes.spines[:].set_color(FAINT)
-    return figures.as_png(figure)
+    return figures.figure_png(figure)
 
 
 def _characters(axes: Axes, at_N2: np.ndarray, label_N: np.ndarray, names: Sequence[str], size: float) -> None:
@@ -100,7 +100,7 @@ def _characters(axes: Axes, at_N2: np.ndarray, label_N: np.ndarray, names: Seque
         parts = [f"{others} others"] * bool(others) + [f"{unknown} unknown"] * bool(unknown)
         _dots(axes, at_N2[rest_N], size, OTHERS, ", ".join(parts))
     for colour, label in zip(COLOURS, common, strict=False):
-        name = figures.printable(figures.shortened(names[label], 19))
+        name = figures.plain_text(figures.shorten(names[label], 19))
         _dots(axes, at_N2[label_N == label], size, colour, name)
     axes.set_title(f"by character: {_count(len(known), 'character')}", loc="left", fontsize=11, color=INK)
     handles, texts = axes.get_legend_handles_labels()
@@ -185,14 +185,14 @@ def work_bars(values: Mapping[str, Mapping[str, float]], means: Mapping[str, flo
     parts = [rows[first : first + ROWS_PER_PANEL] for first in range(0, len(rows), ROWS_PER_PANEL)] or [[]]
     works = sorted({work for row in rows for work in values[row]})
     figure = Figure(figsize=(WIDTH_PX / DPI, 4.6 * len(parts)), dpi=DPI, layout="constrained")
-    figure.suptitle(figures.printable(title), x=0.01, ha="left", fontsize=13, color=INK)
+    figure.suptitle(figures.plain_text(title), x=0.01, ha="left", fontsize=13, color=INK)
     heights = [value for row in rows for value in (*values[row].values(), means.get(row, 0.0))]
     limits = (min([0.0, *heights]), 1.12 * max([0.05, *heights]))
     for axes, part in zip(figure.subplots(len(parts), squeeze=False)[:, 0], parts, strict=True):
         _bars(axes, {row: values[row] for row in part}, means, works)
         axes.set_ylim(*limits)
-        axes.set_ylabel(figures.printable(y_label))
-    return figures.as_png(figure)
+        axes.set_ylabel(figures.plain_text(y_label))
+    return figures.figure_png(figure)
 
 
 def _bars(axes: Axes, values: Mapping[str, Mapping[str, float]], means: Mapping[str, float], works: list[str]) -> None:
@@ -204,7 +204,7 @@ def _bars(axes: Axes, values: Mapping[str, Mapping[str, float]], means: Mapping[
         at = [works.index(work) + aside for work in by_work]
         colour = LINES[k % len(LINES)]
         axes.bar(
-            at, list(by_work.values()), 0.9 * wide, color=colour, label=figures.printable(figures.shortened(row, 40))
+            at, list(by_work.values()), 0.9 * wide, color=colour, label=figures.plain_text(figures.shorten(row, 40))
         )
         if row in means:
             middle = mean_at + factor * aside
@@ -216,7 +216,7 @@ def _bars(axes: Axes, values: Mapping[str, Mapping[str, float]], means: Mapping[
             )  # fmt: skip
     axes.axvline(len(works) - 0.3, color=FAINT, linewidth=1)
     axes.axhline(0, color=INK, linewidth=0.8)
-    names = [figures.printable(figures.shortened(work)) for work in works]
+    names = [figures.plain_text(figures.shorten(work)) for work in works]
     leaning: dict[str, Any] = (
         {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, names)) > 70 else {}
     )
@@ -310,4 +310,4 @@ def _cell(row: int, strange: bool, faces: Mapping[int, Picture]) -> Picture | No
 
 def _letters(name: str) -> str:
     """``name`` with "?" for letters that the font lacks."""
-    return figures.printable(name).replace(r"\$", "$")
+    return figures.plain_text(name).replace(r"\$", "$")

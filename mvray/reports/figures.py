@@ -55,7 +55,7 @@ def overlay(image_HWC: Picture, map_HW: np.ndarray[Any, Any]) -> Picture:
     return result
 
 
-def attended(frames_THWC: Picture, maps_Thw: np.ndarray[Any, Any]) -> Picture:
+def attention_overlays(frames_THWC: Picture, maps_Thw: np.ndarray[Any, Any]) -> Picture:
     """A clip with attention over each frame, each frame's map scaled to 0..1 as its entropy is (nn/sharpness.py).
 
     There may be fewer maps than frames: each belongs to as many frames in a row.
@@ -73,7 +73,7 @@ def sheet(
 
     Cells take the shape of the first picture. ``None`` leaves a cell empty. A row's title may have lines.
     """
-    return png_of(_grid(rows, column_titles, row_titles, title))
+    return picture_png(_grid(rows, column_titles, row_titles, title))
 
 
 def animation(
@@ -104,11 +104,11 @@ def histograms(
         known = numbers[~np.isnan(numbers)]
         colour, entry = LINES[k % len(LINES)], f"{label}: mean {known.mean():.3f}" if len(known) else f"{label}: none"
         axes.hist(known, bins=40, range=limits, histtype="stepfilled", color=colour, alpha=0.25)
-        axes.hist(known, bins=40, range=limits, histtype="step", color=colour, linewidth=2, label=printable(entry))
-    axes.set_xlabel(printable(x_label))
+        axes.hist(known, bins=40, range=limits, histtype="step", color=colour, linewidth=2, label=plain_text(entry))
+    axes.set_xlabel(plain_text(x_label))
     axes.set_ylabel("clips")
     axes.legend(frameon=False)
-    return as_png(figure)
+    return figure_png(figure)
 
 
 def _grid(
@@ -120,8 +120,8 @@ def _grid(
 ) -> Image:
     from PIL import Image, ImageDraw
 
-    small, large = font_of(TEXT_PX), font_of(TITLE_PX)
-    sides = ["\n".join(shortened(line) for line in name.splitlines()) for name in row_titles]
+    small, large = load_font(TEXT_PX), load_font(TITLE_PX)
+    sides = ["\n".join(shorten(line) for line in name.splitlines()) for name in row_titles]
     widest = max((small.getlength(line) for name in sides for line in name.splitlines()), default=0)
     left = PAD_PX + (int(widest) + PAD_PX if widest else 0)
     columns = len(column_titles)
@@ -135,7 +135,7 @@ def _grid(
     pen.text((PAD_PX, PAD_PX), title, INK, large)
     for j, name in enumerate(column_titles):
         middle = left + j * (cell_w + PAD_PX) + cell_w // 2
-        pen.text((middle, top - PAD_PX // 2), fitted(name, small, cell_w), INK, small, anchor="md")
+        pen.text((middle, top - PAD_PX // 2), fit_width(name, small, cell_w), INK, small, anchor="md")
     for i, row in enumerate(rows):
         y = top + i * (cell_h + PAD_PX)
         pen.text((PAD_PX, y + cell_h // 2), sides[i] if sides else "", INK, small, anchor="lm", spacing=10)
@@ -167,7 +167,7 @@ def confusion_matrix(counts: np.ndarray[Any, Any], classes: Sequence[str], title
     every = 1 if len(classes) <= 60 else -(-len(classes) // 60)
     ticks = range(0, len(classes), every)
     size = float(np.clip(420 / len(classes), 5, 11))
-    names = [printable(shortened(classes[k])) for k in ticks]
+    names = [plain_text(shorten(classes[k])) for k in ticks]
     axes.set_xticks(ticks, names, rotation=90 if len(classes) > 6 else 0, fontsize=size)
     axes.set_yticks(ticks, names, fontsize=size)
     axes.set_xlabel("predicted")
@@ -178,7 +178,7 @@ def confusion_matrix(counts: np.ndarray[Any, Any], classes: Sequence[str], title
             if count:
                 axes.text(predicted, true, f"{count:g}", ha="center", va="center", color=colour, fontsize=size)
     figure.colorbar(shown, ax=axes, shrink=0.6, label="share of the true class")
-    return as_png(figure)
+    return figure_png(figure)
 
 
 def curves(histories: Mapping[str, Sequence[tuple[float, float]]], title: str, y_label: str) -> bytes:
@@ -190,16 +190,16 @@ def curves(histories: Mapping[str, Sequence[tuple[float, float]]], title: str, y
         epochs, values = zip(*points, strict=True) if points else ((), ())
         dotted = "o-" if len(points) <= 40 else "-"
         axes.plot(
-            epochs, values, dotted, color=LINES[k % len(LINES)], label=printable(label), linewidth=2, markersize=4
+            epochs, values, dotted, color=LINES[k % len(LINES)], label=plain_text(label), linewidth=2, markersize=4
         )
     axes.set_xlabel("epoch")
-    axes.set_ylabel(printable(y_label))
+    axes.set_ylabel(plain_text(y_label))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=FAINT, linewidth=0.6)
     if histories:
         # Beside the lines, where it can cover none.
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-    return as_png(figure)
+    return figure_png(figure)
 
 
 def comparison(
@@ -207,7 +207,7 @@ def comparison(
 ) -> bytes:
     """Rows of the report's table for one metric: each seed, mean, 95 % interval and the paper's figure (PNG)."""
     figure, axes = _axes("", WIDTH_PX, 260 + 110 * len(rows))
-    axes.set_xlabel(printable(title))
+    axes.set_xlabel(plain_text(title))
     for k, row in enumerate(rows):
         seeds = [factor * value for value in row["values"].get(metric, []) if value is not None]
         mean, interval, paper = (row[part].get(metric) for part in ("mean", "interval95", "paper"))
@@ -223,14 +223,14 @@ def comparison(
             )
         if paper is not None:
             axes.plot(factor * paper, k, "D", color=PAPER, markersize=7, label="paper")
-    axes.set_yticks(range(len(rows)), [printable(shortened(row["name"], 40)) for row in rows])
+    axes.set_yticks(range(len(rows)), [plain_text(shorten(row["name"], 40)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.tick_params(axis="y", length=0)
     once = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if once:
         axes.legend(once.values(), once.keys(), frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-    return as_png(figure)
+    return figure_png(figure)
 
 
 def empty_figure(title: str, message: str) -> bytes:
@@ -238,7 +238,7 @@ def empty_figure(title: str, message: str) -> bytes:
     figure, axes = _axes(title, WIDTH_PX, 420)
     axes.text(0.5, 0.5, message, ha="center", va="center", color=INK, transform=axes.transAxes, fontsize=12)
     axes.set_axis_off()
-    return as_png(figure)
+    return figure_png(figure)
 
 
 def _axes(title: str, width_px: int, height_px: int) -> tuple[Figure, Axes]:
@@ -246,12 +246,12 @@ def _axes(title: str, width_px: int, height_px: int) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(printable(title), loc="left", fontsize=13, color=INK, pad=12)
+    axes.set_title(plain_text(title), loc="left", fontsize=13, color=INK, pad=12)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def as_png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
@@ -260,13 +260,13 @@ def as_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def png_of(picture: Image) -> bytes:
+def picture_png(picture: Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
 
 
-def font_of(size_px: int) -> FreeTypeFont:
+def load_font(size_px: int) -> FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.truetype(_font_path(), size_px)
@@ -278,7 +278,7 @@ def _font_path() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
-def printable(name: str) -> str:
+def plain_text(name: str) -> str:
     """``name`` for matplotlib: no formulas, and "?" for letters that its font lacks."""
     from matplotlib.ft2font import FT2Font
 
@@ -286,11 +286,11 @@ def printable(name: str) -> str:
     return "".join(letter if ord(letter) in known else "?" for letter in name).replace("$", r"\$")
 
 
-def shortened(name: str, characters: int = 24) -> str:
+def shorten(name: str, characters: int = 24) -> str:
     return name if len(name) <= characters else name[: characters - 1] + "…"
 
 
-def fitted(name: str, font: FreeTypeFont, width_px: int) -> str:
+def fit_width(name: str, font: FreeTypeFont, width_px: int) -> str:
     while font.getlength(name) > width_px and len(name) > 2:
         name = name[:-2] + "…"
     return name

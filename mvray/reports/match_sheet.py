@@ -138,12 +138,12 @@ def _sheet(lines: Sequence[_Line], threshold: float, title: str) -> bytes:
     example_x = matches_x - step - 2 * PAD_PX
     whole = Image.new("RGB", (WIDTH_PX, top + len(lines) * height), "white")
     pen = ImageDraw.Draw(whole)
-    pen.text((PAD_PX, PAD_PX), title, INK, figures.font_of(TITLE_PX))
+    pen.text((PAD_PX, PAD_PX), title, INK, figures.load_font(TITLE_PX))
     _legend(pen, 2 * PAD_PX + TITLE_PX, threshold)
-    font = figures.font_of(TEXT_PX - 5)
+    font = figures.load_font(TEXT_PX - 5)
     for i, line in enumerate(lines):
         y = top + i * height
-        caption = "\n".join(figures.fitted(text, font, example_x - 2 * PAD_PX) for text in line.caption.splitlines())
+        caption = "\n".join(figures.fit_width(text, font, example_x - 2 * PAD_PX) for text in line.caption.splitlines())
         pen.multiline_text((PAD_PX, y + CELL_PX // 2), caption, INK, font, anchor="lm", spacing=8)
         _paste_framed(whole, pen, line.picture, (example_x, y), INK)
         for k, match in enumerate(line.matches):
@@ -155,7 +155,7 @@ def _sheet(lines: Sequence[_Line], threshold: float, title: str) -> bytes:
         bar_x = matches_x + within * step - GAP_PX // 2
         if within < NEAREST:
             pen.line((bar_x, y - 6, bar_x, y + CELL_PX + TEXT_PX), INK, 4)
-    return figures.png_of(whole)
+    return figures.picture_png(whole)
 
 
 def _paste_framed(whole: Any, pen: ImageDraw, picture: np.ndarray, corner: tuple[int, int], colour: str) -> None:
@@ -170,7 +170,7 @@ def _paste_framed(whole: Any, pen: ImageDraw, picture: np.ndarray, corner: tuple
 
 
 def _legend(pen: ImageDraw, y: int, threshold: float) -> None:
-    font = figures.font_of(TEXT_PX - 3)
+    font = figures.load_font(TEXT_PX - 3)
     x = float(PAD_PX)
     for colour, text in ((INK, "example"), (SAME, "the same"), (OTHER, "another")):
         pen.rectangle((x, y + 3, x + 18, y + 21), "white", colour, 4)
@@ -188,7 +188,7 @@ def _curves(pairs: Mapping[str, retrieval.Pairs], threshold: float, title: str) 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_PX / figures.DPI, 720 / figures.DPI), dpi=figures.DPI, layout="constrained")
-    figure.suptitle(figures.printable(title), x=0.01, ha="left", fontsize=13, color=INK)
+    figure.suptitle(figures.plain_text(title), x=0.01, ha="left", fontsize=13, color=INK)
     left, right = figure.subplots(1, 2)
     for k, (split, of_split) in enumerate(pairs.items()):
         _curves_of(left, right, split, of_split, threshold, LINES[k % len(LINES)])
@@ -205,7 +205,7 @@ def _curves(pairs: Mapping[str, retrieval.Pairs], threshold: float, title: str) 
         axes.set_ylim(0, 1.02)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    return figures.as_png(figure)
+    return figures.figure_png(figure)
 
 
 def _curves_of(left: Axes, right: Axes, split: str, pairs: retrieval.Pairs, threshold: float, colour: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mvray.experiment import Choice, Search, as_text
-from mvray.reports.figures import DPI, WIDTH_PX, as_png, empty_figure, printable
+from mvray.reports.figures import DPI, WIDTH_PX, empty_figure, figure_png, plain_text
 from mvray.tuning import Known, as_optuna
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def pictures(search: Search, collected: Mapping[str, Any]) -> dict[str, bytes]:
     if not any(trial["value"] is not None for trial in trials):
         return {}
     step, metric = collected["step"], collected["metric"]
-    label = printable(metric)
+    label = plain_text(metric)
     study = as_study(search, trials)
     return {
         "search/parallel-coordinates.png": _plot(
@@ -78,7 +78,7 @@ def _optuna_trial(search: Search, trial: Trial, epochs_before: int) -> FrozenTri
     params, distributions = dict(frozen.params), dict(frozen.distributions)
     for name, domain in search.space:
         if isinstance(domain, Choice):
-            options = tuple(printable(as_text(option)) for option in domain.options)
+            options = tuple(plain_text(as_text(option)) for option in domain.options)
             distributions[name] = optuna.distributions.CategoricalDistribution(options)
             params[name] = options[frozen.params[name]]
     by_epoch = {epochs_before + n: value for n, value in enumerate(trial["values"], start=1) if value is not None}
@@ -107,13 +107,13 @@ def _plot(title: str, plot: Callable[[], Any], labels: tuple[str, str] | None = 
         warnings.filterwarnings("ignore", "Attempting to set identical low and high [xy]lims")  # one trial
         figure = plot().figure
         try:
-            figure.axes[0].set_title(printable(title), loc="left", pad=12)
+            figure.axes[0].set_title(plain_text(title), loc="left", pad=12)
             figure.axes[0].set_title("")
             if labels is not None:
                 figure.axes[0].set_xlabel(labels[0])
                 figure.axes[0].set_ylabel(labels[1])
             figure.set_size_inches(WIDTH_PX / DPI, 900 / DPI)
-            return as_png(figure)
+            return figure_png(figure)
         finally:
             pyplot.close(figure)
 

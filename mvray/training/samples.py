@@ -18,7 +18,7 @@ from mvray.data import (
     node_cache,
     open_columns,
     read_table,
-    readable,
+    readable_samples,
     sampler,
 )
 from mvray.storage import Storage
@@ -41,7 +41,7 @@ class Samples:
 
     def __init__(self, task: Task, here: Environment) -> None:
         step = task.step
-        node_cache.begin(step.scale.cache_gb)
+        node_cache.begin_task(step.scale.cache_gb)
         rows = read_table(Storage(task.folder), "index.parquet")
         needs, uses = step.method.needs, step.method.predict_uses
         columns = open_columns(task.columns, needs, step.name, step.data.masks, uses)
@@ -119,7 +119,7 @@ class Samples:
         try:
             with contextlib.closing(self._loaded(samples, order, 0)) as batches:
                 for batch in batches:
-                    given = self._placed(readable(batch))
+                    given = self._placed(readable_samples(batch))
                     with torch.no_grad(), precision(self._task.step.optim, self._here.device):
                         made = method.predict(given)
                     yield given, made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mvray.experiment import Facts, Train, without_files
-from mvray.nn import Method, built
+from mvray.nn import Method, build_method
 from mvray.storage import Storage
 
 
@@ -14,7 +14,7 @@ def load_method(step: Train, facts: Facts, folder: Storage) -> Method:
     from mvray.training.checkpoint import weights_from_bytes
     from mvray.training.environment import placed
 
-    method = built(without_files(step.method), facts)
+    method = build_method(without_files(step.method), facts)
     method.load_state_dict(weights_from_bytes(folder.read("weights.safetensors")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return placed(method, device, channels_last=True).eval()

@@ -33,7 +33,7 @@ import torch
 from mvray.data.decoding import open_upright
 from mvray.experiment.contracts import Facts
 from mvray.generators import features
-from mvray.inference.group import NEIGHBOURS, least_size, pictures
+from mvray.inference.group import NEIGHBOURS, least_size, list_pictures
 from mvray.inference.model import Model, network_input
 from mvray.metrics.classification import mean_interval
 from mvray.metrics.clustering import Hdbscan, agreement, group_vectors
@@ -122,7 +122,7 @@ def honest_f1(vectors_ND: np.ndarray, label_N: np.ndarray, seed: int) -> list[fl
 
 def book(folder: Path) -> tuple[list[Path], np.ndarray]:
     """Its pictures, and the number of the folder of each."""
-    files = pictures(folder, None)
+    files = list_pictures(folder, None)
     names = [path.relative_to(folder).parts[0] for path in files]
     identities, label_N, counts = np.unique(names, return_inverse=True, return_counts=True)
     if len(identities) < 4 or counts.min() < 2:

@@ -175,9 +175,9 @@ def test_old_files_are_forgotten(storage: Storage, tmp_path: Path) -> None:
         os.utime(file, (time.time() - KEPT_S - 60,) * 2)
     made(storage, cache, most_px=31)
     assert first.exists()  # this process uses it
-    node_cache.begin(20)
+    node_cache.begin_task(20)
     made(storage, cache, most_px=32)
-    node_cache.begin(20)
+    node_cache.begin_task(20)
     for file in cache.iterdir():
         os.utime(file, (time.time() - KEPT_S - 60,) * 2)
     made(storage, cache, most_px=33)
@@ -260,7 +260,7 @@ def test_a_full_disk_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_a_full_disk_first_loses_what_nobody_uses(tmp_path: Path) -> None:
     node_cache.build_once(tmp_path / "cache" / "old.arrow", lambda file: file.write_bytes(b"old"))
-    node_cache.begin(20)
+    node_cache.begin_task(20)
     tries = []
 
     def make(file: Path) -> None:
@@ -293,14 +293,14 @@ def test_the_longest_unused_go_first_and_what_is_in_use_never(tmp_path: Path) ->
     )
     assert other.stdout.readline() == "held\n"
     os.utime(places[0], (time.time() - 1000,) * 2)
-    node_cache.begin(3500 / 2**30)
+    node_cache.begin_task(3500 / 2**30)
     node_cache.build_once(places[4], lambda file: file.write_bytes(bytes(1000)))
     assert [place.exists() for place in places] == [True, False, False, True, True]
     other.communicate("")
-    node_cache.begin(0)
+    node_cache.begin_task(0)
     node_cache.build_once(places[1], lambda file: file.write_bytes(bytes(1000)))
     assert [place.exists() for place in places] == [False, True, False, False, False]
-    node_cache.begin(20)
+    node_cache.begin_task(20)
 
 
 def test_the_usual_place_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, storage: Storage) -> None:

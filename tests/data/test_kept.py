@@ -39,9 +39,9 @@ TINY = Pictures(24, 24, 3)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where this node keeps files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    node_cache.begin(20)
+    node_cache.begin_task(20)
     yield tmp_path / f"mvray-{os.getuid()}" / "files"
-    node_cache.begin(20)
+    node_cache.begin_task(20)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_what_is_not_what_it_should_be_is_read_again(place: Path) -> None:
 
 def test_it_stays_within_the_limit(place: Path) -> None:
     """Of more data than the limit a part is kept, the same in each epoch; what earlier tasks left makes room."""
-    node_cache.begin(100_000 / 2**30)
+    node_cache.begin_task(100_000 / 2**30)
 
     def fetched(prefix: str) -> int:
         count = []
@@ -160,11 +160,11 @@ def test_it_stays_within_the_limit(place: Path) -> None:
     assert fetched("a") == 200 - len(kept)
     assert files(place) == kept
     time.sleep(0.05)
-    node_cache.begin(100_000 / 2**30)
+    node_cache.begin_task(100_000 / 2**30)
     assert fetched("b") == 200
     assert bytes_kept() <= 100_000
     assert len(set(files(place)) & set(kept)) < 20
-    node_cache.begin(0)
+    node_cache.begin_task(0)
     assert fetched("c") == 200
 
 
@@ -214,7 +214,7 @@ def test_a_place_that_another_user_has_made_is_refused(place: Path, tmp_path: Pa
     mine = os.getuid()
     node_cache.fetch_once("a", 1, lambda: b"x")
     node_cache.build_once(place / "b.arrow", lambda file: file.write_bytes(b"x"))
-    node_cache.begin(20)
+    node_cache.begin_task(20)
     stat = Path.lstat
     monkeypatch.setattr(Path, "lstat", lambda path: os.stat_result((*stat(path)[:4], mine + 1, *stat(path)[5:10])))
     with pytest.raises(DataError, match="belongs to another user"):

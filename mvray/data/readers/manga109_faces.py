@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mvray.data.bad_files import Note, inspect
-from mvray.data.crops import Crops, Cut, crop, open_crops, whole
+from mvray.data.crops import Crops, Cut, crop, decode_whole, open_crops
 from mvray.data.decoding import Unreadable
 from mvray.data.readers.base import rows
 from mvray.data.readers.boxes import Book, annotations_of, books_of
@@ -216,7 +216,7 @@ class Manga109Faces(SpreadSource):
         work = self._opened.get(path.parent.name) or self._open(path)
         pixels = work.crops.get(location, part) if work.crops else None
         if pixels is None:  # no room for it, or not decoded when its work was cut: say why, or it was mended
-            image = whole(self.bytes_of(location))
+            image = decode_whole(self.bytes_of(location))
             pixels = crop(image, Cut.of(part), work.sizes.get(location, image.size), self.crop_px)
         return pixels[..., None]
 

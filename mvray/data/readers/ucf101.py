@@ -31,7 +31,7 @@ _LISTS = ("ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTes
 _CLASSES = "classInd.txt"
 
 
-class Listed(NamedTuple):
+class ListedClip(NamedTuple):
     """A line of a list: CLASS/NAME.avi, its class, and "train" or "test"."""
 
     path: str
@@ -134,7 +134,7 @@ class UCF101(VideoSource):
             )
         return names
 
-    def _listed_clips(self, lists: Storage, names: Sequence[str]) -> Iterator[Listed]:
+    def _listed_clips(self, lists: Storage, names: Sequence[str]) -> Iterator[ListedClip]:
         """The clips of the official lists, "train" before "test"."""
         number = {name.lower(): i for i, name in enumerate(names, start=1)}
         for split in ("train", "test"):
@@ -147,9 +147,9 @@ class UCF101(VideoSource):
                         f"{lists.full(file)} has the line {line!r}; expected CLASS/v_CLASS_gXX_cXX.avi and the number "
                         f"of a class in {_CLASSES}. Take both files from the same release of the lists."
                     )
-                yield Listed(path, names[at - 1], split)
+                yield ListedClip(path, names[at - 1], split)
 
-    def _files(self, top: str, listed: Sequence[Listed]) -> tuple[list[tuple[Listed, Entry]], list[BadRecord]]:
+    def _files(self, top: str, listed: Sequence[ListedClip]) -> tuple[list[tuple[ListedClip, Entry]], list[BadRecord]]:
         """The file of each clip, and the clips that are not there. Raises DataError where most are not."""
         files = {entry.path[len(top) :].lower(): entry for entry in self.storage.list(top, recursive=True)}
         present = [(line, files[line.path.lower()]) for line in listed if line.path.lower() in files]
@@ -167,7 +167,7 @@ class UCF101(VideoSource):
         ]
         return present, missing
 
-    def _splits(self, lines: Sequence[Listed]) -> list[str]:
+    def _splits(self, lines: Sequence[ListedClip]) -> list[str]:
         """The split of each clip: as in the lists, but some groups of "train" are "validation"."""
         groups = {line.group: line.name for line in lines if line.split == "train"}
         shares = (1 - self.validation, self.validation, 0)

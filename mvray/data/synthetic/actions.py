@@ -21,7 +21,7 @@ from mvray.data.synthetic.drawings import NOTICE
 from mvray.data.synthetic.film import HEIGHT, WIDTH, shoot
 from mvray.data.synthetic.motions import MOTIONS
 from mvray.data.synthetic.staging import ACTOR, CLIPS_PER_GROUP, MOST_ACTORS, THING, film_of
-from mvray.data.synthetic.whole import check, done, is_whole, replacing
+from mvray.data.synthetic.whole import check, is_whole, produce, replacing
 from mvray.errors import SettingError
 
 VERSION = 2
@@ -74,7 +74,7 @@ def compose(
     works = [Work(name, group, clips[group], seed) for group in range(len(clips)) for name in names_of(classes)]
     with replacing(out, settings) as part:
         filmed: dict[Work, list[Video]] = {}
-        for work, clips_of_work in done(_film, part, works, processes):
+        for work, clips_of_work in produce(_film, part, works, processes):
             filmed[work] = clips_of_work
             if progress:
                 progress(sum(len(clips_filmed) for clips_filmed in filmed.values()), classes * videos)

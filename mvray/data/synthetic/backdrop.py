@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from mvray.data.synthetic.casting import Troupe
 from mvray.data.synthetic.habits import Habits
-from mvray.data.synthetic.ink import INK, screened, sprite
+from mvray.data.synthetic.ink import INK, apply_screen, sprite
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def backdrop(
     scene = Scene(Image.new("L", size, habits.paper), troupe, habits, origin, rng)
     _PAINTERS[kind](scene)
     if kind in ("tone", "gradient"):
-        return screened(scene.image, habits.screen, origin)
+        return apply_screen(scene.image, habits.screen, origin)
     if kind in ("outdoors", "indoors"):  # scenery must stay readable through the screen
-        return Image.blend(scene.image, screened(scene.image, habits.screen, origin), 0.4)
+        return Image.blend(scene.image, apply_screen(scene.image, habits.screen, origin), 0.4)
     return scene.image
 
 

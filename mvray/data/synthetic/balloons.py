@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from mvray.data.synthetic.annotations import Rect
 from mvray.data.synthetic.habits import Habits
-from mvray.data.synthetic.ink import INK, grown
+from mvray.data.synthetic.ink import INK, grow
 
 Point = tuple[float, float]
 
@@ -26,7 +26,7 @@ def font(size_px: int) -> ImageFont.FreeTypeFont:
     return loaded
 
 
-def wrapped(text: str, habits: Habits, width_px: float) -> str:
+def wrap(text: str, habits: Habits, width_px: float) -> str:
     """The text in the title's lettering, broken into lines of at most ``width_px`` where words allow."""
     lines: list[str] = []
     for word in (text.upper() if habits.capitals else text).split():
@@ -82,7 +82,7 @@ def draw_balloons(
         else:
             ImageDraw.Draw(strokes).line(double, 255, 4 * habits.balloon_px)
     inside = inside.reduce(2)
-    canvas.paste(INK, (x0, y0), ImageChops.lighter(grown(inside, habits.balloon_px)[0], strokes.reduce(2)))
+    canvas.paste(INK, (x0, y0), ImageChops.lighter(grow(inside, habits.balloon_px)[0], strokes.reduce(2)))
     canvas.paste(habits.balloon_grey, (x0, y0), inside)
     return [draw_text(canvas, middle_of(box), text, habits, INK) for text, box, _ in speeches]
 

@@ -21,7 +21,7 @@ from mvray.data.synthetic.drawings import NOTICE
 from mvray.data.synthetic.habits import habits_of
 from mvray.data.synthetic.page import draw_spread
 from mvray.data.synthetic.script import Title, script_of
-from mvray.data.synthetic.whole import check, done, is_whole, replacing
+from mvray.data.synthetic.whole import check, is_whole, produce, replacing
 from mvray.errors import SettingError
 
 VERSION = 1
@@ -139,7 +139,7 @@ def _draw(part: Path, work: Work) -> list[list[Region]]:
 def _compose(part: Path, works: list[Work], processes: int | None, progress: Callable[[int, int], None] | None) -> None:
     total, finished = sum(len(work.spreads) for work in works), 0
     drawn: dict[Work, list[list[Region]]] = {}
-    for work, regions in done(_draw, part, works, processes):
+    for work, regions in produce(_draw, part, works, processes):
         drawn[work] = regions
         finished += len(regions)
         if progress:

@@ -27,12 +27,12 @@ EDGE = 24.0
 LUMA_3 = np.array((0.3, 0.59, 0.11))
 
 
-def dressed(look: Look, name: str, worn: Sequence[Worn]) -> Image.Image:
+def dress(look: Look, name: str, worn: Sequence[Worn]) -> Image.Image:
     """One of the character's drawings in his colours with what he wears: premultiplied, FINE pixels to one of
     the drawing's, MARGIN of them around it."""
     base = look.base
     face = heads.face_of(base.artist, name, base.person)
-    image = recoloured(look, name) if base.person else turned(_art(base.artist, name), look.fur_deg)
+    image = recolour(look, name) if base.person else turn_hue(_art(base.artist, name), look.fur_deg)
     side = FINE * (SIDE + 2 * MARGIN)
     canvas = Image.new("RGBA", (side, side))
     if name in heads.ALONE:
@@ -70,7 +70,7 @@ def _shaded(colour: Colour, factor: float) -> Colour:
 
 def _put(canvas: Image.Image, face: Face, worn: Worn) -> None:
     """What is worn, cut at what is drawn of it, where it belongs on this face."""
-    image = turned(_art(worn.artist, worn.name), worn.turn_deg).crop(drawings.extent(worn.artist, worn.name))
+    image = turn_hue(_art(worn.artist, worn.name), worn.turn_deg).crop(drawings.extent(worn.artist, worn.name))
     if worn.name == "glasses":
         image = _see_through(image)
     w, brow = face.width, face.eyes - face.crown
@@ -101,7 +101,7 @@ def _see_through(image: Image.Image) -> Image.Image:
 # -- colours -------------------------------------------------------------------------------------
 
 
-def turned(image: Image.Image, by_deg: int) -> Image.Image:
+def turn_hue(image: Image.Image, by_deg: int) -> Image.Image:
     """The picture with its hues turned; what has none gets a tint, so that grey and white change too."""
     if by_deg == 0:
         return image
@@ -123,7 +123,7 @@ class Paint:
 
 
 @lru_cache(32)
-def recoloured(look: Look, name: str) -> Image.Image:
+def recolour(look: Look, name: str) -> Image.Image:
     """A person's drawing with the look's hair, skin and clothes in place of those that the artist always paints."""
     rgba_HW4 = np.array(_art(look.base.artist, name)).astype(np.float32)
     flat_P4 = rgba_HW4.reshape(-1, 4)

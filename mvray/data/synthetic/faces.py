@@ -17,7 +17,7 @@ import numpy as np
 from mvray.data.synthetic.drawings import NOTICE
 from mvray.data.synthetic.looks import MOST_CHARACTERS, Look, looks
 from mvray.data.synthetic.portraits import portrait
-from mvray.data.synthetic.whole import check, done, is_whole, replacing
+from mvray.data.synthetic.whole import check, is_whole, produce, replacing
 from mvray.errors import SettingError
 
 VERSION = 1
@@ -72,7 +72,7 @@ def compose(
     works = works_of(characters, pictures, seed)
     with replacing(out, settings) as part:
         finished = 0
-        for work, _ in done(_draw, part, works, processes):
+        for work, _ in produce(_draw, part, works, processes):
             finished += work.pictures
             if progress:
                 progress(finished, sum(work.pictures for work in works))

@@ -63,7 +63,7 @@ def _draw_caption(
 ) -> tuple[str, Rect] | None:
     """The caption in the corner where it hides least of the faces: its text and that text's box."""
     x0, y0, x1, y1 = bounds(panel.polygon)
-    text = balloons.wrapped(panel.caption, habits, 9 * habits.font_px)
+    text = balloons.wrap(panel.caption, habits, 9 * habits.font_px)
     w, h = balloons.caption_size(text, habits)
     gap = habits.border_px + 6
     left, right = max(4, x0 + gap), min(WIDTH - 4, x1 - gap) - w
@@ -87,7 +87,7 @@ def _place(
 ) -> tuple[str, Rect] | None:
     """The line broken into lines, and the box of its balloon: a wide one, or else a narrow one."""
     for ems in (8.5, 5.5):
-        text = balloons.wrapped(line, habits, ems * habits.font_px)
+        text = balloons.wrap(line, habits, ems * habits.font_px)
         size = balloons.balloon_size(text, habits)
         box = placing.best_place(size, bounds(panel.polygon), head, bodies, faces, taken, rng)
         if box:

@@ -84,12 +84,12 @@ def looks(count: int, rng: np.random.Generator) -> list[Look]:
     order = _order(count, rng)
     while len(drawn) < count:
         new = _look(order[len(drawn)], rng) if len(drawn) < 2 or rng.random() < 0.67 else _double(_one(drawn, rng), rng)
-        if new is not None and all(told_apart(new, old) for old in drawn):
+        if new is not None and all(distinguishable(new, old) for old in drawn):
             drawn.append(new)
     return drawn
 
 
-def told_apart(one: Look, other: Look) -> bool:
+def distinguishable(one: Look, other: Look) -> bool:
     """Whether somebody who looks can tell them apart: other drawings, other colours, or nothing worn in common.
 
     Not every picture shows all that is worn: what is under the chin is often cut off, and one of two things

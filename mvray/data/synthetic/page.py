@@ -13,7 +13,7 @@ from mvray.data.synthetic.annotations import HEIGHT, WIDTH, Rect, Region, inside
 from mvray.data.synthetic.backdrop import backdrop
 from mvray.data.synthetic.casting import face_of
 from mvray.data.synthetic.habits import Habits
-from mvray.data.synthetic.ink import INK, Sprite, grown, rounded, sprite
+from mvray.data.synthetic.ink import INK, Sprite, grow, round_corners, sprite
 from mvray.data.synthetic.panels import Polygon, bounds
 from mvray.data.synthetic.script import Panel, Script, Shot, Title
 
@@ -87,7 +87,7 @@ def _stage(title: Title, polygon: Polygon, rng: np.random.Generator) -> Stage:
     mask = Image.new("L", (2 * (x1 - x0 + 2 * pad), 2 * (y1 - y0 + 2 * pad)))
     ImageDraw.Draw(mask).polygon([(2 * (x - x0 + pad), 2 * (y - y0 + pad)) for x, y in points], 255)
     mask = mask.reduce(2)
-    return Stage(rounded(mask, 12) if habits.border == "rounded" else mask, (x0 - pad, y0 - pad))
+    return Stage(round_corners(mask, 12) if habits.border == "rounded" else mask, (x0 - pad, y0 - pad))
 
 
 def _shaken(polygon: Polygon, rng: np.random.Generator) -> list[tuple[float, float]]:
@@ -105,9 +105,9 @@ def _rings(mask: Image.Image, habits: Habits) -> list[Image.Image]:
     """The lines of the border, from the panel's edge inwards."""
     if habits.border == "double":
         thin = max(2.0, habits.border_px / 2.5)
-        first, second, third = grown(mask, -thin, -2.5 * thin, -3.5 * thin)
+        first, second, third = grow(mask, -thin, -2.5 * thin, -3.5 * thin)
         return [ImageChops.subtract(mask, first), ImageChops.subtract(second, third)]
-    return [ImageChops.subtract(mask, grown(mask, -habits.border_px)[0])]
+    return [ImageChops.subtract(mask, grow(mask, -habits.border_px)[0])]
 
 
 def _actor(title: Title, panel: Panel, shot: Shot, stage: Stage) -> Actor:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from mvray.data.synthetic import heads
-from mvray.data.synthetic.dressing import FINE, MARGIN, dressed
+from mvray.data.synthetic.dressing import FINE, MARGIN, dress
 from mvray.data.synthetic.heads import Face
 from mvray.data.synthetic.looks import Look, Worn
 from mvray.data.synthetic.surroundings import INK, behind, put_before
@@ -53,7 +53,7 @@ def portrait(look: Look, seed: int, rng: np.random.Generator) -> Image.Image:
 
 @lru_cache(24)
 def _dressed(look: Look, name: str, worn: tuple[Worn, ...]) -> np.ndarray:
-    return np.asarray(dressed(look, name, worn)).astype(np.float32)
+    return np.asarray(dress(look, name, worn)).astype(np.float32)
 
 
 # -- pose ----------------------------------------------------------------------------------------

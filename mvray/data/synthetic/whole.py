@@ -96,7 +96,7 @@ def _checksum(path: Path) -> list[int]:
     return [len(content), zlib.crc32(content)]
 
 
-def done(
+def produce(
     make: Callable[[Path, Work], Result], part: Path, works: Sequence[Work], processes: int | None
 ) -> Iterator[tuple[Work, Result]]:
     """Each piece of work with what ``make(part, work)`` returned, as they are finished.

@@ -17,7 +17,7 @@ from mvray.data.synthetic import drawings, players
 from mvray.data.synthetic.actions import clips_of, compose, groups_tested, names_of
 from mvray.data.synthetic.film import HEIGHT, WIDTH, Film, Layer, shoot
 from mvray.data.synthetic.motions import MOTIONS
-from mvray.data.synthetic.sprites import Pose, Sprite, sprite, warped
+from mvray.data.synthetic.sprites import Pose, Sprite, sprite, warp
 from mvray.data.synthetic.staging import film_of
 
 CLASSES, VIDEOS, SEED = 3, 3, 5
@@ -218,7 +218,7 @@ def test_a_sprite_that_is_not_moved_is_the_drawing() -> None:
     drawn_HW4 = np.asarray(drawings.drawing("noto", "penguin").image.convert("RGBa"))[y0:y1, x0:x1]
     for angle, face, expected in ((0, 1, drawn_HW4), (0, -1, drawn_HW4[:, ::-1]), (90, 1, np.rot90(drawn_HW4, -1))):
         h, w = expected.shape[:2]
-        made = warped(cut, Pose(20 + w / 2, 10 + h / 2, angle, 1.0, face), (200, 200))
+        made = warp(cut, Pose(20 + w / 2, 10 + h / 2, angle, 1.0, face), (200, 200))
         assert made is not None
         (rows, columns), rgba_hw4 = made
         whole = np.zeros((200, 200, 4), np.uint8)
@@ -227,7 +227,7 @@ def test_a_sprite_that_is_not_moved_is_the_drawing() -> None:
         outside = whole.copy()
         outside[10 : 10 + h, 20 : 20 + w] = 0
         assert outside[..., 3].max() < 128
-    assert warped(cut, Pose(-200, 50, 0, 1.0, 1), (200, 200)) is None
+    assert warp(cut, Pose(-200, 50, 0, 1.0, 1), (200, 200)) is None
 
 
 # -- what tells the class ------------------------------------------------------------------------

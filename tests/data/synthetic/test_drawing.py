@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from mvray.data.synthetic import drawings, subjects
 from mvray.data.synthetic.casting import casts, face_of
 from mvray.data.synthetic.habits import GRIDS, SCREENS, habits_of
-from mvray.data.synthetic.ink import screened, sprite
+from mvray.data.synthetic.ink import apply_screen, sprite
 from mvray.data.synthetic.panels import Polygon, panels_of
 
 PAGE = (40.0, 50.0, 780.0, 1100.0)
@@ -69,8 +69,8 @@ def test_boxes_follow_a_sprite(angle_deg: float, mirror: bool) -> None:
 
 
 def test_screens_fit_together_across_panels() -> None:
-    whole = screened(Image.new("L", (300, 200), 150), SCREENS[0], (0, 0))
-    part = screened(Image.new("L", (100, 100), 150), SCREENS[0], (130, 70))
+    whole = apply_screen(Image.new("L", (300, 200), 150), SCREENS[0], (0, 0))
+    part = apply_screen(Image.new("L", (100, 100), 150), SCREENS[0], (130, 70))
     assert np.array_equal(np.asarray(whole.crop((130, 70, 230, 170))), np.asarray(part))
 
 

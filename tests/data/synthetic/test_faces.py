@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from mvray.data.synthetic import drawings, heads
-from mvray.data.synthetic.dressing import dressed, recoloured
+from mvray.data.synthetic.dressing import dress, recolour
 from mvray.data.synthetic.faces import compose, works_of
-from mvray.data.synthetic.looks import PLACES, Look, Worn, looks, told_apart
+from mvray.data.synthetic.looks import PLACES, Look, Worn, distinguishable, looks
 from mvray.data.synthetic.portraits import portrait
 
 CHARACTERS, PICTURES, SEED = 5, 4, 3
@@ -84,7 +84,7 @@ def test_another_seed_gives_other_characters() -> None:
 
 def test_no_two_characters_look_alike() -> None:
     for one, other in combinations(cast(200), 2):
-        assert told_apart(one, other), (one, other)
+        assert distinguishable(one, other), (one, other)
     assert len(looks(1000, np.random.default_rng(1))) == 1000
 
 
@@ -104,13 +104,13 @@ def test_told_apart_as_a_person_would() -> None:
     woman, baby = named("noto", "woman-of-moods"), named("noto", "baby")
     crown, bow = Worn("hat", "noto", "crown", 0), Worn("side", "noto", "ribbon", 0)
     bell = Worn("chin", "noto", "bell", 0)
-    assert told_apart(woman, named("twemoji", "woman-of-moods"))
-    assert told_apart(woman, replace(woman, hair=(44, 38, 46)))
-    assert told_apart(replace(woman, worn=(crown,)), woman)
-    assert not told_apart(woman, woman)
-    assert not told_apart(woman, replace(woman, worn=(bell,))), "a chin is often cut off"
-    assert not told_apart(replace(woman, worn=(crown, bow)), replace(woman, worn=(bow,))), "one may be taken off"
-    assert not told_apart(baby, replace(baby, hair=(44, 38, 46))), "one lock is not enough"
+    assert distinguishable(woman, named("twemoji", "woman-of-moods"))
+    assert distinguishable(woman, replace(woman, hair=(44, 38, 46)))
+    assert distinguishable(replace(woman, worn=(crown,)), woman)
+    assert not distinguishable(woman, woman)
+    assert not distinguishable(woman, replace(woman, worn=(bell,))), "a chin is often cut off"
+    assert not distinguishable(replace(woman, worn=(crown, bow)), replace(woman, worn=(bow,))), "one may be taken off"
+    assert not distinguishable(baby, replace(baby, hair=(44, 38, 46))), "one lock is not enough"
 
 
 def test_faces_are_where_they_are_drawn() -> None:
@@ -139,7 +139,7 @@ def test_all_that_is_worn_is_drawn() -> None:
 def test_hair_skin_and_clothes_take_the_looks_colours() -> None:
     look = named("twemoji", "woman-of-moods")
     old = np.asarray(drawings.drawing("twemoji", "woman-frowning").image).astype(int)
-    new = np.asarray(recoloured(look, "woman-frowning")).astype(int)
+    new = np.asarray(recolour(look, "woman-frowning")).astype(int)
     assert (new[..., 3] == old[..., 3]).all()
     for was, becomes in (((255, 172, 51), look.hair), ((255, 220, 93), look.skin), ((146, 106, 202), look.cloth)):
         painted = (np.abs(old[..., :3] - was).max(axis=-1) <= 2) & (old[..., 3] == 255)
@@ -152,10 +152,10 @@ def test_hair_skin_and_clothes_take_the_looks_colours() -> None:
 
 def test_what_is_worn_is_seen() -> None:
     look = named("noto", "woman-of-moods")
-    bare = np.asarray(dressed(look, "woman", ()))
+    bare = np.asarray(dress(look, "woman", ()))
     for place, subjects in PLACES.items():
         name, artists = next(iter(subjects.items()))
-        with_it = np.asarray(dressed(look, "woman", (Worn(place, artists[0], name, 0),)))
+        with_it = np.asarray(dress(look, "woman", (Worn(place, artists[0], name, 0),)))
         assert (np.abs(with_it.astype(int) - bare).max(axis=-1) > 30).sum() > 400, place
 
 
