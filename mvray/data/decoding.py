@@ -1,4 +1,4 @@
-"""Files of pictures to pixels: what is refused, and why, and how a picture is brought into one of two modes."""
+"""Decodes picture files to pixels in mode L or RGB, and refuses broken ones with a reason."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def uniform(key: int, count: int) -> list[float]:
 
 @dataclass(frozen=True)
 class View:
-    """The part of a picture that is seen, in shares of its width and height, and whether mirrored.
+    """The part of a picture that a sample shows, in shares of its width and height, and whether it is mirrored.
 
     ``numbers`` are the frames of a video; a picture has one, 0.
     """

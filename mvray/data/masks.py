@@ -46,7 +46,7 @@ SCENERY = frozenset(
 )
 """COCO's supercategories outdoor, furniture and appliance: what stands around, in "people and objects" left out."""
 MOST_INSTANCES = 32
-"""Of a frame, where instances are told apart; the best-scored ones."""
+"""The most instances of a frame that keep masks of their own; those with the best scores."""
 
 
 Keys = Any  # pa.ChunkedArray or pa.Array

@@ -147,7 +147,7 @@ def _give_up(folder: Path) -> None:
 
 
 def _write(file: Path, make: Callable[[Path], object]) -> bool:
-    """Make it, whole; False where there is no room."""
+    """Make the file as a whole; False where the disk is full."""
     partial = file.with_suffix(f".{uuid.uuid4().hex}")
     try:
         make(partial)

@@ -120,7 +120,7 @@ class Features(Generator):
         return as_table(columns, by_layer)
 
     def read(self, batch: Batch) -> dict[str, Tensor]:
-        """The features of a batch by layer, B x ... float32. Raises SettingError for what there is not."""
+        """The features of a batch by layer, B x ... float32. Raises SettingError for a missing layer."""
         if "image" not in batch:
             raise SettingError("Features are those of pictures; these samples are clips.")
         by_layer: dict[str, Tensor] = {}

@@ -135,7 +135,7 @@ def _page(
     matches: Sequence[Match],
     limit: float | None,
 ) -> str:
-    """The examples on top, then what was found, parted at the step's threshold where it has one."""
+    """The examples, then their matches, parted at the step's threshold where it has one."""
 
     def shots(some: Sequence[Match]) -> list[Shot]:
         rows = [(vectors.thumbnails[match.row], vectors.files[match.row], match.distance) for match in some]

@@ -1,7 +1,7 @@
 """`mvray group`: pictures of an unknown book, sorted into groups of the same character by a trained step.
 
 What is grouped are vectors of length 1 of one layer, as the paper does it (Yanagisawa et al., papers.md
-section 2): UMAP to 32 dimensions, HDBSCAN. How many groups there are is found, not told.
+section 2): UMAP to 32 dimensions, HDBSCAN. The number of groups is not a setting.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Grouping:
         return int(self.group.max(initial=-1)) + 1
 
     def members(self, group: int) -> np.ndarray:
-        """Its pictures, the most typical first; of those alone, such that what is alike is side by side."""
+        """The group's pictures, nearest to its middle first; those alone (-1) are ordered by the nearest group."""
         rows = np.flatnonzero(self.group == group)
         return rows[np.lexsort((rows, self.distance[rows], self.nearest[rows]))]
 
@@ -98,7 +98,7 @@ def least_size(pictures: int) -> int:
 
 
 def find_groups(vectors_ND: np.ndarray, min_size: int | None = None) -> Grouping:
-    """The groups among vectors of length 1, numbered from the largest; of equal ones the first seen comes first."""
+    """The groups among vectors of length 1, the largest first; equal sizes keep the order of their rows."""
     count = len(vectors_ND)
     if np.ptp(vectors_ND, axis=0).max(initial=0) < _SAME:
         labels_N = np.zeros(count, np.int64) if count > 1 else np.full(count, -1)

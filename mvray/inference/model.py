@@ -147,7 +147,7 @@ class Model:
         self.metrics: dict[str, float] = folder.read_json("metrics.json", dict)
 
     def look(self, files: Sequence[Path], note: Callable[[int], None] = lambda done: None) -> PictureVectors:
-        """The pictures as the network sees them; ``note`` is told how many are done.
+        """The pictures' vectors and thumbnails; ``note`` is called with the number of pictures done.
 
         Each core decodes a batch, each picture once, and takes it through the network by itself: torch's
         own threads wait for one another where others decode, and the last bits would depend on their number.
@@ -228,7 +228,7 @@ def _features(step: Train, method: Method, layer: str) -> Features:
 
 
 def _copy_sharing_weights(method: Method) -> Method:
-    """The method with the same weights and modules of its own: one predicts while another does in another thread."""
+    """A method with the same weights and its own modules, so that threads can predict side by side."""
     shared = (*method.parameters(), *method.buffers())
     return copy.deepcopy(method, {id(tensor): tensor for tensor in shared})
 

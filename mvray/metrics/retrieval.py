@@ -1,4 +1,4 @@
-"""How well vectors tell who is the same: pairs within a distance, and each picture's nearest.
+"""Retrieval by vectors: pairs within a distance, and the nearest of each picture.
 
 A pair of pictures counts as the same character where the distance of its vectors is at most a
 threshold, as in the source (papers.md, section 4: scikit-learn's NearestNeighbors with a distance threshold).
@@ -44,7 +44,7 @@ class Pairs:
 
     @property
     def precision(self) -> Array:
-        """Share of the same among the pairs within each threshold; 0 where there is no pair."""
+        """Precision: the share of pairs of one class among the pairs within each threshold; 0 without a pair."""
         share_T: Array = self.same / np.maximum(self.same + self.different, 1)
         return share_T
 
@@ -171,7 +171,7 @@ def scores(result: SearchResult, threshold: float | None = None) -> dict[str, fl
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The metric for Measure: how well the vectors in ``column`` tell who is the same.
+    """The metric for Measure: retrieval by the vectors in ``column``.
 
     ``threshold`` is the distance within which a pair counts as the same; None chooses the one with the best
     F1 on the split ``chosen_on`` and uses it for all splits. Numbers: ``threshold``; ``f1``, ``precision``

@@ -223,7 +223,7 @@ class _SeededSampler:
 
 @contextmanager
 def _training(stage: Any, draws: Sequence[int]) -> Iterator[None]:
-    """``stage`` gives losses, in eval mode too, and draws by these keys; what is inside it keeps its mode."""
+    """``stage`` computes losses also in eval mode and samples by these keys; its submodules keep their mode."""
     mode, sampler = stage.training, stage.fg_bg_sampler
     stage.training, stage.fg_bg_sampler = True, _SeededSampler(sampler, draws)
     try:

@@ -1,4 +1,4 @@
-"""Hiding parts of pictures: which pixels (masks) and what is put there (fills).
+"""Hides parts of pictures: masks say which pixels, fills say what replaces them.
 
 Pictures are B x C x H x W uint8 before and after; masks are B x H x W, True where the picture is
 hidden. Every random choice comes from the samples' draws (draws.py), so a sample is hidden alike in

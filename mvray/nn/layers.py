@@ -116,7 +116,7 @@ class Layers:
 
 @dataclass
 class _Reading:
-    """What a run has given so far, and after how many calls of each layer there is no more to come."""
+    """The outputs of a run so far, and the number of calls of each layer after which the run has all of them."""
 
     outputs: dict[str, Tensor]
     called: Counter[str]

@@ -38,7 +38,7 @@ def decode(counts: Sequence[bytes], height: int, width: int) -> np.ndarray:
 
 
 def _pixels(counts: bytes) -> int:
-    """How many pixels the runs have together; pycocotools leaves what is missing as it finds it in memory.
+    """The number of pixels of all runs; pycocotools does not initialise the pixels that runs leave out.
 
     A run is a little-endian number of 5 bits a character from "0" on, with its sign and a bit that says
     whether it goes on; from the fourth run on it is the difference to the run before the last one.

@@ -62,5 +62,5 @@ def agreement(maps_BThw: Tensor, masks_BTHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(values_BT: Tensor, known_BT: Tensor) -> Tensor:
-    """Mean over the known frames; NaN where there is none."""
+    """Mean over the known frames, B; NaN for a clip without one."""
     return torch.where(known_BT, values_BT, 0).sum(1) / known_BT.sum(1).float()

@@ -66,14 +66,14 @@ class SmallPyramid(torch.nn.Module):
 
 
 class SmallMaskRcnn(MaskRCNN):  # type: ignore[misc]
-    """A Mask R-CNN that also tells each pixel's class from the finest features, and what is an instance by both."""
+    """A Mask R-CNN that also classifies each pixel from the finest features and uses both for its instances."""
 
     def __init__(self, classes: int, **settings: Any) -> None:
         super().__init__(SmallPyramid(), **settings)
         self.semantic = torch.nn.Conv2d(OUT, classes, 1)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """As torchvision's; the masks of what is found are `agreed` with the pixels' classes."""
+        """As torchvision's; the masks of the instances are `agreed` with the pixels' classes."""
         if self.training:
             return super().forward(images, targets)
         sizes = [(image.shape[1], image.shape[2]) for image in images]

@@ -26,7 +26,7 @@ MOST_ENTROPY_BITS = float(np.log2(10))
 
 @dataclass(frozen=True)
 class _Variant:
-    """What a variant says of one sample: its attention (H x W, of a clip T x H x W) and whether it is right."""
+    """A variant's attention on one sample (H x W, of a clip T x H x W) and whether its prediction is right."""
 
     attention: np.ndarray
     right: bool
@@ -34,7 +34,7 @@ class _Variant:
 
 @dataclass(frozen=True)
 class _Example:
-    """A sample (H x W x 3, a clip T x H x W x 3), its row, and what each variant says of it."""
+    """A sample (H x W x 3 uint8, a clip T x H x W x 3), its row in the index, and each variant's result."""
 
     pixels: np.ndarray
     row: Mapping[str, Any]
@@ -110,7 +110,7 @@ def _picture(sample: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _sheet(sheet: Sheet, examples: Sequence[_Example], variants: Sequence[str], title: str) -> bytes:
-    """A row per sample: page, each variant's attention, and what was hidden."""
+    """A row per sample: the page, each variant's attention over it, and the page with its hidden part."""
     titles = ["page", *variants]
     lines = [
         [example.pixels, *(figures.overlay(example.pixels, variant.attention) for variant in example.variants)]

@@ -57,7 +57,7 @@ def _split(
 
 
 def _grouped_samples(planned: Planned, sheet: Groups) -> pa.Table:
-    """What the metric said of each sample, without the samples that it left out."""
+    """The metric's columns for each sample that it grouped."""
     table, column = samples_of(planned.folder), f"{sheet.metric}_group"
     if table is None or column not in table.column_names:
         columns = table.column_names if table is not None else []

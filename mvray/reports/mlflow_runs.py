@@ -131,7 +131,7 @@ class RunLog:
         self._tracker.end_run(run)
 
     def epochs(self, run: str, planned: Planned, history: list[dict[str, float]]) -> None:
-        """Metrics of each epoch; what was logged before is not sent again."""
+        """Log metrics of each epoch; epochs that were logged before are not sent again."""
         for row in history:
             self._tracker.metrics(run, {k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
 

@@ -1,4 +1,4 @@
-"""A job's report as text, JSON and a page of its own: what was found, how sure it is, what the paper has.
+"""A job's report as text, JSON and an HTML page: means, intervals, seeds and the paper's figures.
 
 A report is plain data: {"job", "steps": [{"name", "seed", "id", "path", "state", "seconds",
 "metrics"}], "table": {"rows": [{"name", "values": {metric: [per seed]}, "mean": {metric: v},

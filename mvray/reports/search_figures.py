@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     """A trial as `Study.collected` has it."""
 
 FEW = 5
-"""With fewer trials than this that were trained as far, nothing can be said of importance."""
+"""The least number of comparable trials for importances."""
 
 
 def pictures(search: Search, collected: Mapping[str, Any]) -> dict[str, bytes]:

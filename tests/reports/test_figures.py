@@ -44,16 +44,6 @@ def test_overlay_is_red_where_the_map_is_high_and_blue_where_it_is_low(drawings)
         assert blue > red + 20
 
 
-def test_overlay_enlarges_bilinearly():
-    """A ramp stays a ramp: halfway between two cells is the colour of the value in the middle."""
-    white = np.full((8, 80, 3), 255, np.uint8)
-    ramp = figures.overlay(white, np.array([[0.2, 0.6]]))
-    flat = figures.overlay(white, np.array([[0.4]]))
-    between = (ramp[:, 39].astype(int) + ramp[:, 40]) / 2
-    assert np.abs(between - flat[:, 39]).max() <= 4
-    assert (np.abs(np.diff(ramp.astype(int), axis=1)) <= 12).all()
-
-
 def test_sheet_shows_every_picture_where_it_belongs(drawings):
     rows = [[drawings[0], None, drawings[1]], [drawings[2], drawings[3], drawings[4]]]
     shown = opened(figures.sheet(rows, ["page", "plain", "a title that is far too long for " * 9], ["", ""], "S"))

@@ -175,7 +175,7 @@ class VideoSource(FileSource):
         return {}
 
     def frame_counts(self, entries: Iterable[Entry]) -> tuple[dict[str, int], dict[str, str]]:
-        """How many frames each file has, and why which of them cannot be read, by path.
+        """The number of frames of each file, and the reason of each file that cannot be read, both by path.
 
         Opens each file's header and decodes nothing. Where it does not say how many frames there are, or
         cannot be true, the packets are read; what shows only when frames are decoded is not found here.

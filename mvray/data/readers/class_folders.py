@@ -44,7 +44,7 @@ class ClassFolders(Shares):
 
     @abstractmethod
     def counted(self, entries: Sequence[Entry]) -> tuple[Mapping[str, int], Mapping[str, str]]:
-        """How many frames each file has, and why which of them cannot be read, by path."""
+        """The number of frames of each file, and the reason of each file that cannot be read, both by path."""
 
     def index(self) -> Index:
         self.storage.check(write=False)

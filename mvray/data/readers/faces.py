@@ -50,7 +50,7 @@ def faces_of(spreads: Sequence[Spread], book: Book, margin: float) -> tuple[list
 
 
 def _size(book: Book, number: int) -> tuple[int, int]:
-    """Width and height of a page in pixels; 0, on which there is no face, for what no page has."""
+    """Width and height of a page in pixels; 0 x 0 for a number that no page has, so that no face lies on it."""
     width, height = (round(side) if 1 <= side <= _LONGEST_PX else 0 for side in book.sizes[number])
     return width, height
 

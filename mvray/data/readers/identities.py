@@ -1,4 +1,4 @@
-"""A folder per identity, with any pictures in it: the layout of class_folders.py, for who learns to tell them apart.
+"""A folder of pictures per identity: the layout of class_folders.py for metric learning.
 
 ROOT/NAME/.../PICTURE.jpg               split by the settings, or
 ROOT/train/NAME/.../PICTURE.jpg         split by these folders: train, validation (or val), test, unseen
@@ -84,7 +84,7 @@ class Identities(Folder):
         return set(shuffled(names, self.split_seed)[: unseen_count(self.unseen, len(names), "identities")])
 
     def _untrained(self, good: Sequence[Entry], names: Sequence[str]) -> set[str]:
-        """Whoever has no picture in train/. Raises DataError where a name is in unseen/ and in train/."""
+        """The identities without a picture in train/. Raises DataError where a name is in both unseen/ and train/."""
         folders = {UNSEEN: set[str](), "train": set[str]()}
         for entry, name in zip(good, names, strict=True):
             folders.setdefault(entry.path.partition("/")[0], set()).add(name)

@@ -177,7 +177,7 @@ class Manga109Faces(SpreadSource):
         return Index(table, classes, tuple(bad), unseen)
 
     def _books(self, top: str, titles: Sequence[str]) -> tuple[str, dict[str, Book], list[BadRecord]]:
-        """The folder of annotations, what is in it, and notes on works without. Raises DataError for none at all."""
+        """The folder of annotations, its books, and notes on works without one. Raises DataError without any."""
         folder = annotations_of(self.storage, top)
         books, notes = books_of(self.storage, folder, titles, ("face",), "its work is left out")
         if not books:

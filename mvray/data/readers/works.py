@@ -110,7 +110,7 @@ def set_apart(titles: Sequence[str], amount: float, seed: int) -> list[str]:
 
 
 def one_per_author(titles: Iterable[str], authors: dict[str, str], named: Collection[str], seed: int) -> list[str]:
-    """Of ``titles``, those that are ``named``, and the first in drawn order of each author who has none there."""
+    """The ``titles`` that are ``named``, and one title, drawn by ``seed``, of each author without a named one."""
     taken = {authors[title] for title in named}
     kept = [title for title in titles if title in named]
     for title in shuffled(set(titles) - set(named), seed):

@@ -337,7 +337,7 @@ class _Run:
 
 @contextmanager
 def _open_file(file: str | Path | bytes | IO[bytes]) -> Iterator[IO[bytes]]:
-    """The file at its start; what was open before stays open."""
+    """The file at its start; a file that the caller opened stays open."""
     if isinstance(file, str | Path | bytes):
         with io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
             yield opened

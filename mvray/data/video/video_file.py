@@ -1,4 +1,4 @@
-"""Cheap checks of a video file as a whole: is it all there, and if it is no video, what is it?"""
+"""Cheap checks of a video file: whether it is complete, and what it is where it is no video."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ Annotation = dict[str, Any]
 
 
 def _by_name(whole: dict[str, Any]) -> dict[str, dict[int, list[Annotation]]]:
-    """name of the picture or video -> number of the frame -> what is in it."""
+    """Annotations by the picture's or video's name, then by the frame's number."""
     if "videos" in whole:
         return _videos(whole["videos"], whole["annotations"])
     by_image: dict[Any, list[Annotation]] = {image["id"]: [] for image in whole["images"]}

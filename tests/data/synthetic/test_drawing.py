@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from mvray.data.synthetic import drawings, subjects
 from mvray.data.synthetic.casting import casts, face_of
-from mvray.data.synthetic.habits import GRIDS, SCREENS, habits_of
-from mvray.data.synthetic.ink import apply_screen, sprite
+from mvray.data.synthetic.habits import GRIDS, habits_of
+from mvray.data.synthetic.ink import sprite
 from mvray.data.synthetic.panels import Polygon, panels_of
 
 PAGE = (40.0, 50.0, 780.0, 1100.0)
@@ -68,14 +68,8 @@ def test_boxes_follow_a_sprite(angle_deg: float, mirror: bool) -> None:
     assert np.asarray(made.image)[np.asarray(made.body) > 128].mean() > 110, "the alien is dark all over"
 
 
-def test_screens_fit_together_across_panels() -> None:
-    whole = apply_screen(Image.new("L", (300, 200), 150), SCREENS[0], (0, 0))
-    part = apply_screen(Image.new("L", (100, 100), 150), SCREENS[0], (130, 70))
-    assert np.array_equal(np.asarray(whole.crop((130, 70, 230, 170))), np.asarray(part))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_panels_fill_the_page_without_touching(seed: int) -> None:
     rng = np.random.default_rng(seed)
     habits = habits_of(10, rng)
