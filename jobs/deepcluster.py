@@ -88,12 +88,12 @@ def job(tiny: bool = False) -> Job:
     scale = models["dc"].scale
     scores: dict[str, Measure] = {}
     for name, model in models.items():
-        made = Generate(f"features-{name}", features.Config(of=model, layers=LAYERS), unseen, scale)
+        vectors = Generate(f"features-{name}", features.Config(of=model, layers=LAYERS), unseen, scale)
         metrics = tuple(Clusters(layer, layer, Umap(32), Hdbscan(10, 1), map=layer == MAPPED) for layer in LAYERS)
-        scores[name] = Measure(f"groups-{name}", unseen.with_columns(made), metrics)
-    made = Generate("pixels", features.Config(layers=("pixels",)), unseen, scale)
+        scores[name] = Measure(f"groups-{name}", unseen.with_columns(vectors), metrics)
+    vectors = Generate("pixels", features.Config(layers=("pixels",)), unseen, scale)
     pixels = Measure(
-        "groups-pixels", unseen.with_columns(made), (Clusters("pixels", "pixels", Umap(32), Hdbscan(10, 1)),)
+        "groups-pixels", unseen.with_columns(vectors), (Clusters("pixels", "pixels", Umap(32), Hdbscan(10, 1)),)
     )
 
     rows = [

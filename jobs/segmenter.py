@@ -32,17 +32,17 @@ def steps(tiny: bool) -> tuple[Data, Generate, Train]:
         clips = Data(UCF101(), Clips(240, 240, frames=2, every=16, short_side=(240, 320), test_side=240))
         scale = Scale(workers=4, loader_workers=6)
     truth = Generate("truth", instance_masks.Config(files.Config("instances.json")), Data(UCF101()), scale)
-    seen = clips.with_masks(truth, Masks(union=False))
-    return seen, truth, _small(seen, scale) if tiny else _whole(seen, scale)
+    data = clips.with_masks(truth, Masks(union=False))
+    return data, truth, _small(data, scale) if tiny else _whole(data, scale)
 
 
-def _whole(seen: Data, scale: Scale) -> Train:
+def _whole(data: Data, scale: Scale) -> Train:
     method = mask_rcnn.Config(network="maskrcnn_resnet50_fpn", distort=0.3, least_score=LEAST_SCORE)
     optim = Optim(lr=0.02, momentum=0.9, weight_decay=1e-4, batch_size=16, epochs=24, schedule="cosine")
-    return Train("segmenter", method, seen, optim, select="mask_iou", scale=scale)
+    return Train("segmenter", method, data, optim, select="mask_iou", scale=scale)
 
 
-def _small(seen: Data, scale: Scale) -> Train:
+def _small(data: Data, scale: Scale) -> Train:
     """Outlines first: a step over pixels' classes is half of the work of one over instances."""
     method = mask_rcnn.Config(distort=0.5, paste=0.5, least_score=LEAST_SCORE)
     optim = Optim(
@@ -55,16 +55,16 @@ def _small(seen: Data, scale: Scale) -> Train:
         warmup_epochs=12,
         clip_norm=5.0,
     )
-    pixels = Train("pixels", replace(method, learns=mask_rcnn.PIXELS), seen, optim, select="union_iou", scale=scale)
+    pixels = Train("pixels", replace(method, learns=mask_rcnn.PIXELS), data, optim, select="union_iou", scale=scale)
     optim = replace(optim, lr=0.002, epochs=50, warmup_epochs=4)
-    return Train("segmenter", method, seen, optim, start_from=pixels, select="mask_iou", scale=scale)
+    return Train("segmenter", method, data, optim, start_from=pixels, select="mask_iou", scale=scale)
 
 
 def job(tiny: bool = False) -> Job:
     """Train it, and compare its masks with the true ones."""
-    seen, _, segmenter = steps(tiny)
-    found = Generate("found", predictions.Config(of=segmenter, batch_size=8), seen.test, segmenter.scale)
-    score = Measure("score", Data(seen.source, seen.pictures).test.with_columns(found), (metrics.MaskAgreement(),))
+    data, _, segmenter = steps(tiny)
+    predicted = Generate("found", predictions.Config(of=segmenter, batch_size=8), data.test, segmenter.scale)
+    score = Measure("score", Data(data.source, data.pictures).test.with_columns(predicted), (metrics.MaskAgreement(),))
     table = Table(
         rows=(Row("small Mask R-CNN" if tiny else "Mask R-CNN", score),),
         columns=(

@@ -319,6 +319,6 @@ def _log_search(log: RunLog, searched: Study) -> None:
         return
     log.pictures(search_figures.pictures(searched.search, collected))
     verdict = search_table.verdict(collected)
-    log.said(
+    log.set_tags(
         {"mvray.best": collected["set"], "mvray.best_trial": str(collected["best"]), "mlflow.note.content": verdict}
     )

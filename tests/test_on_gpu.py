@@ -331,7 +331,7 @@ def test_pictures_are_hidden_alike(how: str) -> None:
     for device in ("cpu", "cuda"):
         draw = draw_B.to(device)
         mask_BHW = (
-            hiding.rectangle_mask(draw, 60, 45, (0.02, 0.4), (0.3, 3.3)) & hiding.chosen(draw, 0.7)[:, None, None]
+            hiding.rectangle_mask(draw, 60, 45, (0.02, 0.4), (0.3, 3.3)) & hiding.is_hidden(draw, 0.7)[:, None, None]
         )
         found.append(hiding.fill(images_BCHW.to(device), mask_BHW, how, draw).cpu())
     apart = (found[0].int() - found[1].int()).abs()

@@ -1,33 +1,36 @@
 """Samples: the way from files in a public layout to batches, and the columns that are joined to them."""
 
 from mvray.data import node_cache, sampler
-from mvray.data.bad_files import Unreadable, as_table, check
-from mvray.data.columns import Joined, joined
+from mvray.data.bad_files import as_table, check
+from mvray.data.columns import ColumnReader, open_columns
 from mvray.data.dataset import SampleDataset
+from mvray.data.decoding import Unreadable, open_upright, pixels_of
 from mvray.data.fingerprint import fingerprint
 from mvray.data.frames import frames
-from mvray.data.geometry import ClipView, View, seen
-from mvray.data.loader import dataset, loader, readable
+from mvray.data.geometry import ClipView, View, cut_view
+from mvray.data.loader import dataset, loader, readable_samples
 from mvray.data.tables import metadata_of, read_table, write_table
 
 __all__ = [
     "ClipView",
-    "Joined",
+    "ColumnReader",
     "SampleDataset",
     "Unreadable",
     "View",
     "as_table",
     "check",
+    "cut_view",
     "dataset",
     "fingerprint",
     "frames",
-    "joined",
     "loader",
     "metadata_of",
     "node_cache",
+    "open_columns",
+    "open_upright",
+    "pixels_of",
     "read_table",
-    "readable",
+    "readable_samples",
     "sampler",
-    "seen",
     "write_table",
 ]

@@ -6,16 +6,14 @@ decoded to decide. What a video costs is in data/video/video_file.py.
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
-from PIL.ImageFile import ImageFile
 
+from mvray.data.decoding import Unreadable, load_pixels, not_a_picture, open_picture
 from mvray.errors import DataError
 from mvray.experiment import BadRecord
 
@@ -25,51 +23,14 @@ if TYPE_CHECKING:
     from mvray.experiment import Index
     from mvray.storage import Entry, Storage
 
-MAX_MEGAPIXELS = 100
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow knows others, some of which start programs
 _HEAD_BYTES = 16 << 10
 _TAIL_BYTES = 16
 _THREADS = 16
-
-# Pillow's own limit is lower and a warning first; open_picture holds ours before anything is decoded.
-Image.MAX_IMAGE_PIXELS = None
-
-
-class Unreadable(Exception):
-    """A sample that cannot be read; ``reason`` says why in words."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Note(BadRecord):
     """Something beside the pictures that could not be used: listed, but no sample is left out for it."""
-
-
-def open_picture(data: bytes) -> ImageFile:
-    """The picture in ``data``, its pixels not yet decoded. Raises Unreadable."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
-        raise Unreadable(_not_a_picture(data) or f"broken header ({error})") from error
-    width, height = image.size
-    if width * height > MAX_MEGAPIXELS * 1_000_000:
-        raise Unreadable(f"{width} x {height} pixels, more than {MAX_MEGAPIXELS} megapixels")
-    image.decodermaxblock = len(data)  # decode in one call, so that threads pass the interpreter lock on once
-    return image
-
-
-def decoded(image: Image.Image) -> Image.Image:
-    """``image`` with its pixels. Raises Unreadable."""
-    try:
-        image.load()
-    except Exception as error:  # as above
-        raise Unreadable(f"truncated or broken ({error})") from error
-    return image
 
 
 def inspect(
@@ -84,22 +45,22 @@ def inspect(
     listed = list(entries)
 
     def reasons(every: int) -> dict[str, str]:
-        found = {}
+        by_path = {}
         for entry in listed[every::_THREADS]:
             try:
                 if entry.size == 0:
-                    there = storage.exists(entry.path)
-                    raise Unreadable("empty (0 bytes)" if there else "a link to a file that is not there")
+                    exists = storage.exists(entry.path)
+                    raise Unreadable("empty (0 bytes)" if exists else "a link to a file that is not there")
                 (look or _look_at_picture)(storage, entry)
             except PermissionError as error:
-                found[entry.path] = f"no permission to read it ({error.strerror or error})"
+                by_path[entry.path] = f"no permission to read it ({error.strerror or error})"
             except Unreadable as error:
-                found[entry.path] = error.reason
-        return found
+                by_path[entry.path] = error.reason
+        return by_path
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = {path: reason for some in pool.map(reasons, range(_THREADS)) for path, reason in some.items()}
-    return {entry.path: found[entry.path] for entry in listed if entry.path in found}
+        by_path = {path: reason for some in pool.map(reasons, range(_THREADS)) for path, reason in some.items()}
+    return {entry.path: by_path[entry.path] for entry in listed if entry.path in by_path}
 
 
 def check(index: Index, max_bad_fraction: float) -> None:
@@ -132,7 +93,7 @@ def _look_at_picture(storage: Storage, entry: Entry) -> None:
     """Raises Unreadable where the picture is bad."""
     path, size = entry.path, entry.size
     head = storage.read_range(path, 0, _HEAD_BYTES)
-    if why := _not_a_picture(head):
+    if why := not_a_picture(head):
         raise Unreadable(why)
     tail = storage.read_range(path, size - _TAIL_BYTES, _TAIL_BYTES) if size > len(head) else head
     if _ends_well(head, tail, size) and _header_is_sound(head, size):
@@ -140,7 +101,7 @@ def _look_at_picture(storage: Storage, entry: Entry) -> None:
     data = storage.read(path)
     if data.startswith(b"\xff\xd8") and data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) < 0:
         raise Unreadable(f"truncated (a JPEG of {size} bytes without its end)")
-    decoded(open_picture(data))
+    load_pixels(open_picture(data))
 
 
 def _header_is_sound(head: bytes, size: int) -> bool:
@@ -167,27 +128,3 @@ def _ends_well(head: bytes, tail: bytes, size: int) -> bool:
     if head.startswith(b"RIFF"):
         return int.from_bytes(head[4:8], "little") + 8 == size
     return False
-
-
-def is_picture(head: bytes) -> bool:
-    """Whether a file that starts with ``head`` looks like a picture."""
-    return head.startswith(_PICTURE_STARTS)
-
-
-def looks_like(head: bytes) -> str:
-    """What a file that starts with ``head`` is instead of what it should be, for a message."""
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer (fetch the real file with git lfs pull)"
-    if not head:
-        return "it is empty"
-    try:
-        text = head[:200].decode("utf-8", errors="strict" if len(head) <= 200 else "ignore")
-    except UnicodeDecodeError:
-        text = ""
-    if text and all(letter.isprintable() or letter.isspace() for letter in text):
-        return f"text that starts with {' '.join(text.split())[:40]!r}"
-    return f"starts with the bytes {head[:8].hex(' ')}"
-
-
-def _not_a_picture(head: bytes) -> str | None:
-    return None if is_picture(head) else f"not a picture: {looks_like(head)}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from mvray.data.columns import Joined
+    from mvray.data.columns import ColumnReader
     from mvray.experiment import Clips, Source
 
 
@@ -25,7 +25,12 @@ class ClipDataset(SampleDataset):
     kind = "videos"
 
     def __init__(
-        self, source: Source, rows: pa.Table, clips: Clips, columns: Mapping[str, Joined] | None = None, **how: Any
+        self,
+        source: Source,
+        rows: pa.Table,
+        clips: Clips,
+        columns: Mapping[str, ColumnReader] | None = None,
+        **how: Any,
     ) -> None:
         from mvray.data.readers.base import VideoSource
 
@@ -44,5 +49,5 @@ class ClipDataset(SampleDataset):
     def sample(self, row: int, key: int) -> tuple[dict[str, np.ndarray], View]:
         with self._source.open(self._locations[row]) as video:
             clip = ClipView.of(self._clips, video.count, video.height, video.width, key if self._train else None)
-            frames_THWC = clip.cut(video.frames(clip.numbers, *clip.scaled))
+            frames_THWC = clip.cut(video.frames(clip.numbers, *clip.scaled_size))
         return {"clip": np.ascontiguousarray(frames_THWC.transpose(3, 0, 1, 2))}, clip.view

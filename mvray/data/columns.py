@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pyarrow as pa
 
-from mvray.data.geometry import seen
-from mvray.data.masks import MaskColumn, found_in
-from mvray.data.node_cache import made_once, node_folder
+from mvray.data.geometry import cut_view
+from mvray.data.masks import MaskColumn, positions_of
+from mvray.data.node_cache import build_once, node_folder
 from mvray.data.tables import read_table
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Masks
@@ -38,7 +38,7 @@ def map_field(name: str, height: int, width: int, kind: str = "float16") -> pa.F
     return pa.field(name, type_, metadata={"shape": f"{height},{width}"})
 
 
-class Joined(Protocol):
+class ColumnReader(Protocol):
     """A column as a data set uses it."""
 
     def lookup(self, keys: pa.ChunkedArray | pa.Array, max_missing: float = 0.0) -> np.ndarray: ...
@@ -71,7 +71,7 @@ class Column:
 
         Raises DataError where more than the share ``max_missing`` has none.
         """
-        return found_in(keys, self._keys, self.name, max_missing)
+        return positions_of(keys, self._keys, self.name, max_missing)
 
     def sample(self, position: int, height: int, width: int, view: View) -> dict[str, np.ndarray]:
         """The value; a map as H x W float32 in 0..1."""
@@ -81,7 +81,7 @@ class Column:
         map_hw = value.astype(np.float32)
         if value.dtype == np.uint8:
             map_hw /= 255
-        return {self.name: np.ascontiguousarray(seen(map_hw, height, width, view))}
+        return {self.name: np.ascontiguousarray(cut_view(map_hw, height, width, view))}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -96,7 +96,7 @@ class Columns:
     """The columns of one Generate step's output."""
 
     @staticmethod
-    def open(uri: str, cache: Path | None = None, masks: Masks = Masks()) -> Mapping[str, Joined]:
+    def open(uri: str, cache: Path | None = None, masks: Masks = Masks()) -> Mapping[str, ColumnReader]:
         """The payload columns below the step's folder ``uri``, by name. Raises DataError where there are none."""
         table = _local_copy(Storage(uri), cache or node_folder("columns"))
         if "frame" in table.column_names:
@@ -104,19 +104,19 @@ class Columns:
         return {name: Column(table, name) for name in table.column_names if name != "key"}
 
 
-def joined(
+def open_columns(
     uris: Sequence[str], needed: Sequence[str], who: str, masks: Masks, used: Sequence[str] = ()
-) -> dict[str, Joined]:
+) -> dict[str, ColumnReader]:
     """The columns ``needed``, of the Generate steps whose folders are ``uris``, and those of ``used`` that are there.
 
     Raises SettingError where one is made by none of the steps, or by two.
     """
     opened = [Columns.open(uri, masks=masks) for uri in uris]
-    names = (*needed, *(name for name in used if name not in needed and any(name in each for each in opened)))
+    names = (*needed, *(name for name in used if name not in needed and any(name in columns for columns in opened)))
     for name in names:
-        if (found := sum(name in columns for columns in opened)) != 1:
+        if (makers := sum(name in columns for columns in opened)) != 1:
             raise SettingError(
-                f"Step {who!r} needs the column {name!r} of one Generate step; {found} of the "
+                f"Step {who!r} needs the column {name!r} of one Generate step; {makers} of the "
                 f"{len(opened)} that its data is joined with make it. Mend the job's with_columns()."
             )
     return {name: columns[name] for columns in opened for name in columns if name in names}
@@ -131,8 +131,8 @@ def _shape(field: pa.Field) -> tuple[int, ...]:
             f"The generated column {field.name!r} is of type {kind}; training can join numbers and fixed-size lists "
             "of numbers. Leave this step out of with_columns()."
         )
-    given = (field.metadata or {}).get(b"shape")
-    return tuple(int(side) for side in given.split(b",")) if given else (kind.list_size,)
+    sides = (field.metadata or {}).get(b"shape")
+    return tuple(int(side) for side in sides.split(b",")) if sides else (kind.list_size,)
 
 
 def _values(chunk: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
@@ -155,7 +155,7 @@ def _local_copy(storage: Storage, cache: Path) -> pa.Table:
         hashed.update(storage.read("step.json"))  # holds timings, so it tells executions of a step apart
     file = cache / f"{hashed.hexdigest()[:32]}.arrow"
     paths = [shard.path for shard in shards]
-    if made_once(file, lambda partial: _convert(storage, paths, partial)) is None:
+    if build_once(file, lambda partial: _convert(storage, paths, partial)) is None:
         first, *others = (read_table(storage, path) for path in paths)
         return pa.concat_tables([first, *(other.cast(first.schema) for other in others)])
     with pa.memory_map(str(file)) as source:

@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from mvray.data.bad_files import Unreadable
-from mvray.data.node_cache import made_once, node_folder
-from mvray.data.readers.base import picture
+from mvray.data.decoding import Unreadable, open_upright
+from mvray.data.node_cache import build_once, node_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,7 +111,7 @@ class Crops:
         return np.frombuffer(pixels, np.uint8).reshape(self._sizes[row])
 
 
-def opened(
+def open_crops(
     name: str,
     pictures: Sequence[CutPicture],
     most_px: int,
@@ -124,10 +123,10 @@ def opened(
     ``name`` tells pictures of equal paths and sizes apart: the root's address and what is in it. ``read``
     gives a file's content. A picture that cannot be decoded has no crops here. None where the disk is full.
     """
-    asked = hashlib.sha256(repr((_LAYOUT, name, most_px, [tuple(each) for each in pictures])).encode())
-    file = (cache or node_folder("crops")) / f"{asked.hexdigest()[:32]}.arrow"
-    made = made_once(file, lambda partial: _write(pictures, most_px, read, partial))
-    return Crops(made) if made else None
+    digest = hashlib.sha256(repr((_LAYOUT, name, most_px, [tuple(cut_picture) for cut_picture in pictures])).encode())
+    file = (cache or node_folder("crops")) / f"{digest.hexdigest()[:32]}.arrow"
+    path = build_once(file, lambda partial: _write(pictures, most_px, read, partial))
+    return Crops(path) if path else None
 
 
 def _key(location: str, part: str) -> str:
@@ -142,21 +141,24 @@ def _write(pictures: Sequence[CutPicture], most_px: int, read: Callable[[str], b
         pa.ipc.new_file(sink, _SCHEMA) as writer,
         ThreadPoolExecutor(threads, thread_name_prefix="crop") as pool,
     ):
-        for batch in pool.map(lambda each: _batch(each, most_px, read), pictures):
+        for batch in pool.map(lambda picture: _batch(picture, most_px, read), pictures):
             writer.write_batch(batch)
 
 
-def _batch(each: CutPicture, most_px: int, read: Callable[[str], bytes]) -> pa.RecordBatch:
+def _batch(picture: CutPicture, most_px: int, read: Callable[[str], bytes]) -> pa.RecordBatch:
     try:
-        image = whole(read(each.file.path))
+        image = decode_whole(read(picture.file.path))
     except Unreadable:  # asked for again, and said why, when a crop of it is read: it may be mended until then
         return pa.RecordBatch.from_pylist([], schema=_SCHEMA)
-    crops = {_key(each.file.path, str(cut)): crop(image, cut, (each.width, each.height), most_px) for cut in each.cuts}
+    crops = {
+        _key(picture.file.path, str(cut)): crop(image, cut, (picture.width, picture.height), most_px)
+        for cut in picture.cuts
+    }
     heights, widths = ([array.shape[i] for array in crops.values()] for i in (0, 1))
     columns = list(crops), heights, widths, [array.tobytes() for array in crops.values()]
     return pa.record_batch([pa.array(column, f.type) for column, f in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
 
 
-def whole(data: bytes) -> Image.Image:
+def decode_whole(data: bytes) -> Image.Image:
     """The picture in ``data``, grey, at its own size. Raises Unreadable."""
-    return picture(data, 1 << 30, 1 << 30, grey=True)
+    return open_upright(data, 1 << 30, 1 << 30, grey=True)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mvray.data.bad_files import Unreadable
+from mvray.data.decoding import Unreadable
 from mvray.data.geometry import View, sample_key
 from mvray.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from mvray.data.columns import Joined
+    from mvray.data.columns import ColumnReader
 
 
 class SampleDataset(ABC):
@@ -40,7 +40,7 @@ class SampleDataset(ABC):
     def __init__(
         self,
         rows: pa.Table,
-        columns: Mapping[str, Joined] | None = None,
+        columns: Mapping[str, ColumnReader] | None = None,
         *,
         seed: int = 0,
         train: bool = False,
@@ -55,8 +55,8 @@ class SampleDataset(ABC):
         }
         self.failures: dict[int, str] = {
             int(row): f"has no {name!r}"
-            for name, (_, found) in self._columns.items()
-            for row in (found < 0).nonzero()[0]
+            for name, (_, positions) in self._columns.items()
+            for row in (positions < 0).nonzero()[0]
         }
 
     def __len__(self) -> int:
@@ -79,10 +79,10 @@ class SampleDataset(ABC):
         """
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, np.ndarray]:
-        asked, epoch = int(at[0]), int(at[1])
-        key = sample_key(self._seed, epoch, asked)
+        requested, epoch = int(at[0]), int(at[1])
+        key = sample_key(self._seed, epoch, requested)
         for step in range(len(self)):
-            row = (asked + step) % len(self)
+            row = (requested + step) % len(self)
             if row in self.failures:
                 continue
             try:
@@ -90,10 +90,10 @@ class SampleDataset(ABC):
             except Unreadable as error:
                 self.failures[row] = error.reason
                 continue
-            numbers = {"label": self._labels[row], "index": row, "draw": key, "bad": asked if step else -1}
+            numbers = {"label": self._labels[row], "index": row, "draw": key, "bad": requested if step else -1}
             sample |= {name: np.asarray(number, np.int64) for name, number in numbers.items()}
-            for column, found in self._columns.values():
-                sample |= column.sample(found[row], *self.size, view)
+            for column, positions in self._columns.values():
+                sample |= column.sample(positions[row], *self.size, view)
             return sample
         first = next(iter(self.failures.items()))
         raise DataError(

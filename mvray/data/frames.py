@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvray.data.bad_files import Unreadable
+from mvray.data.decoding import Unreadable
 from mvray.data.readers.base import FileSource, VideoSource
 from mvray.experiment import Frame
 
@@ -38,7 +38,7 @@ class _Reader(threading.Thread):
 
     def run(self) -> None:
         try:
-            for number, pixels in _decoded(self._source, self._row["location"], self._row["part"], self._every):
+            for number, pixels in _frames_of(self._source, self._row["location"], self._row["part"], self._every):
                 if not self._put(Frame(self._row["key"], number, pixels)):
                     return
             self._put(_END)
@@ -56,7 +56,7 @@ class _Reader(threading.Thread):
         return False
 
 
-def _decoded(source: Source, location: str, part: str, every: int) -> Iterator[tuple[int, np.ndarray]]:
+def _frames_of(source: Source, location: str, part: str, every: int) -> Iterator[tuple[int, np.ndarray]]:
     if isinstance(source, VideoSource):
         with source.open(location, once=True) as video:
             yield from video.every(every)

@@ -19,7 +19,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _GEOMETRY = -1  # the stream of the sample's key that is used here; nn/draws.py has those from 0 on
 
 
-def _mixed(word: int) -> int:
+def _mix(word: int) -> int:
     """splitmix64's output function (Steele, Lea, Flood 2014)."""
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _64
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB & _64
@@ -30,19 +30,19 @@ def sample_key(seed: int, epoch: int, row: int) -> int:
     """The sample's own random key for this epoch: an int64, ``batch["draw"]``."""
     word = 0
     for part in (seed, epoch, row):
-        word = _mixed((word + _GOLDEN + part) & _64)
+        word = _mix((word + _GOLDEN + part) & _64)
     return word - 2**64 if word >= 2**63 else word
 
 
 def uniform(key: int, count: int) -> list[float]:
     """Numbers in [0, 1) that belong to ``key``, as nn/draws.py makes them."""
-    start = _mixed((_mixed((key + _GOLDEN) & _64) + _GEOMETRY * _GOLDEN) & _64)
-    return [(_mixed((start + i * _GOLDEN) & _64) >> 11) * 2.0**-53 for i in range(1, count + 1)]
+    start = _mix((_mix((key + _GOLDEN) & _64) + _GEOMETRY * _GOLDEN) & _64)
+    return [(_mix((start + i * _GOLDEN) & _64) >> 11) * 2.0**-53 for i in range(1, count + 1)]
 
 
 @dataclass(frozen=True)
 class View:
-    """The part of a picture that is seen, in shares of its width and height, and whether mirrored.
+    """The part of a picture that a sample shows, in shares of its width and height, and whether it is mirrored.
 
     ``numbers`` are the frames of a video; a picture has one, 0.
     """
@@ -55,7 +55,7 @@ class View:
     numbers: Sequence[int] = (0,)
 
     @classmethod
-    def drawn(cls, pictures: Pictures, key: int) -> View:
+    def random(cls, pictures: Pictures, key: int) -> View:
         """A crop of the picture's own proportions, ``pictures.crop_scale`` of its area, perhaps mirrored."""
         mirror, scale, x, y = uniform(key, 4)
         least, most = pictures.crop_scale
@@ -66,10 +66,10 @@ class View:
 
 @dataclass(frozen=True)
 class ClipView:
-    """Where a clip is cut: frames ``numbers``, scaled to ``scaled`` (height, width), cut at ``top``, ``left``."""
+    """Where a clip is cut: frames ``numbers``, scaled to ``scaled_size`` (height, width), cut at ``top``, ``left``."""
 
     numbers: list[int]
-    scaled: tuple[int, int]
+    scaled_size: tuple[int, int]
     top: int
     left: int
     height: int
@@ -91,7 +91,7 @@ class ClipView:
         first = int(begin * (spare + 1)) if key is not None else spare // 2
         return cls(
             numbers=[(first + i * clips.every) % count for i in range(clips.frames)],
-            scaled=scaled,
+            scaled_size=scaled,
             top=int(y * (scaled[0] - clips.height + 1)),
             left=int(x * (scaled[1] - clips.width + 1)),
             height=clips.height,
@@ -107,12 +107,12 @@ class ClipView:
     @property
     def view(self) -> View:
         """The same part for masks and maps."""
-        high, wide = self.scaled
+        high, wide = self.scaled_size
         x0, y0 = self.left / wide, self.top / high
         return View(x0, y0, x0 + self.width / wide, y0 + self.height / high, self.mirrored, self.numbers)
 
 
-def seen(
+def cut_view(
     array: np.ndarray,
     height: int,
     width: int,

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from mvray.data.columns import Joined
+    from mvray.data.columns import ColumnReader
     from mvray.experiment import Data
 
 
 def dataset(
     data: Data,
     rows: pa.Table,
-    columns: Mapping[str, Joined] | None = None,
+    columns: Mapping[str, ColumnReader] | None = None,
     *,
     seed: int = 0,
     train: bool = False,
@@ -34,14 +34,14 @@ def dataset(
 
     if isinstance(data.source, FileSource):
         data.source.expect(rows)
-    given = {"seed": seed, "train": train, "max_bad_fraction": data.max_bad_fraction}
+    options = {"seed": seed, "train": train, "max_bad_fraction": data.max_bad_fraction}
     if isinstance(data.pictures, Clips):
         from mvray.data.clips import ClipDataset
 
-        return ClipDataset(data.source, rows, data.pictures, columns, **given)
+        return ClipDataset(data.source, rows, data.pictures, columns, **options)
     from mvray.data.pictures import PictureDataset
 
-    return PictureDataset(data.source, rows, data.pictures, columns, **given)
+    return PictureDataset(data.source, rows, data.pictures, columns, **options)
 
 
 def collate(samples: Sequence[Mapping[str, np.ndarray]], pin: bool = False) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def collate(samples: Sequence[Mapping[str, np.ndarray]], pin: bool = False) -> d
     return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
 
 
-def readable(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def readable_samples(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The samples of a batch that could be decoded. On the CPU: a GPU would have to be waited for."""
     kept = batch["bad"] < 0
     return batch if bool(kept.all()) else {name: values[kept] for name, values in batch.items()}
@@ -81,7 +81,7 @@ def loader(
         for rows in order:
             samples = [pool.submit(dataset.__getitem__, (row, epoch)) for row in rows]
             # Started after its samples are, by whichever thread is free: it never waits for itself.
-            ahead.append((len(rows), pool.submit(_collated, samples, pin)))
+            ahead.append((len(rows), pool.submit(_batch_of, samples, pin)))
             while len(ahead) > 1 and sum(count for count, _ in ahead) > 4 * workers + len(rows):
                 yield ahead.popleft()[1].result()
         while ahead:
@@ -90,5 +90,5 @@ def loader(
         pool.shutdown(cancel_futures=True)
 
 
-def _collated(samples: Sequence[Future[dict[str, np.ndarray]]], pin: bool) -> dict[str, Tensor]:
+def _batch_of(samples: Sequence[Future[dict[str, np.ndarray]]], pin: bool) -> dict[str, Tensor]:
     return collate([sample.result() for sample in samples], pin)

@@ -1,5 +1,5 @@
 """Files that a node's processes share, in a folder of this user alone: what they make once and map into memory
-(`made_once`), and what they have fetched and read again (`kept`).
+(`build_once`), and what they have fetched and read again (`fetch_once`).
 
 They are copies of what lies elsewhere, so any of them may be removed: those that nobody opened for long, and
 the longest unused ones where all of them are more than `limit` allows, but never what a process that lives has
@@ -49,7 +49,7 @@ _open: dict[Path, int] = {}
 _told: set[Path] = set()
 
 
-def begin(gigabytes: float) -> None:
+def begin_task(gigabytes: float) -> None:
     """A task begins: the node may keep so much, and what this process has used until now is in use no more."""
     global _limit_bytes, _begun_s, _room_bytes, _looked_s
     _limit_bytes, _begun_s = int(gigabytes * (1 << 30)), time.time()
@@ -68,7 +68,7 @@ def node_folder(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"mvray-{os.getuid()}" / name
 
 
-def made_once(file: Path, make: Callable[[Path], None]) -> Path | None:
+def build_once(file: Path, make: Callable[[Path], None]) -> Path | None:
     """``file``, which ``make`` writes to the path it is given where nobody has made it yet.
 
     Of several processes that ask, one makes it and the others wait. It appears whole or not at all; what a
@@ -82,9 +82,9 @@ def made_once(file: Path, make: Callable[[Path], None]) -> Path | None:
     file.parent.mkdir(exist_ok=True)
     try:
         with _alone(file.with_suffix(".lock")):
-            if not _taken(file) and not _made(file, make):
+            if not _taken(file) and not _make(file, make):
                 _make_room(file.parent, 0)
-                if not _made(file, make):
+                if not _make(file, make):
                     _tell_full(file.parent)
                     return None
     except OSError as error:  # not even for the lock
@@ -96,7 +96,7 @@ def made_once(file: Path, make: Callable[[Path], None]) -> Path | None:
     return file
 
 
-def kept(name: str, size: int, read: Callable[[], bytes], folder: Path | None = None) -> bytes:
+def fetch_once(name: str, size: int, read: Callable[[], bytes], folder: Path | None = None) -> bytes:
     """What ``read`` gives, from this node's disk where one of its processes has read it before.
 
     ``name`` and ``size``, in bytes, tell it apart from all else. Where there is no room, what was used last before
@@ -113,11 +113,7 @@ def kept(name: str, size: int, read: Callable[[], bytes], folder: Path | None = 
             return data
     data = read()
     try:
-        if (
-            len(data) == size
-            and _has_room(place, size)
-            and not _written(file, lambda partial: partial.write_bytes(data))
-        ):
+        if len(data) == size and _has_room(place, size) and not _write(file, lambda partial: partial.write_bytes(data)):
             _give_up(place)
     except OSError as error:  # not even for the folder
         if not is_full(error):
@@ -150,8 +146,8 @@ def _give_up(folder: Path) -> None:
         _room_bytes, _looked_s = 0, time.monotonic()
 
 
-def _written(file: Path, make: Callable[[Path], object]) -> bool:
-    """Make it, whole; False where there is no room."""
+def _write(file: Path, make: Callable[[Path], object]) -> bool:
+    """Make the file as a whole; False where the disk is full."""
     partial = file.with_suffix(f".{uuid.uuid4().hex}")
     try:
         make(partial)
@@ -165,8 +161,8 @@ def _written(file: Path, make: Callable[[Path], object]) -> bool:
     return True
 
 
-def _made(file: Path, make: Callable[[Path], None]) -> bool:
-    return _written(file, make) and _taken(file)
+def _make(file: Path, make: Callable[[Path], None]) -> bool:
+    return _write(file, make) and _taken(file)
 
 
 def _taken(file: Path) -> bool:
@@ -190,20 +186,20 @@ def _taken(file: Path) -> bool:
 def _make_room(folder: Path, most_bytes: int, before_s: float = math.inf) -> int:
     """Remove what is old, and what was not used for longest and not since ``before_s`` until the rest is at most
     ``most_bytes``. Returns the bytes that stay."""
-    found, ours = [], node_folder(folder.name) == folder
+    files, ours = [], node_folder(folder.name) == folder
     for path in folder.parent.glob("*/*") if ours else folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
             if path.is_file():
-                found.append((path.stat().st_mtime, path.stat().st_size, path))
-    total = sum(size for _, size, _ in found)
-    for used_at, size, path in sorted(found):
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in files)
+    for used_at, size, path in sorted(files):
         unwanted = (total > most_bytes and used_at < before_s) or time.time() - used_at > KEPT_S
-        if unwanted and _removed(path, used_at):
+        if unwanted and _remove(path, used_at):
             total -= size
     return total
 
 
-def _removed(path: Path, used_at: float) -> bool:
+def _remove(path: Path, used_at: float) -> bool:
     """Remove ``path``, which was used last at ``used_at``, unless a process uses or writes it."""
     if path.suffix not in _REMOVABLE and time.time() - used_at <= KEPT_S:
         return False  # a lock, or what is being made

@@ -9,15 +9,16 @@ import numpy as np
 from PIL import Image
 
 from mvray.data.dataset import SampleDataset
-from mvray.data.geometry import View, seen
-from mvray.data.readers.base import PictureSource, pixels
+from mvray.data.decoding import pixels_of
+from mvray.data.geometry import View, cut_view
+from mvray.data.readers.base import PictureSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pyarrow as pa
 
-    from mvray.data.columns import Joined
+    from mvray.data.columns import ColumnReader
     from mvray.experiment import Pictures, Source
 
 
@@ -29,7 +30,7 @@ class PictureDataset(SampleDataset):
         source: Source,
         rows: pa.Table,
         pictures: Pictures,
-        columns: Mapping[str, Joined] | None = None,
+        columns: Mapping[str, ColumnReader] | None = None,
         **how: Any,
     ) -> None:
         super().__init__(rows, columns, **how)
@@ -40,7 +41,7 @@ class PictureDataset(SampleDataset):
         return self._pictures.height, self._pictures.width
 
     def sample(self, row: int, key: int) -> tuple[dict[str, np.ndarray], View]:
-        view = View.drawn(self._pictures, key) if self._train else View()
+        view = View.random(self._pictures, key) if self._train else View()
         return {"image": self._image(row, view)}, view
 
     def _image(self, row: int, view: View) -> np.ndarray:
@@ -52,9 +53,9 @@ class PictureDataset(SampleDataset):
         else:
             read_HWC = self._source.read(location, part)
         if channels == 1 and read_HWC.shape[2] == 3:
-            read_HWC = pixels(Image.fromarray(read_HWC).convert("L"))
+            read_HWC = pixels_of(Image.fromarray(read_HWC).convert("L"))
         if read_HWC.shape[2] == 1:
-            read_HWC = seen(read_HWC[..., 0], height, width, view)[..., None]
+            read_HWC = cut_view(read_HWC[..., 0], height, width, view)[..., None]
         else:
-            read_HWC = seen(read_HWC, height, width, view)
+            read_HWC = cut_view(read_HWC, height, width, view)
         return np.ascontiguousarray(np.broadcast_to(read_HWC.transpose(2, 0, 1), (channels, height, width)))

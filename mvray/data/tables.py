@@ -1,4 +1,4 @@
-"""Parquet files of a storage, and a check that a table has what is expected."""
+"""Reads and writes Parquet files of a storage."""
 
 from __future__ import annotations
 

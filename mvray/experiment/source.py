@@ -69,4 +69,4 @@ class Source(Settings, ABC):
 
     @abstractmethod
     def read(self, location: str, part: str) -> np.ndarray:
-        """One sample, H x W x C uint8 (C is 1 or 3). Raises mvray.data.bad_files.Unreadable."""
+        """One sample, H x W x C uint8 (C is 1 or 3). Raises mvray.data.Unreadable."""

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from mvray.errors import SettingError
 from mvray.experiment import FILE, NOT_IDENTITY, Batch, Clips, Generator, GeneratorConfig, Read, Train, check_above_0
+from mvray.generators.columns import as_lists, as_table
 from mvray.nn import Layers, Method, networks
 
 if TYPE_CHECKING:
@@ -118,38 +118,33 @@ class Features(Generator):
         module: torch.nn.Module | None,
         run: Callable[[Batch], Mapping[str, Tensor]],
     ) -> None:
-        self._wanted, self._run = layers, run
+        self._names, self._run = layers, run
         self._predicted = [name for name in layers if name in PREDICTED]
         hooked = [name for name in layers if name not in (*PREDICTED, PIXELS)]
         self._layers = Layers(module, hooked, pool) if module is not None else None
 
     def __call__(self, batch: Batch) -> pa.Table:
-        found = {column_of(name): values for name, values in self.read(batch).items()}
-        columns = {name: _lists(values) for name, values in found.items()}
-        shapes = {name: ",".join(map(str, values.shape[1:])) for name, values in found.items() if values.ndim > 2}
-        fields = [
-            pa.field(name, column.type, metadata={"shape": shapes[name]} if name in shapes else None)
-            for name, column in columns.items()
-        ]
-        return pa.table(columns, schema=pa.schema(fields))
+        by_layer = {column_of(name): values for name, values in self.read(batch).items()}
+        columns = {name: as_lists(values.clamp(-_MOST, _MOST)) for name, values in by_layer.items()}
+        return as_table(columns, by_layer)
 
     def read(self, batch: Batch) -> dict[str, Tensor]:
-        """The features of a batch by layer, B x ... float32. Raises SettingError for what there is not."""
+        """The features of a batch by layer, B x ... float32. Raises SettingError for a missing layer."""
         if "image" not in batch:
             raise SettingError("Features are those of pictures; these samples are clips.")
-        found: dict[str, Tensor] = {}
-        if self._layers is not None and self._wanted != (PIXELS,):
-            found, made = self._layers.read(lambda: self._run(batch), whole=bool(self._predicted))
+        by_layer: dict[str, Tensor] = {}
+        if self._layers is not None and self._names != (PIXELS,):
+            by_layer, predicted = self._layers.read(lambda: self._run(batch), whole=bool(self._predicted))
             for name in self._predicted:
-                if name not in made:
-                    raise SettingError(f"This method predicts no {name!r}; it has {', '.join(made)}.")
-                found[name] = made[name].float()
-        if PIXELS in self._wanted:
-            found[PIXELS] = _small(batch["image"])
-        if wrong := [name for name in self._wanted if len(found[name]) != len(batch["image"])]:
-            rows = f"{len(found[wrong[0]])} rows for {len(batch['image'])} pictures"
+                if name not in predicted:
+                    raise SettingError(f"This method predicts no {name!r}; it has {', '.join(predicted)}.")
+                by_layer[name] = predicted[name].float()
+        if PIXELS in self._names:
+            by_layer[PIXELS] = _small(batch["image"])
+        if wrong := [name for name in self._names if len(by_layer[name]) != len(batch["image"])]:
+            rows = f"{len(by_layer[wrong[0]])} rows for {len(batch['image'])} pictures"
             raise SettingError(f"Layer {wrong[0]!r} gives {rows}; expected one for each.")
-        return {name: found[name] for name in self._wanted}
+        return {name: by_layer[name] for name in self._names}
 
 
 def column_of(layer: str) -> str:
@@ -162,9 +157,3 @@ def _small(images_BCHW: Tensor) -> Tensor:
     grid = min(PIXELS_SIDE, height), min(PIXELS_SIDE, width)
     small_BCHW: Tensor = torch.nn.functional.adaptive_avg_pool2d(images_BCHW.float() / 255, grid)
     return small_BCHW
-
-
-def _lists(values: Tensor) -> pa.FixedSizeListArray:
-    """One fixed-size list of float16 per row."""
-    rows: np.ndarray = values.flatten(1).clamp(-_MOST, _MOST).to(torch.float16).cpu().numpy()
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from mvray.errors import DataError, SettingError
 from mvray.experiment import NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
+from mvray.generators.columns import as_lists, as_table
 from mvray.nn import Method, cam
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,9 @@ class GradCam(Generator):
         )
         predicted_B, probabilities_BK = scores_BK.argmax(1), scores_BK.float().softmax(1)
         columns = {
-            "map": _lists(cam.normalise(maps_BHW)),
+            "map": as_lists(cam.normalise(maps_BHW)),
             "peak": pa.array(maps_BHW.amax((1, 2)).float().cpu().numpy()),
             "predicted": pa.array(predicted_B.to(torch.int32).cpu().numpy()),
-            "scores": _lists(probabilities_BK),
+            "scores": as_lists(probabilities_BK),
         }
-        height, width = maps_BHW.shape[1:]
-        shape = {"map": {"shape": f"{height},{width}"}}
-        fields = [pa.field(name, column.type, metadata=shape.get(name)) for name, column in columns.items()]
-        return pa.table(columns, schema=pa.schema(fields))
-
-
-def _lists(values: Tensor) -> pa.FixedSizeListArray:
-    """One fixed-size list of float16 per row."""
-    rows: np.ndarray = values.flatten(1).to(torch.float16).cpu().numpy()
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+        return as_table(columns, {"map": maps_BHW})

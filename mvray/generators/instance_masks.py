@@ -96,29 +96,31 @@ class InstanceMasks(FrameGenerator):
         self._schema = pa.schema([pa.field("height", pa.int32()), pa.field("width", pa.int32()), named])
 
     def __call__(self, frames: Sequence[Frame]) -> pa.Table:
-        found = [self._stored(each) for each in self._segmenter(frames)]
+        instances = [self._above_least_score(of_frame) for of_frame in self._segmenter(frames)]
         heights, widths = np.array([frame.pixels.shape[:2] for frame in frames], np.int32).reshape(-1, 2).T
-        return pa.table([pa.array(heights), pa.array(widths), _masks(found)], schema=self._schema)
+        return pa.table([pa.array(heights), pa.array(widths), _masks(instances)], schema=self._schema)
 
-    def _stored(self, found: Instances) -> Instances:
-        kept = found.scores >= self._least_score
-        return Instances(found.masks[kept], found.labels[kept], found.scores[kept], found.boxes[kept])
+    def _above_least_score(self, instances: Instances) -> Instances:
+        kept = instances.scores >= self._least_score
+        return Instances(instances.masks[kept], instances.labels[kept], instances.scores[kept], instances.boxes[kept])
 
 
 def _masks(frames: Sequence[Instances]) -> pa.ListArray:
     """One list for each frame, of all its instances; an empty one where nothing was found."""
     ends = np.cumsum([0, *(len(frame.scores) for frame in frames)]).astype(np.int32)
-    counts = [each for frame in frames for each in rle.encode(frame.masks)]
+    counts = [counts_of_mask for frame in frames for counts_of_mask in rle.encode(frame.masks)]
     values = [
         pa.array(counts, pa.binary()),
-        pa.array(_joined([frame.labels for frame in frames], np.int16)),
-        pa.array(_joined([frame.scores for frame in frames], np.float32)),
-        pa.FixedSizeListArray.from_arrays(pa.array(_joined([frame.boxes for frame in frames], np.float32)), type=BOX),
+        pa.array(_concatenate([frame.labels for frame in frames], np.int16)),
+        pa.array(_concatenate([frame.scores for frame in frames], np.float32)),
+        pa.FixedSizeListArray.from_arrays(
+            pa.array(_concatenate([frame.boxes for frame in frames], np.float32)), type=BOX
+        ),
     ]
     structs = pa.StructArray.from_arrays(values, fields=list(MASKS.value_type))
     return pa.ListArray.from_arrays(pa.array(ends), structs, type=MASKS)
 
 
-def _joined(parts: Sequence[Tensor], kind: type) -> np.ndarray:
+def _concatenate(parts: Sequence[Tensor], kind: type) -> np.ndarray:
     """The values of all frames one after the other."""
     return np.concatenate([np.zeros(0, kind), *(part.cpu().numpy().astype(kind).reshape(-1) for part in parts)])

@@ -10,6 +10,7 @@ import torch
 
 from mvray.errors import SettingError
 from mvray.experiment import NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
+from mvray.generators.columns import as_lists, as_table
 from mvray.nn import Method
 
 if TYPE_CHECKING:
@@ -54,18 +55,12 @@ class Predictions(Generator):
 
     def __call__(self, batch: Batch) -> pa.Table:
         with torch.inference_mode():
-            made = self._method.predict(batch)
-        columns = {name: _column(values) for name, values in made.items()}
-        shapes = {name: ",".join(map(str, values.shape[1:])) for name, values in made.items() if values.ndim > 2}
-        fields = [
-            pa.field(name, column.type, metadata={"shape": shapes[name]} if name in shapes else None)
-            for name, column in columns.items()
-        ]
-        return pa.table(columns, schema=pa.schema(fields))
+            predicted = self._method.predict(batch)
+        columns = {name: _column(values) for name, values in predicted.items()}
+        return as_table(columns, predicted)
 
 
 def _column(values: Tensor) -> pa.Array:
     if values.ndim == 1:
         return pa.array((values.float() if values.is_floating_point() else values.long()).cpu().numpy())
-    rows = values.flatten(1).to(torch.float16).cpu().numpy()
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+    return as_lists(values)

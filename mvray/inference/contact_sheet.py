@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from mvray.inference.model import Thumbnail, shown
-from mvray.reports import PAGE
+from mvray.inference.model import Thumbnail, printable
+from mvray.reports import web_page
 
 AT_ONCE = 48
 """Pictures of a part that are shown at once; the rest opens at a click."""
@@ -54,7 +54,7 @@ def page(title: str, lines: Sequence[str], parts: Sequence[Part], place: Path, o
         body += [f"<h2>{escape(part.chapter)}</h2>"] if part.chapter != before else []
         body.append(_part(at, part, place))
         before = part.chapter
-    return PAGE.format(title=escape(title), style=_STYLE, body="\n".join(body))
+    return web_page(title, "\n".join(body), _STYLE)
 
 
 def _overview(parts: Sequence[Part]) -> str:
@@ -85,7 +85,7 @@ def _shot(shot: Shot, place: Path) -> str:
     relative = os.path.relpath(os.path.realpath(shot.file), os.path.realpath(place))
     link = quote(os.fsencode(relative))
     caption = f"<figcaption>{escape(shot.caption)}</figcaption>" if shot.caption else ""
-    return f'<figure><a href="{link}" title="{escape(shown(shot.name))}">{_image(shot)}</a>{caption}</figure>'
+    return f'<figure><a href="{link}" title="{escape(printable(shot.name))}">{_image(shot)}</a>{caption}</figure>'
 
 
 def _image(shot: Shot) -> str:
@@ -96,14 +96,9 @@ def _image(shot: Shot) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --faint: #656d76; --line: #d8dee4; --ground: #fff; --card: #f6f8fa;
-  --mark: #1f6fb4 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9198a1; --line: #3d444d; --ground: #0d1117;
-  --card: #161b22; --mark: #58a6ff } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
-main { max-width: 84rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; overflow-wrap: anywhere }
+main { max-width: 84rem }
+h1 { margin: 0 0 .3rem; overflow-wrap: anywhere }
 h2 { font-size: 1.3rem; margin: 3rem 0 0; overflow-wrap: anywhere }
 h3 { font-size: 1rem; margin: 0 0 .6rem } h3 small { font-weight: 400; color: var(--faint); margin-left: .4rem }
 header p { margin: 0; color: var(--faint); font-size: .875rem; overflow-wrap: anywhere }
@@ -124,5 +119,4 @@ figcaption { font-size: .75rem; color: var(--faint); font-variant-numeric: tabul
 .overview span { position: absolute; right: 3px; bottom: 3px; background: #000b; color: #fff; border-radius: 4px;
   font-size: .7rem; line-height: 1.2rem; padding: 0 .35rem; font-variant-numeric: tabular-nums }
 details { margin-top: .6rem } summary { color: var(--mark); cursor: pointer; margin-bottom: .6rem; font-size: .875rem }
-@media print { figure { break-inside: avoid } }
 """

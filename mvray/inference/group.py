@@ -1,7 +1,7 @@
 """`mvray group`: pictures of an unknown book, sorted into groups of the same character by a trained step.
 
 What is grouped are vectors of length 1 of one layer, as the paper does it (Yanagisawa et al., papers.md
-section 2): UMAP to 32 dimensions, HDBSCAN. How many groups there are is found, not told.
+section 2): UMAP to 32 dimensions, HDBSCAN. The number of groups is not a setting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 from mvray.errors import DataError, SettingError
 from mvray.inference import contact_sheet, output_folder
 from mvray.inference.contact_sheet import Part, Shot
-from mvray.inference.model import ENDINGS, Looked, Model, scaled, shown
+from mvray.inference.model import ENDINGS, Model, PictureVectors, printable
+from mvray.metrics import retrieval
 from mvray.tracking import Progress
 
 ALONE = "alone"
@@ -36,7 +37,7 @@ _LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
 @dataclass(frozen=True)
-class Found:
+class Grouping:
     """Groups among N pictures: each picture's group (N int64 from 0, the largest; -1 alone), how far it is from the
     middle of its group, or of the nearest one (N float32, 0..2), and that group (N int64; -1 where there is none)."""
 
@@ -49,9 +50,9 @@ class Found:
         return int(self.group.max(initial=-1)) + 1
 
     def members(self, group: int) -> np.ndarray:
-        """Its pictures, the most typical first; of those alone, such that what is alike is side by side."""
-        there = np.flatnonzero(self.group == group)
-        return there[np.lexsort((there, self.distance[there], self.nearest[there]))]
+        """The group's pictures, nearest to its middle first; those alone (-1) are ordered by the nearest group."""
+        rows = np.flatnonzero(self.group == group)
+        return rows[np.lexsort((rows, self.distance[rows], self.nearest[rows]))]
 
 
 def group(
@@ -67,28 +68,28 @@ def group(
     """
     if min_size is not None and min_size < 2:
         raise SettingError(f"--min-size {min_size}: expected 2 or more.")
-    files = pictures(folder, out)
+    files = list_pictures(folder, out)
     output_folder.check(out, "group", (TABLE, PAGE, FOLDERS))
     model = Model(step_path, layer)
     progress = Progress()
-    looked = model.look(files, lambda done: progress.show("look", f"pictures: {done:,} of {len(files):,}"))
+    vectors = model.look(files, lambda done: progress.show("look", f"pictures: {done:,} of {len(files):,}"))
     progress.show("look", None)
-    if len(looked.files) < 2:
-        raise DataError(_too_few(folder, looked))
-    books = _books(folder, looked.files) if per_folder else {"": np.arange(len(looked.files))}
-    progress.show("group", f"grouping {len(looked.files):,} pictures")
-    found = {book: grouped(looked.vectors[rows], min_size) for book, rows in books.items()}
+    if len(vectors.files) < 2:
+        raise DataError(_too_few(folder, vectors))
+    books = _books(folder, vectors.files) if per_folder else {"": np.arange(len(vectors.files))}
+    progress.show("group", f"grouping {len(vectors.files):,} pictures")
+    groupings = {book: find_groups(vectors.vectors[rows], min_size) for book, rows in books.items()}
     progress.show("group", None)
-    names = _names(looked, books, found)
-    said = _said(looked, found, min_size)
-    links = _links(folder, looked.files, names)
+    names = _names(vectors, books, groupings)
+    lines = _summary(vectors, groupings, min_size)
+    links = _links(folder, vectors.files, names)
     written = {
-        TABLE: _table(folder, looked, books, found, names),
-        PAGE: _page(model, folder, out, looked, books, found, said).encode("utf-8", "replace"),
+        TABLE: _table(folder, vectors, books, groupings, names),
+        PAGE: _page(model, folder, out, vectors, books, groupings, lines).encode("utf-8", "replace"),
     }
     copies = output_folder.write(out, "group", {**written, **links})
-    said += [f"{copies:,} pictures were copied: links cannot be made in {out}."] if copies else []
-    return [*(f"left out: {shown(path)}: {reason}" for path, reason in looked.left_out), *said]
+    lines += [f"{copies:,} pictures were copied: links cannot be made in {out}."] if copies else []
+    return [*(f"left out: {printable(path)}: {reason}" for path, reason in vectors.left_out), *lines]
 
 
 def least_size(pictures: int) -> int:
@@ -96,8 +97,8 @@ def least_size(pictures: int) -> int:
     return min(LEAST, max(3, pictures // 10))
 
 
-def grouped(vectors_ND: np.ndarray, min_size: int | None = None) -> Found:
-    """The groups among vectors of length 1, numbered from the largest; of equal ones the first seen comes first."""
+def find_groups(vectors_ND: np.ndarray, min_size: int | None = None) -> Grouping:
+    """The groups among vectors of length 1, the largest first; equal sizes keep the order of their rows."""
     count = len(vectors_ND)
     if np.ptp(vectors_ND, axis=0).max(initial=0) < _SAME:
         labels_N = np.zeros(count, np.int64) if count > 1 else np.full(count, -1)
@@ -105,30 +106,30 @@ def grouped(vectors_ND: np.ndarray, min_size: int | None = None) -> Found:
         labels_N = np.full(count, -1)
     else:
         from mvray.metrics import Hdbscan, Umap
-        from mvray.metrics import grouped as clustered
+        from mvray.metrics import group_vectors as clustered
 
         least = min(min_size or least_size(count), count)
         how = Hdbscan(min_cluster_size=least, min_samples=1)
         labels_N = clustered(vectors_ND, Umap(dimensions=32, neighbours=NEIGHBOURS), how, seed=0)
-    return _measured(vectors_ND, _numbered(labels_N))
+    return _grouping(vectors_ND, _number_by_size(labels_N))
 
 
-def pictures(folder: Path, out: Path | None) -> list[Path]:
+def list_pictures(folder: Path, out: Path | None) -> list[Path]:
     """The picture files in ``folder`` and below by their ending, without hidden ones and what lies in ``out``.
 
     Folders that cannot be opened are among them: who reads them learns why. Raises DataError where there is none.
     """
     if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises where it may not look)
-        raise DataError(f"{shown(folder)}: there is no such folder; expected one with pictures.")
-    made = out.resolve() if out else None
+        raise DataError(f"{printable(folder)}: there is no such folder; expected one with pictures.")
+    out_path = out.resolve() if out else None
     closed: list[OSError] = []
     inside = [Path(above, name) for above, _, names in os.walk(folder, onerror=closed.append) for name in names]
     files = [path for path in inside if path.suffix.lower() in ENDINGS and _is_file(path)]
     files += [Path(error.filename) for error in closed]
     files = sorted(path for path in files if not _hidden(path.relative_to(folder)))
-    kept = [path for path in files if made is None or not _lies_in(path, made, folder)]
+    kept = [path for path in files if out_path is None or not _lies_in(path, out_path, folder)]
     if not kept:
-        raise DataError(f"{shown(folder)} has no pictures; expected files with {', '.join(sorted(ENDINGS))}.")
+        raise DataError(f"{printable(folder)} has no pictures; expected files with {', '.join(sorted(ENDINGS))}.")
     return kept
 
 
@@ -139,11 +140,11 @@ def _is_file(path: Path) -> bool:
         return True  # who reads it learns why not
 
 
-def _lies_in(path: Path, made: Path, folder: Path) -> bool:
+def _lies_in(path: Path, out_path: Path, folder: Path) -> bool:
     """Whether a picture is one that an earlier command wrote. Where ``out`` is the folder itself, what lies in groups/
     is."""
     where = path.parent.resolve()
-    own = made / FOLDERS if folder.resolve().is_relative_to(made) else made
+    own = out_path / FOLDERS if folder.resolve().is_relative_to(out_path) else out_path
     return where.is_relative_to(own)
 
 
@@ -151,37 +152,37 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
-def _too_few(folder: Path, looked: Looked) -> str:
-    bad = "".join(f"\n  {shown(path)}: {reason}" for path, reason in looked.left_out[:5])
-    if not looked.files:
-        return f"None of the {len(looked.left_out)} pictures in {shown(folder)} can be read:{bad}"
-    unread = f" ({len(looked.left_out)} more cannot be read:{bad})" if bad else ""
-    return f"{shown(folder)} has one picture{unread}; expected at least two to group."
+def _too_few(folder: Path, vectors: PictureVectors) -> str:
+    bad = "".join(f"\n  {printable(path)}: {reason}" for path, reason in vectors.left_out[:5])
+    if not vectors.files:
+        return f"None of the {len(vectors.left_out)} pictures in {printable(folder)} can be read:{bad}"
+    unread = f" ({len(vectors.left_out)} more cannot be read:{bad})" if bad else ""
+    return f"{printable(folder)} has one picture{unread}; expected at least two to group."
 
 
 def _books(folder: Path, files: Sequence[Path]) -> dict[str, np.ndarray]:
     """The rows of each folder in ``folder``; of pictures in none under ""."""
     first = [parts[0] if len(parts := path.relative_to(folder).parts) > 1 else "" for path in files]
-    return {book: np.flatnonzero([each == book for each in first]) for book in sorted(set(first))}
+    return {book: np.flatnonzero([name == book for name in first]) for book in sorted(set(first))}
 
 
-def _numbered(labels_N: np.ndarray) -> np.ndarray:
+def _number_by_size(labels_N: np.ndarray) -> np.ndarray:
     labels, at, sizes = np.unique(labels_N, return_index=True, return_counts=True)
     order = [label for _, _, label in sorted(zip(-sizes, at, labels, strict=True)) if label >= 0]
     number = {label: i for i, label in enumerate(order)} | {-1: -1}
     return np.array([number[label] for label in labels_N], np.int64)
 
 
-def _measured(vectors_ND: np.ndarray, group_N: np.ndarray) -> Found:
+def _grouping(vectors_ND: np.ndarray, group_N: np.ndarray) -> Grouping:
     """A group's middle is the mean of its vectors, at length 1."""
     count = int(group_N.max(initial=-1)) + 1
     if not count:
         nothing = np.full(len(group_N), -1)
-        return Found(group_N, np.zeros(len(group_N), np.float32), nothing)
-    middles_GD = scaled(np.stack([vectors_ND[group_N == each].mean(0) for each in range(count)]))
+        return Grouping(group_N, np.zeros(len(group_N), np.float32), nothing)
+    middles_GD = retrieval.unit_length(np.stack([vectors_ND[group_N == group].mean(0) for group in range(count)]))
     distance_NG = distances(vectors_ND, middles_GD)
     nearest_N = np.where(group_N >= 0, group_N, distance_NG.argmin(1))
-    return Found(group_N, distance_NG[np.arange(len(group_N)), nearest_N], nearest_N)
+    return Grouping(group_N, distance_NG[np.arange(len(group_N)), nearest_N], nearest_N)
 
 
 def distances(vectors_ND: np.ndarray, others_MD: np.ndarray) -> np.ndarray:
@@ -194,12 +195,12 @@ def distances(vectors_ND: np.ndarray, others_MD: np.ndarray) -> np.ndarray:
 # -- what is written -------------------------------------------------------------------------------
 
 
-def _names(looked: Looked, books: dict[str, np.ndarray], found: dict[str, Found]) -> list[str]:
+def _names(vectors: PictureVectors, books: dict[str, np.ndarray], groupings: dict[str, Grouping]) -> list[str]:
     """The name of each picture's group: "07", "book/07", "alone"."""
-    names = [""] * len(looked.files)
+    names = [""] * len(vectors.files)
     for book, rows in books.items():
-        for row, number in zip(rows, found[book].group, strict=True):
-            names[row] = PurePosixPath(book, _name(number, found[book].count)).as_posix()
+        for row, number in zip(rows, groupings[book].group, strict=True):
+            names[row] = PurePosixPath(book, _name(number, groupings[book].count)).as_posix()
     return names
 
 
@@ -207,17 +208,20 @@ def _name(number: int, count: int) -> str:
     return f"{number + 1:0{max(2, len(str(count)))}d}" if number >= 0 else ALONE
 
 
-def _said(looked: Looked, found: dict[str, Found], min_size: int | None) -> list[str]:
-    count, alone = sum(each.count for each in found.values()), sum(int((f.group < 0).sum()) for f in found.values())
-    total = len(looked.files)
-    said = [f"{total:,} pictures: {_counted(count, 'group')}, {alone:,} alone."]
-    if looked.left_out:
-        said[0] += f" {_counted(len(looked.left_out), 'file')} could not be read."
+def _summary(vectors: PictureVectors, groupings: dict[str, Grouping], min_size: int | None) -> list[str]:
+    count, alone = (
+        sum(grouping.count for grouping in groupings.values()),
+        sum(int((f.group < 0).sum()) for f in groupings.values()),
+    )
+    total = len(vectors.files)
+    sentences = [f"{total:,} pictures: {_count(count, 'group')}, {alone:,} alone."]
+    if vectors.left_out:
+        sentences[0] += f" {_count(len(vectors.left_out), 'file')} could not be read."
     if not count:
-        said.append(_why_none(total, min_size))
-    elif count == 1 and not alone and len(found) == 1 and next(iter(found.values())).distance.max() < _SAME:
-        said.append("All pictures are the same to this network.")
-    return said
+        sentences.append(_why_none(total, min_size))
+    elif count == 1 and not alone and len(groupings) == 1 and next(iter(groupings.values())).distance.max() < _SAME:
+        sentences.append("All pictures are the same to this network.")
+    return sentences
 
 
 def _why_none(total: int, min_size: int | None) -> str:
@@ -227,21 +231,25 @@ def _why_none(total: int, min_size: int | None) -> str:
     return f"No picture is like enough to others to make a group{fewer}."
 
 
-def _counted(count: int, what: str) -> str:
+def _count(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("s" if count != 1 else "")
 
 
 def _table(
-    folder: Path, looked: Looked, books: dict[str, np.ndarray], found: dict[str, Found], names: list[str]
+    folder: Path,
+    vectors: PictureVectors,
+    books: dict[str, np.ndarray],
+    groupings: dict[str, Grouping],
+    names: list[str],
 ) -> bytes:
     """file, group, distance to the middle of its group (those alone: of the nearest), sorted by file."""
     distance = np.zeros(len(names), np.float32)
     for book, rows in books.items():
-        distance[rows] = found[book].distance
+        distance[rows] = groupings[book].distance
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["file", "group", "distance"])
-    for path, name, value in zip(looked.files, names, distance, strict=True):
+    for path, name, value in zip(vectors.files, names, distance, strict=True):
         table.writerow([path.relative_to(folder).as_posix(), name, f"{value:.4f}"])
     return text.getvalue().encode("utf-8", "surrogateescape")
 
@@ -268,30 +276,30 @@ def _page(
     model: Model,
     folder: Path,
     out: Path,
-    looked: Looked,
+    vectors: PictureVectors,
     books: dict[str, np.ndarray],
-    found: dict[str, Found],
-    said: list[str],
+    groupings: dict[str, Grouping],
+    lines: list[str],
 ) -> str:
     parts: list[Part] = []
     for book, rows in books.items():
-        groups, made = found[book], []
+        groups, parts_of_book = groupings[book], []
         for number in [*range(groups.count), -1]:
             members = rows[groups.members(number)]
             if not len(members):
                 continue
-            shots = [_shot(folder, looked, row) for row in members]
+            shots = [_shot(folder, vectors, row) for row in members]
             title = f"Group {_name(number, groups.count)}" if number >= 0 else "Alone"
-            made.append(Part(title, shots, _counted(len(members), "picture"), faint=number < 0))
-        parts += [replace(part, chapter=shown(book)) for part in made]
+            parts_of_book.append(Part(title, shots, _count(len(members), "picture"), faint=number < 0))
+        parts += [replace(part, chapter=printable(book)) for part in parts_of_book]
     how = (
         f"Step {model.step.name}, layer {model.layer}: vectors of length 1, UMAP to 32 dimensions, HDBSCAN. "
         "In each group the most typical picture comes first."
     )
-    title = f"Groups in {shown(folder.resolve().name or folder)}"
-    return contact_sheet.page(title, [*said, how], parts, out, overview=True)
+    title = f"Groups in {printable(folder.resolve().name or folder)}"
+    return contact_sheet.page(title, [*lines, how], parts, out, overview=True)
 
 
-def _shot(folder: Path, looked: Looked, row: int) -> Shot:
-    path = looked.files[row]
-    return Shot(looked.thumbnails[row], path.relative_to(folder).as_posix(), path)
+def _shot(folder: Path, vectors: PictureVectors, row: int) -> Shot:
+    path = vectors.files[row]
+    return Shot(vectors.thumbnails[row], path.relative_to(folder).as_posix(), path)

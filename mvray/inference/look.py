@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mvray.data import ClipView, Unreadable
-from mvray.data.readers import SUFFIXES, picture
+from mvray.data import ClipView, Unreadable, open_upright
+from mvray.data.readers import SUFFIXES
 from mvray.data.video import Video
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Clips, Facts, Generator, Train
-from mvray.inference.model import ENDINGS, as_given, found, load_step
+from mvray.inference.model import ENDINGS, load_step, network_input, picture_files
 from mvray.nn import Method
 from mvray.reports import figures
 from mvray.storage import Storage
@@ -40,14 +40,14 @@ def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> P
     out.mkdir(parents=True, exist_ok=True)
     rows: list[list[np.ndarray]] = []
     names: list[str] = []
-    for path in found(files, ENDINGS):
+    for path in picture_files(files, ENDINGS):
         try:
-            given = _read(path, facts)
+            image_CHW = _read(path, facts)
         except (Unreadable, OSError) as error:
             print(f"left out: {path}: {error}")
             continue
-        map_HW, predicted, probability = _looked(generator, given)
-        shown = np.ascontiguousarray(np.broadcast_to(given, (3, *given.shape[1:])).transpose(1, 2, 0))
+        map_HW, predicted, probability = _prediction(generator, image_CHW)
+        shown = figures.rgb(image_CHW)
         over = figures.overlay(shown, map_HW)
         Image.fromarray(over).save(out / f"{len(names):04d}-{path.stem}.png")
         names.append(f"{path.name}\n{facts.classes[predicted]}\n{probability:.0%}")
@@ -70,16 +70,16 @@ def _look_at_videos(step: Train, facts: Facts, method: Method, files: Sequence[P
     names: list[str] = []
     out.mkdir(parents=True, exist_ok=True)
     count = 0
-    for path in found(files, set(SUFFIXES)):
+    for path in picture_files(files, set(SUFFIXES)):
         try:
             with Video(path) as video:
                 clip = ClipView.of(clips, video.count, video.height, video.width, None)
-                frames_THWC = np.ascontiguousarray(clip.cut(video.frames(clip.numbers, *clip.scaled)))
+                frames_THWC = np.ascontiguousarray(clip.cut(video.frames(clip.numbers, *clip.scaled_size)))
         except (Unreadable, OSError) as error:
             print(f"left out: {path}: {error}")
             continue
-        maps_Thw, predicted, probability = _attended(method, frames_THWC, step.name)
-        over = figures.attended(frames_THWC, maps_Thw)
+        maps_Thw, predicted, probability = _own_attention(method, frames_THWC, step.name)
+        over = figures.attention_overlays(frames_THWC, maps_Thw)
         name = f"{path.name}\n{facts.classes[predicted]}\n{probability:.0%}"
         moments = [[[frame, attended]] for frame, attended in zip(frames_THWC, over, strict=True)]
         (out / f"{count:04d}-{path.stem}.gif").write_bytes(figures.animation(moments, titles, [name], step.name))
@@ -96,31 +96,31 @@ def _look_at_videos(step: Train, facts: Facts, method: Method, files: Sequence[P
 
 def _read(path: Path, facts: Facts) -> np.ndarray:
     """The picture as the network gets it, C x H x W uint8."""
-    return as_given(picture(path.read_bytes(), facts.height, facts.width, grey=facts.channels == 1), facts)
+    return network_input(open_upright(path.read_bytes(), facts.height, facts.width, grey=facts.channels == 1), facts)
 
 
-def _attended(method: Method, frames_THWC: np.ndarray, name: str) -> tuple[np.ndarray, int, float]:
+def _own_attention(method: Method, frames_THWC: np.ndarray, name: str) -> tuple[np.ndarray, int, float]:
     """As `_looked`, the method's own map of each frame."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clip_BCTHW = torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)[None].to(device)
     with torch.inference_mode():
-        made = method.predict({"clip": clip_BCTHW, "label": torch.tensor([-1], device=device)})
-    if "attention" not in made:
+        predicted_columns = method.predict({"clip": clip_BCTHW, "label": torch.tensor([-1], device=device)})
+    if "attention" not in predicted_columns:
         raise SettingError(f"Step {name} was trained without attention; expected one that has it, such as ABN.")
-    predicted = int(made["predicted"][0])
-    return made["attention"][0].cpu().numpy(), predicted, float(made["scores"][0, predicted])
+    predicted = int(predicted_columns["predicted"][0])
+    return predicted_columns["attention"][0].cpu().numpy(), predicted, float(predicted_columns["scores"][0, predicted])
 
 
-def _looked(generator: Generator, image_CHW: np.ndarray) -> tuple[np.ndarray, int, float]:
+def _prediction(generator: Generator, image_CHW: np.ndarray) -> tuple[np.ndarray, int, float]:
     """The attention map, the predicted class, and its probability."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = {"image": torch.from_numpy(image_CHW)[None].to(device), "label": torch.tensor([-1], device=device)}
-    made = generator(batch)
-    shape = [int(side) for side in made.schema.field("map").metadata[b"shape"].split(b",")]
-    predicted = made["predicted"][0].as_py()
-    map_HW = np.array(made["map"][0].as_py(), np.float32).reshape(shape)
-    return map_HW, predicted, float(made["scores"][0].as_py()[predicted])
+    columns = generator(batch)
+    shape = [int(side) for side in columns.schema.field("map").metadata[b"shape"].split(b",")]
+    predicted = columns["predicted"][0].as_py()
+    map_HW = np.array(columns["map"][0].as_py(), np.float32).reshape(shape)
+    return map_HW, predicted, float(columns["scores"][0].as_py()[predicted])

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mvray.data import Unreadable, View, seen
-from mvray.data.readers import picture, pixels
+from mvray.data import Unreadable, View, cut_view, open_upright, pixels_of
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Clips, Facts, Step, Train, decoded, job_file
+from mvray.metrics import retrieval
 from mvray.nn import Method
 from mvray.pipeline import MANIFEST
 from mvray.storage import Storage
@@ -33,7 +33,6 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT, THUMBNAIL_QUALITY = 224, 112, 80
 BATCH_SIZE = 32
 _CORES = os.cpu_count() or 1
-_NO_LENGTH = 1e-12
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -41,19 +40,19 @@ def load_step(step_path: str) -> tuple[Method, Train, Facts]:
     """The trained method of the finished Train step in ``step_path``, in eval mode on the GPU where there is one, with
     the step and what it was trained for. Raises DataError where it is not the folder of one."""
     folder = Storage(step_path)
-    step, facts = finished(folder, step_path)
+    step, facts = trained_step(folder, step_path)
     return load_method(step, facts, folder), step, facts
 
 
-def finished(folder: Storage, step_path: str) -> tuple[Train, Facts]:
+def trained_step(folder: Storage, step_path: str) -> tuple[Train, Facts]:
     """The Train step whose output ``folder`` is, and what it was trained for. Raises DataError where it is none."""
     if not folder.is_local:
         folder.check(write=False)  # tells at once what reading would wait for
     try:
-        there = folder.exists(MANIFEST)
+        is_finished = folder.exists(MANIFEST)
     except PermissionError:
         raise DataError(f"{step_path} cannot be read (no permission).") from None
-    if not there:
+    if not is_finished:
         raise DataError(
             f"{step_path} is not the folder of a finished step (it has no {MANIFEST}). "
             "`mvray report JOB --json` lists the path of every step."
@@ -78,13 +77,13 @@ def _step_of(manifest: Mapping[str, Any]) -> Step:
     return step
 
 
-def found(given: Sequence[Path], endings: set[str]) -> Iterator[Path]:
+def picture_files(paths: Sequence[Path], endings: set[str]) -> Iterator[Path]:
     """The files that are named, and those of the folders that are, by their ending. Raises DataError for no such."""
-    for path in given:
+    for path in paths:
         try:
             is_folder, is_file = path.is_dir(), path.is_file()
         except OSError as error:  # in a folder that is closed to us, or too long a name
-            raise DataError(f"{shown(path)} cannot be read ({error.strerror}).") from None
+            raise DataError(f"{printable(path)} cannot be read ({error.strerror}).") from None
         if is_folder:
             yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
         elif is_file:
@@ -92,26 +91,26 @@ def found(given: Sequence[Path], endings: set[str]) -> Iterator[Path]:
         else:
             remote = path.parts[0] == "s3:" if path.parts else False
             raise DataError(
-                f"{shown(path)}: there is no such file or folder."
+                f"{printable(path)}: there is no such file or folder."
                 + " Pictures and videos are read from this machine; copy them first, as with `aws s3 cp`." * remote
             )
 
 
-def as_given(image: Image.Image, facts: Facts) -> np.ndarray:
+def network_input(image: Image.Image, facts: Facts) -> np.ndarray:
     """The picture as the network gets it, C x H x W uint8."""
     if facts.channels == 1:
         image = image.convert("L")
-    read_HWC = pixels(image)
-    view = seen(read_HWC[..., 0] if read_HWC.shape[2] == 1 else read_HWC, facts.height, facts.width, View())
+    read_HWC = pixels_of(image)
+    view = cut_view(read_HWC[..., 0] if read_HWC.shape[2] == 1 else read_HWC, facts.height, facts.width, View())
     planes = view[None] if view.ndim == 2 else view.transpose(2, 0, 1)
     return np.array(np.broadcast_to(planes, (facts.channels, facts.height, facts.width)))
 
 
-def shown(path: Path | str) -> str:
+def printable(path: Path | str) -> str:
     """A path as text that can be printed on one line, whatever bytes its name has: a line break, or what would
     steer a terminal, is written as Python does."""
     text = os.fsencode(path).decode("utf-8", "replace")
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 # -- pictures as vectors ---------------------------------------------------------------------------
@@ -127,7 +126,7 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class Looked:
+class PictureVectors:
     """Pictures that could be read: their files, vectors (N x D float32 of length 1) and thumbnails; and those
     that could not, each with the reason."""
 
@@ -161,44 +160,44 @@ class Model:
         self.layer = layer or _best_layer(method, self.facts)
         self._idle: SimpleQueue[Features] = SimpleQueue()
         for _ in range(_CORES):
-            self._idle.put(_features(self.step, _copied(method), self.layer))
+            self._idle.put(_features(self.step, _copy_sharing_weights(method), self.layer))
         self.metrics: dict[str, float] = Storage(step_path).read_json("metrics.json", dict)
 
-    def look(self, files: Sequence[Path], note: Callable[[int], None] = lambda done: None) -> Looked:
-        """The pictures as the network sees them; ``note`` is told how many are done.
+    def look(self, files: Sequence[Path], note: Callable[[int], None] = lambda done: None) -> PictureVectors:
+        """The pictures' vectors and thumbnails; ``note`` is called with the number of pictures done.
 
         Each core decodes a batch, each picture once, and takes it through the network by itself: torch's
         own threads wait for one another where others decode, and the last bits would depend on their number.
         """
         batches = [files[at : at + BATCH_SIZE] for at in range(0, len(files), BATCH_SIZE)]
-        seen: list[_Batch] = []
+        batches_done: list[_Batch] = []
         with _single_threads(_CORES) as pool:
-            for batch in pool.map(self._looked, batches):
-                seen.append(batch)
-                note(min(len(files), len(seen) * BATCH_SIZE))
-        vectors = [batch.vectors for batch in seen if batch.thumbnails]
-        bad = {path: reason for batch in seen for path, reason in batch.bad.items()}
-        return Looked(
+            for batch in pool.map(self._look_at_batch, batches):
+                batches_done.append(batch)
+                note(min(len(files), len(batches_done) * BATCH_SIZE))
+        vectors = [batch.vectors for batch in batches_done if batch.thumbnails]
+        bad = {path: reason for batch in batches_done for path, reason in batch.bad.items()}
+        return PictureVectors(
             tuple(path for path in files if path not in bad),
             np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32),
-            tuple(thumbnail for batch in seen for thumbnail in batch.thumbnails),
+            tuple(thumbnail for batch in batches_done for thumbnail in batch.thumbnails),
             tuple(bad.items()),
         )
 
-    def _looked(self, files: Sequence[Path]) -> _Batch:
+    def _look_at_batch(self, files: Sequence[Path]) -> _Batch:
         images: list[np.ndarray] = []
         thumbnails: list[Thumbnail] = []
         bad: dict[Path, str] = {}
         least = max(self.facts.height, THUMBNAIL_HEIGHT), max(self.facts.width, THUMBNAIL_HEIGHT)
         for path in files:
             try:
-                image = picture(path.read_bytes(), *least, grey=False)
+                image = open_upright(path.read_bytes(), *least, grey=False)
             except Unreadable as error:
                 bad[path] = error.reason
             except OSError as error:
                 bad[path] = error.strerror or str(error)
             else:
-                images.append(as_given(image, self.facts))
+                images.append(network_input(image, self.facts))
                 thumbnails.append(_thumbnail(image))
         return _Batch(self._vectors(np.stack(images)) if images else np.zeros((0, 0)), thumbnails, bad)
 
@@ -216,13 +215,7 @@ class Model:
             self._idle.put(features)
         if not np.isfinite(vectors_BD).all():
             raise DataError(f"Layer {self.layer} of step {self.step.name!r} gives values that are not finite.")
-        return scaled(vectors_BD)
-
-
-def scaled(vectors_ND: np.ndarray) -> np.ndarray:
-    """Each row at length 1; one without a length stays as it is."""
-    lengths: np.ndarray = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return np.asarray(vectors_ND / np.maximum(lengths, _NO_LENGTH))
+        return retrieval.unit_length(vectors_BD)
 
 
 def _best_layer(method: Method, facts: Facts) -> str:
@@ -234,9 +227,9 @@ def _best_layer(method: Method, facts: Facts) -> str:
     image = torch.zeros(1, facts.channels, facts.height, facts.width, dtype=torch.uint8, device=device)
     with torch.inference_mode():
         predicted = method.predict({"image": image, "label": torch.tensor([-1], device=device)})
-    there = {"embedding", "feature"} & set(predicted) | set(layers.names(method))
+    known = {"embedding", "feature"} & set(predicted) | set(layers.named_layers(method))
     for name in ("embedding", "fc1", "feature", layers.PENULTIMATE):
-        if name in there:
+        if name in known:
             return name
     raise SettingError(
         f"{type(method).__name__} has no layer with a row of numbers for each picture; name one: --layer."
@@ -251,8 +244,8 @@ def _features(step: Train, method: Method, layer: str) -> Features:
     return generator
 
 
-def _copied(method: Method) -> Method:
-    """The method with the same weights and modules of its own: one predicts while another does in another thread."""
+def _copy_sharing_weights(method: Method) -> Method:
+    """A method with the same weights and its own modules, so that threads can predict side by side."""
     shared = (*method.parameters(), *method.buffers())
     return copy.deepcopy(method, {id(tensor): tensor for tensor in shared})
 

@@ -17,7 +17,7 @@ from mvray.errors import DataError
 def check(out: Path, command: str, names: Iterable[str]) -> None:
     """Make the folder ``out``. Raises DataError where it cannot be written, or has something called like one of
     ``names`` that ``command`` did not write there."""
-    mine = {PurePosixPath(path).parts[0] for path in _listed(out, command)}
+    mine = {PurePosixPath(path).parts[0] for path in _list(out, command)}
     taken = [name for name in names if name not in mine and os.path.lexists(out / name)]
     if taken:
         raise DataError(
@@ -40,7 +40,7 @@ def write(out: Path, command: str, files: Mapping[str, bytes | Path]) -> int:
     be made the file is copied. Something foreign with the same name stays, and the new file is named NAME-2.
     Raises DataError where something cannot be written.
     """
-    before = _listed(out, command)
+    before = _list(out, command)
     ledger = out / _ledger(command)
     try:
         ledger.write_text(json.dumps([*before, *files]))
@@ -52,7 +52,7 @@ def write(out: Path, command: str, files: Mapping[str, bytes | Path]) -> int:
             if isinstance(content, bytes):
                 path.write_bytes(content)
             else:
-                copies += not _linked(path, content)
+                copies += not _link(path, content)
             written.append(path.relative_to(out).as_posix())
         ledger.write_text(json.dumps(written))
     except OSError as error:
@@ -64,7 +64,7 @@ def _ledger(command: str) -> str:
     return f".mvray-{command}.json"
 
 
-def _listed(out: Path, command: str) -> list[str]:
+def _list(out: Path, command: str) -> list[str]:
     """What the command wrote before. Raises DataError for a list that it cannot have written."""
     try:
         listed = json.loads((out / _ledger(command)).read_bytes())
@@ -89,7 +89,7 @@ def _remove(out: Path, listed: Iterable[str]) -> None:
     for name in listed:
         (out / name).unlink(missing_ok=True)
         folders |= {parent for parent in PurePosixPath(name).parents if parent.parts}
-    for folder in sorted(folders, key=lambda each: -len(each.parts)):
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
         path = out / folder
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
@@ -97,14 +97,14 @@ def _remove(out: Path, listed: Iterable[str]) -> None:
 
 def _free(path: Path) -> Path:
     """``path``, or the first of NAME-2, NAME-3 ... that is not there."""
-    made, count = path, 1
-    while os.path.lexists(made):
+    free, count = path, 1
+    while os.path.lexists(free):
         count += 1
-        made = path.with_name(f"{path.stem}-{count}{path.suffix}")
-    return made
+        free = path.with_name(f"{path.stem}-{count}{path.suffix}")
+    return free
 
 
-def _linked(path: Path, target: Path) -> bool:
+def _link(path: Path, target: Path) -> bool:
     """Whether ``path`` became a link to ``target``; else it is a copy."""
     real = os.path.join(os.path.realpath(target.parent), target.name)  # noqa: PTH118 (bytes of names stay)
     try:

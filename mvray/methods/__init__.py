@@ -1,4 +1,4 @@
-"""The catalogue of what is trained: one file per method, with its settings (Config) and its Method."""
+"""The catalogue of methods: one file per method, with its settings (Config) and its Method."""
 
 from mvray.methods import arcface, classifier, deepcluster, mask_rcnn, object_abn
 

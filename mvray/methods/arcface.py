@@ -162,10 +162,10 @@ class ArcFace(Method):
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         embedding_BE, label_B = self.embedding(batch["image"]), batch["label"]
-        compute = self._centred if self.config.loss in CENTRED else self._paired
+        compute = self._centre_loss if self.config.loss in CENTRED else self._pair_loss
         return {self.config.loss: compute(embedding_BE, label_B)}
 
-    def _centred(self, embedding_BE: Tensor, label_B: Tensor) -> Tensor:
+    def _centre_loss(self, embedding_BE: Tensor, label_B: Tensor) -> Tensor:
         from mvray.nn import margins
 
         config, cosine_BC = self.config, self._cosines(embedding_BE)
@@ -175,7 +175,7 @@ class ArcFace(Method):
             logits_BC = margins.arcface(cosine_BC, label_B, config.margin_rad, config.scale)
         return torch.nn.functional.cross_entropy(logits_BC, label_B)
 
-    def _paired(self, embedding_BE: Tensor, label_B: Tensor) -> Tensor:
+    def _pair_loss(self, embedding_BE: Tensor, label_B: Tensor) -> Tensor:
         """Zero where the batch has nothing to compare. In float32: distances are small differences."""
         from pytorch_metric_learning import losses, miners
 
@@ -188,8 +188,8 @@ class ArcFace(Method):
         loss = losses.TripletMarginLoss(margin) if self.config.loss == "triplet" else losses.ContrastiveLoss(0, margin)
         with torch.autocast(embedding_BE.device.type, enabled=False):
             embedding_BE = embedding_BE.float()
-            found: Tensor = loss(embedding_BE, label_B, miner(embedding_BE, label_B) if miner else None)
-        return found
+            loss_value: Tensor = loss(embedding_BE, label_B, miner(embedding_BE, label_B) if miner else None)
+        return loss_value
 
     def _cosines(self, embedding_BE: Tensor) -> Tensor:
         from mvray.nn import margins
@@ -206,8 +206,8 @@ class ArcFace(Method):
         """Balanced batches, where they are asked for."""
         if not self.config.per_class:
             return {}
-        label_N, given = work.labels.numpy(), {"seed": work.seed, "epoch": work.epoch, "world": work.world}
-        return {"order": torch.from_numpy(balanced.order(label_N, work.batch_size, self.config.per_class, **given))}
+        label_N, rank = work.labels.numpy(), {"seed": work.seed, "epoch": work.epoch, "world": work.world}
+        return {"order": torch.from_numpy(balanced.order(label_N, work.batch_size, self.config.per_class, **rank))}
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``embedding``: unit vectors, B x E float32; ``predicted``: the class with the nearest centre, B int64, -1
@@ -223,5 +223,5 @@ class ArcFace(Method):
         """``recall_at_1``, ``map_at_r`` and the best ``f1`` over thresholds, with that ``threshold``
         (metrics/retrieval.py): each picture is looked for among the others of the split. NaN where no two are of
         the same class."""
-        found = retrieval.scores(retrieval.search(columns["embedding"], columns["label"]))
-        return {name: found.get(name, math.nan) for name in self.config.scores}
+        numbers = retrieval.scores(retrieval.search(columns["embedding"], columns["label"]))
+        return {name: numbers.get(name, math.nan) for name in self.config.scores}

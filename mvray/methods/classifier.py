@@ -97,7 +97,7 @@ class Config(MethodConfig):
             mask_BHW = hiding.rectangle_mask(draw_B, height, width, self.area, self.aspect)
         else:
             mask_BHW = hiding.attention_mask(batch[MAP], self.threshold, height, width)
-        mask_BHW = mask_BHW & hiding.chosen(draw_B, probability)[:, None, None]
+        mask_BHW = mask_BHW & hiding.is_hidden(draw_B, probability)[:, None, None]
         return hiding.fill(images_BCHW, mask_BHW, self.fill, draw_B, self.constant)
 
 
@@ -147,6 +147,6 @@ class Classifier(Method):
         likelihood = scores[np.arange(len(label)), label].astype(np.float64)
         return {
             "accuracy": float(right.mean()),
-            "accuracy_per_class_mean": float(np.mean([right[label == each].mean() for each in np.unique(label)])),
+            "accuracy_per_class_mean": float(np.mean([right[label == class_].mean() for class_ in np.unique(label)])),
             "loss": float(-np.log(np.maximum(likelihood, np.finfo(np.float32).tiny)).mean()),
         }

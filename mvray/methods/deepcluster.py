@@ -153,10 +153,10 @@ class DeepCluster(Method):
         kept: list[Tensor] = []
         if self._read_at:
             layer = self.get_submodule(self._read_at)
-            hook = layer.register_forward_hook(lambda _layer, _given, made: kept.append(_flat(made)))
+            hook = layer.register_forward_hook(lambda _layer, _given, output: kept.append(_pooled_rows(output)))
         else:
             layer = self.network.get_submodule(self.feature_at)
-            hook = layer.register_forward_pre_hook(lambda _layer, given: kept.append(given[0]))
+            hook = layer.register_forward_pre_hook(lambda _layer, inputs: kept.append(inputs[0]))
         with hook:
             scores_BK = self.class_scores(batch["image"])
         return {"feature": kept[0].float(), "predicted": scores_BK.argmax(1)}
@@ -174,13 +174,13 @@ class DeepCluster(Method):
         """``neighbour_accuracy``: share of the labelled samples whose nearest other one by the cosine of the features
         has the same label, left out where there are fewer than two; ``accuracy`` where labels are given. 0..1."""
         known = columns["label"] >= 0
-        label, found = columns["label"][known], {}
+        label, numbers = columns["label"][known], {}
         if len(label) > 1:
             nearest = _nearest_other(torch.from_numpy(columns["feature"][known])).numpy()
-            found["neighbour_accuracy"] = float((label[nearest] == label).mean())
+            numbers["neighbour_accuracy"] = float((label[nearest] == label).mean())
         if self.config.labels == "given" and len(label):
-            found["accuracy"] = float((columns["predicted"][known] == label).mean())
-        return found
+            numbers["accuracy"] = float((columns["predicted"][known] == label).mean())
+        return numbers
 
     def start(self, weights: Mapping[str, Tensor]) -> None:
         """Take over the network but for its head, from a step of any method that keeps it as ``network``."""
@@ -217,15 +217,15 @@ class DeepCluster(Method):
         del features_ND
         whitened = time.perf_counter()
         seed = _seed(work)
-        found = kmeans(
+        clusters = kmeans(
             points, index_N, work.samples, config.clusters,
             seed=seed, sum_over_ranks=work.sum, iterations=config.iterations,
         )  # fmt: skip
         assigned_S = torch.zeros_like(self.assigned)
-        assigned_S[index_N] = found.labels + 1
+        assigned_S[index_N] = clusters.labels + 1
         assigned_S = work.sum(assigned_S) - 1
         clustered = time.perf_counter()
-        self._note(work, assigned_S, found)
+        self._note(work, assigned_S, clusters)
         for name, since, until in (
             ("features", begun, featured),
             ("pca", featured, whitened),
@@ -234,28 +234,28 @@ class DeepCluster(Method):
             work.note(f"seconds_{name}", until - since)
         self.assigned.copy_(assigned_S)
         self.centroids.zero_()
-        self.centroids[:, : points.shape[1]] = found.centroids
+        self.centroids[:, : points.shape[1]] = clusters.centroids
         self._renew_head(seed)
         work.fresh(self._head().parameters())
 
     def _features(self, work: EpochWork) -> tuple[Tensor, Tensor]:
         """Numbers and features of this rank's share of the training samples."""
         numbers, features = [self.assigned[:0]], [self.centroids.new_empty(0, self._width)]
-        for index_B, made in work.predictions():
+        for index_B, columns in work.predictions():
             numbers.append(index_B)
-            features.append(made["feature"])
+            features.append(columns["feature"])
         return torch.cat(numbers), torch.cat(features)
 
-    def _note(self, work: EpochWork, assigned_S: Tensor, found: Clusters) -> None:
+    def _note(self, work: EpochWork, assigned_S: Tensor, clusters: Clusters) -> None:
         from sklearn.metrics import normalized_mutual_info_score
 
         both_S = (self.assigned >= 0) & (assigned_S >= 0)
         if bool(both_S.any()):
             old, new = self.assigned[both_S].cpu().numpy(), assigned_S[both_S].cpu().numpy()
             work.note("nmi_previous", normalized_mutual_info_score(old, new))
-        work.note("clusters_used", int((found.counts > 0).sum()))
-        work.note("largest_cluster", float(found.counts.max() / found.counts.sum()))
-        work.note("inertia", found.inertia)
+        work.note("clusters_used", int((clusters.counts > 0).sum()))
+        work.note("largest_cluster", float(clusters.counts.max() / clusters.counts.sum()))
+        work.note("inertia", clusters.inertia)
 
     def _head(self) -> torch.nn.Linear:
         head = self.network.get_submodule(self.head)
@@ -294,7 +294,7 @@ def _ends(network: torch.nn.Module, name: str) -> tuple[str, str]:
 
 def _named_layer(method: torch.nn.Module, name: str) -> str:
     """The dotted name of the layer that nn/layers.py calls ``name``; "" for "". Raises SettingError."""
-    known = layers.names(method)
+    known = layers.named_layers(method)
     known.pop(layers.PENULTIMATE, None)  # what "" is
     if name and name not in known:
         raise SettingError(
@@ -303,12 +303,12 @@ def _named_layer(method: torch.nn.Module, name: str) -> str:
     return known[name] if name else ""
 
 
-def _flat(made: Tensor) -> Tensor:
+def _pooled_rows(features: Tensor) -> Tensor:
     """A layer's output as one row per sample; a copy, as what follows may work in place."""
-    if made.ndim == 4:
-        height, width = made.shape[2:]
-        made = torch.nn.functional.adaptive_avg_pool2d(made, (min(2, height), min(2, width)))
-    return made.flatten(1).clone()
+    if features.ndim == 4:
+        height, width = features.shape[2:]
+        features = torch.nn.functional.adaptive_avg_pool2d(features, (min(2, height), min(2, width)))
+    return features.flatten(1).clone()
 
 
 def _seed(work: EpochWork) -> int:
@@ -327,9 +327,9 @@ def _check_labelled(work: EpochWork) -> None:
 def _nearest_other(features_ND: Tensor) -> Tensor:
     """The row whose feature has the greatest cosine with each row's, other than itself, N int64."""
     features_ND = torch.nn.functional.normalize(features_ND.float())
-    found = []
+    nearest = []
     for rows in torch.split(torch.arange(len(features_ND)), 1024):
         cosine = features_ND[rows] @ features_ND.T
         cosine[torch.arange(len(rows)), rows] = -torch.inf
-        found.append(cosine.argmax(1))
-    return torch.cat(found)
+        nearest.append(cosine.argmax(1))
+    return torch.cat(nearest)

@@ -100,12 +100,12 @@ class MaskRcnn(Method):
                 waiting.requires_grad_(False)
 
     def trained_in(self, phase: str) -> Iterable[torch.nn.Parameter]:
-        return (each for each in self.parameters() if each.requires_grad)
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         frames_NCHW = _frames(batch).float() / 255
         if self.training and self.config.distort:
-            frames_NCHW = distorted(frames_NCHW, batch["draw"], self.config.distort)
+            frames_NCHW = distort_colours(frames_NCHW, batch["draw"], self.config.distort)
         frames_NCHW, *instances = self.paste(frames_NCHW, *_instances(batch), batch["draw"])
         targets = _targets(*instances)
         if self.config.learns == PIXELS:
@@ -129,35 +129,35 @@ class MaskRcnn(Method):
         over its frames of the IoU of all found with all true masks (B float32; NaN without any instance)."""
         frames_NCHW = _frames(batch)
         samples = len(batch["label"])
-        found = [self._sure(each) for each in self.segment(list(frames_NCHW))]
-        counts = torch.tensor([float(len(each["labels"])) for each in found], device=frames_NCHW.device)
+        instances = [self._sure(of_frame) for of_frame in self.segment(list(frames_NCHW))]
+        counts = torch.tensor([float(len(of_frame["labels"])) for of_frame in instances], device=frames_NCHW.device)
         columns = {"instances": counts.reshape(samples, -1).mean(1)}
         if MASKS in batch:
-            columns |= self._agreement(found, _targets(*_instances(batch)), samples)
+            columns |= self._agreement(instances, _targets(*_instances(batch)), samples)
         return columns
 
     def _agreement(
-        self, found: list[dict[str, Tensor]], truth: list[dict[str, Tensor]], samples: int
+        self, predicted: list[dict[str, Tensor]], truth: list[dict[str, Tensor]], samples: int
     ) -> dict[str, Tensor]:
         """Means of IoUs over each sample's frames, by column."""
         frames = len(truth) // samples
         columns: dict[str, list[Tensor]] = {}
         for at in range(0, len(truth), frames):
-            pairs = list(zip(found[at : at + frames], truth[at : at + frames], strict=True))
+            pairs = list(zip(predicted[at : at + frames], truth[at : at + frames], strict=True))
             ious, unions = zip(*(detectors.instance_iou(one, other) for one, other in pairs), strict=True)
-            each, labels = (
+            iou_N, labels = (
                 torch.tensor([iou for frame in ious for iou in frame]),
                 torch.cat([other["labels"].cpu() for _, other in pairs]),
             )
-            columns.setdefault("mask_iou", []).append(each.nanmean())
+            columns.setdefault("mask_iou", []).append(iou_N.nanmean())
             columns.setdefault("union_iou", []).append(torch.tensor(unions).nanmean())
             for label, name in enumerate(self.classes, start=1):
-                columns.setdefault(f"{name}_iou", []).append(each[labels == label].nanmean())
+                columns.setdefault(f"{name}_iou", []).append(iou_N[labels == label].nanmean())
         return {name: torch.stack(values) for name, values in columns.items()}
 
-    def _sure(self, found: Instances) -> dict[str, Tensor]:
-        sure = found.scores >= self.config.least_score
-        return {"masks": found.masks[sure], "labels": found.labels[sure] + 1}
+    def _sure(self, instances: Instances) -> dict[str, Tensor]:
+        sure = instances.scores >= self.config.least_score
+        return {"masks": instances.masks[sure], "labels": instances.labels[sure] + 1}
 
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
         """``mask_iou`` and ``union_iou``, means over the samples with instances. Raises DataError without masks."""
@@ -171,12 +171,12 @@ class MaskRcnn(Method):
         return {name: float(np.nanmean(columns[name])) for name in ("mask_iou", "union_iou")}
 
 
-def distorted(frames_NCHW: Tensor, draw_B: Tensor, strength: float) -> Tensor:
+def distort_colours(frames_NCHW: Tensor, draw_B: Tensor, strength: float) -> Tensor:
     """Pictures (0..1) with channels shuffled, stretched and shifted, all frames of a sample alike."""
     order_B3, gain_B3, shift_B3 = draws.uniform(draw_B, _COLOUR, (3, 3)).unbind(1)
     order_B3, gain_B3, shift_B3 = order_B3.argsort(1), 1 + strength * (2 * gain_B3 - 1), strength * (shift_B3 - 0.5)
     frames = len(frames_NCHW) // len(draw_B)
-    order_N3, gain_N3, shift_N3 = (each.repeat_interleave(frames, 0) for each in (order_B3, gain_B3, shift_B3))
+    order_N3, gain_N3, shift_N3 = (per_clip.repeat_interleave(frames, 0) for per_clip in (order_B3, gain_B3, shift_B3))
     shuffled_NCHW = frames_NCHW.gather(1, order_N3[..., None, None].expand_as(frames_NCHW))
     return (shuffled_NCHW * gain_N3[..., None, None] + shift_N3[..., None, None]).clamp(0, 1)
 

@@ -148,15 +148,15 @@ class ObjectAbn(Method):
 
         label, scores = columns["label"], columns["scores"].astype(np.float64)
         own = scores[np.arange(len(label)), label]
-        found = {
+        numbers = {
             "top1": float((columns["predicted"] == label).mean()),
             "top5": float(((scores > own[:, None]).sum(1) < 5).mean()),
             "loss": float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean()),
         }
         for name in ("attention_entropy_bits", "attention_iou", "attention_pointing"):
             if name in columns and not np.isnan(columns[name]).all():
-                found[name] = float(np.nanmean(columns[name]))
-        return found
+                numbers[name] = float(np.nanmean(columns[name]))
+        return numbers
 
 
 def mask_target(masks_BTHW: Tensor, map_BThw: Tensor) -> Tensor:
@@ -166,5 +166,5 @@ def mask_target(masks_BTHW: Tensor, map_BThw: Tensor) -> Tensor:
     cell's pixels asks for. Where the network made fewer frames of the clip's, they are averaged too.
     """
     frames, height, width = map_BThw.shape[1:]
-    found: Tensor = torch.nn.functional.adaptive_avg_pool3d(masks_BTHW.float(), (frames, height, width))
-    return found
+    target: Tensor = torch.nn.functional.adaptive_avg_pool3d(masks_BTHW.float(), (frames, height, width))
+    return target

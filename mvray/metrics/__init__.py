@@ -11,7 +11,16 @@ from mvray.metrics.classification import (
     confusion,
     mean_interval,
 )
-from mvray.metrics.clustering import LEFT_OUT, Agglomerative, Clusters, Dbscan, Hdbscan, KMeans, grouped, work_keys
+from mvray.metrics.clustering import (
+    LEFT_OUT,
+    Agglomerative,
+    Clusters,
+    Dbscan,
+    Hdbscan,
+    KMeans,
+    group_vectors,
+    work_keys,
+)
 from mvray.metrics.reduction import Pca, Umap
 from mvray.metrics.retrieval import Retrieval
 
@@ -32,7 +41,7 @@ __all__ = [
     "Top5",
     "Umap",
     "confusion",
-    "grouped",
+    "group_vectors",
     "mean_interval",
     "retrieval",
     "work_keys",

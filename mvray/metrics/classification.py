@@ -74,7 +74,7 @@ class AttentionEntropy(Metric):
         shaped = high > low
         maps_NHW, low, high = maps_NHW[shaped], low[shaped, None, None], high[shaped, None, None]
         bins_NHW = np.minimum((maps_NHW - low) / (high - low) * _ENTROPY_BINS, _ENTROPY_BINS - 1).astype(int)
-        share_NB = np.stack([(bins_NHW == each).mean((1, 2)) for each in range(_ENTROPY_BINS)], axis=1)
+        share_NB = np.stack([(bins_NHW == bin_).mean((1, 2)) for bin_ in range(_ENTROPY_BINS)], axis=1)
         entropy_N = -(share_NB * np.log2(np.where(share_NB > 0, share_NB, 1))).sum(1)
         return _means(attention_entropy_bits=entropy_N, attention_flat=~shaped)
 
@@ -93,7 +93,7 @@ class AttentionOnMasks(Metric):
             if name in table.column_names
         ]
         values = {name: _numbers(table, name) for name in known}
-        return _means(**{name: each[~np.isnan(each)] for name, each in values.items()})
+        return _means(**{name: values_N[~np.isnan(values_N)] for name, values_N in values.items()})
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class MaskAgreement(Metric):
 
     def __call__(self, table: pa.Table, names: tuple[str, ...]) -> dict[str, float]:
         values = {name: _numbers(table, name) for name in table.column_names if name.endswith("_iou")}
-        return _means(**{name: each[~np.isnan(each)] for name, each in values.items()})
+        return _means(**{name: values_N[~np.isnan(values_N)] for name, values_N in values.items()})
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class AttentionInside(Metric):
         maps_NHW = _maps(table)
         sizes = zip(_numbers(table, "height"), _numbers(table, "width"), strict=True)
         pages = list(zip(maps_NHW, table["regions"].to_pylist(), sizes, strict=True))
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for kind in ("body", "face"):
             inside, area = [], []
             for map_HW, regions, (height, width) in pages:
@@ -133,8 +133,8 @@ class AttentionInside(Metric):
                     covered_HW = coverage(boxes, (int(height), int(width)), map_HW.shape)
                     inside.append((map_HW * covered_HW).sum() / map_HW.sum())
                     area.append(covered_HW.mean())
-            found |= _means(**{f"attention_in_{kind}": inside, f"{kind}_area": area})
-        return found
+            numbers |= _means(**{f"attention_in_{kind}": inside, f"{kind}_area": area})
+        return numbers
 
 
 def coverage(boxes: Iterable[Box], size: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
@@ -170,7 +170,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
 
 
 def _means(**values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    return {name: float(np.mean(each)) for name, each in values.items() if len(each)}
+    return {name: float(np.mean(numbers)) for name, numbers in values.items() if len(numbers)}
 
 
 def _numbers(table: pa.Table, name: str) -> np.ndarray:

@@ -185,7 +185,7 @@ def _one_of(setting: str, value: str, allowed: Sequence[str]) -> None:
         raise SettingError(f"{setting} is {value!r}; expected one of {', '.join(allowed)}.")
 
 
-def grouped(
+def group_vectors(
     vectors_ND: np.ndarray,
     reduce: Umap | Pca | None = Umap(),
     way: Way = Hdbscan(),
@@ -305,7 +305,7 @@ class Clusters(Metric):
 
         def one(at: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
             k = len(np.unique(label_N[at][label_N[at] >= 0]))
-            group_n = grouped(vectors_ND[at], self.reduce, self.way, self.seed, k)
+            group_n = group_vectors(vectors_ND[at], self.reduce, self.way, self.seed, k)
             return group_n, flat_map(vectors_ND[at], self.reduce, self.seed) if self.map else None
 
         group_N = np.full(len(table), LEFT_OUT, np.int64)
@@ -317,10 +317,10 @@ class Clusters(Metric):
                 if map_n2 is not None:
                     map_N2[at] = map_n2
         scores = {work: agreement(label_N[at], group_N[at], self.noise) for work, at in counted.items()}
-        found: dict[str, float | np.ndarray] = {f"{self.name}_group": group_N}
+        columns: dict[str, float | np.ndarray] = {f"{self.name}_group": group_N}
         if self.map:
-            found[f"{self.name}_map"] = map_N2
-        return found | self._numbers(scores, len(rows), int((group_N == LEFT_OUT).sum()))
+            columns[f"{self.name}_map"] = map_N2
+        return columns | self._numbers(scores, len(rows), int((group_N == LEFT_OUT).sum()))
 
     def _counts(self, label_n: np.ndarray) -> bool:
         known = label_n[label_n >= 0]
@@ -328,12 +328,12 @@ class Clusters(Metric):
 
     def _numbers(self, scores: dict[str, dict[str, float]], works: int, left_out: int) -> dict[str, float]:
         counts = {"works": len(scores), "works_left_out": works - len(scores), "samples_left_out": left_out}
-        found = {f"{self.name}_{name}": float(count) for name, count in counts.items()}
+        numbers = {f"{self.name}_{name}": float(count) for name, count in counts.items()}
         for score in next(iter(scores.values()), ()):
-            found[f"{self.name}_{score}"] = float(np.mean([each[score] for each in scores.values()]))
+            numbers[f"{self.name}_{score}"] = float(np.mean([of_work[score] for of_work in scores.values()]))
             for work, key in work_keys(scores).items():
-                found[f"{self.name}_{score}/{key}"] = scores[work][score]
-        return found
+                numbers[f"{self.name}_{score}/{key}"] = scores[work][score]
+        return numbers
 
 
 def _vectors(table: pa.Table, column: str) -> np.ndarray:

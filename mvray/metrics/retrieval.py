@@ -1,4 +1,4 @@
-"""How well vectors tell who is the same: pairs within a distance, and each picture's nearest.
+"""Retrieval by vectors: pairs within a distance, and the nearest of each picture.
 
 A pair of pictures counts as the same character where the distance of its vectors is at most a
 threshold, as in the source (papers.md, section 4: scikit-learn's NearestNeighbors with a distance threshold).
@@ -45,7 +45,7 @@ class Pairs:
 
     @property
     def precision(self) -> Array:
-        """Share of the same among the pairs within each threshold; 0 where there is no pair."""
+        """Precision: the share of pairs of one class among the pairs within each threshold; 0 without a pair."""
         share_T: Array = self.same / np.maximum(self.same + self.different, 1)
         return share_T
 
@@ -83,7 +83,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The pairs of some pictures, and of each picture that has others of its class: whether the nearest is one
     (``first``), and its average precision at R (``average_precision``), Q values each."""
 
@@ -92,7 +92,7 @@ class Found:
     average_precision: Array
 
 
-def search(vectors_NE: Array, label_N: Array) -> Found:
+def search(vectors_NE: Array, label_N: Array) -> SearchResult:
     """Look for each picture among all others.
 
     Average precision at R (Musgrave et al. 2020, "A Metric Learning Reality Check", arXiv 2003.08505,
@@ -100,7 +100,7 @@ def search(vectors_NE: Array, label_N: Array) -> Found:
     it is one of the class, and of 0 where it is not.
     """
     kept = label_N >= 0
-    unit_NE, label_N = unit(vectors_NE[kept]), label_N[kept]
+    unit_NE, label_N = unit_length(vectors_NE[kept]), label_N[kept]
     _, class_N, size_K = np.unique(label_N, return_inverse=True, return_counts=True)
     others_N = size_K[class_N] - 1
     same_T, all_T = np.zeros((2, STEPS + 2), np.int64)
@@ -117,10 +117,10 @@ def search(vectors_NE: Array, label_N: Array) -> Found:
             average_precision.append(_average_precision(right_BR, others_N[rows][asked_B]))
     # Each pair was met from both sides; what lies beyond the last step is each picture with itself.
     same_T, all_T = (np.cumsum(counts[:-1]) // 2 for counts in (same_T, all_T))
-    return Found(Pairs(same_T, all_T - same_T), np.concatenate(first), np.concatenate(average_precision))
+    return SearchResult(Pairs(same_T, all_T - same_T), np.concatenate(first), np.concatenate(average_precision))
 
 
-def unit(vectors_NE: Array) -> Array:
+def unit_length(vectors_NE: Array) -> Array:
     """The vectors at unit length, float32; one of zeros stays as it is."""
     vectors_NE = vectors_NE.astype(np.float32)
     norm_N1 = np.linalg.norm(vectors_NE, axis=1, keepdims=True)
@@ -157,14 +157,14 @@ def _average_precision(right_BR: Array, others_B: Array) -> Array:
     return result
 
 
-def scores(found: Found, threshold: float | None = None) -> dict[str, float]:
+def scores(result: SearchResult, threshold: float | None = None) -> dict[str, float]:
     """All numbers of Retrieval at ``threshold``, or at the one with the best F1; what cannot be known is left out."""
-    pairs, numbers = found.pairs, {}
+    pairs, numbers = result.pairs, {}
     if pairs.same[-1]:
         threshold = pairs.best_threshold() if threshold is None else threshold
         numbers = {"threshold": threshold, **pairs.at(threshold)}
-        numbers["recall_at_1"] = float(found.first.mean())
-        numbers["map_at_r"] = float(found.average_precision.mean())
+        numbers["recall_at_1"] = float(result.first.mean())
+        numbers["map_at_r"] = float(result.average_precision.mean())
         if pairs.different[-1]:
             numbers["roc_auc"] = pairs.roc_auc()
     return numbers
@@ -172,7 +172,7 @@ def scores(found: Found, threshold: float | None = None) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Retrieval(Metric):
-    """The metric for Measure: how well the vectors in ``column`` tell who is the same.
+    """The metric for Measure: retrieval by the vectors in ``column``.
 
     ``threshold`` is the distance within which a pair counts as the same; None chooses the one with the best
     F1 on the split ``chosen_on`` and uses it for all splits. Numbers: ``threshold``; ``f1``, ``precision``

@@ -22,7 +22,7 @@ from mvray.nn.k_means import Clusters, kmeans
 from mvray.nn.lanes import in_passes
 from mvray.nn.layers import Layers
 from mvray.nn.mask_rcnn import segment
-from mvray.nn.method import EpochWork, Method, built
+from mvray.nn.method import EpochWork, Method, build_method
 from mvray.nn.roi_align import roi_align
 from mvray.nn.weights import local
 
@@ -35,7 +35,7 @@ __all__ = [
     "Method",
     "apply",
     "balanced",
-    "built",
+    "build_method",
     "cam",
     "detectors",
     "draws",

@@ -25,7 +25,7 @@ from torch import nn
 
 from mvray.errors import SettingError
 from mvray.nn.conv3d import Conv3d
-from mvray.nn.x3d import BOTTLENECK, SQUEEZE, rounded
+from mvray.nn.x3d import BOTTLENECK, SQUEEZE, round_width
 from mvray.nn.x3d_layers import Stage, initialise
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class AttentionBranch(nn.Module):
         outputs = 2 * width
         inner = int(BOTTLENECK * outputs)
         self.maps = nn.Sequential(
-            Stage(depth, width, inner, outputs, 1, rounded(inner, SQUEEZE)),
+            Stage(depth, width, inner, outputs, 1, round_width(inner, SQUEEZE)),
             nn.BatchNorm3d(outputs),
             Conv3d(outputs, classes, (1, 1, 1)),
             nn.BatchNorm3d(classes),

@@ -39,7 +39,7 @@ def order(label_N: Rows, batch_size: int, per_class: int, *, seed: int = 0, epoc
     batches = []
     for _ in range(max(1, len(label_N) // batch_size)):
         chosen = classes.take(len(counts))
-        taken = [of_class[each].take(count) for each, count in zip(chosen, counts, strict=True)]
+        taken = [of_class[class_].take(count) for class_, count in zip(chosen, counts, strict=True)]
         batches.append(_shared_out(np.concatenate(taken), world))
     return np.concatenate(batches)
 

@@ -13,17 +13,15 @@ Shapes: B samples, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mvray.errors import SettingError
+from mvray.nn.layers import find_layer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_NAMES_IN_MESSAGE = 12
 
 
 def grad_cam(
@@ -75,9 +73,9 @@ def _fast_layout(images_BCHW: Tensor) -> Tensor:
 
 def _feature_maps(output: Any, layer: str) -> Tensor:
     if not isinstance(output, torch.Tensor) or output.ndim != 4:
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise SettingError(
-            f"Layer {layer!r} gives {found}; Grad-CAM needs feature maps, B x C x H x W. Name a convolution or a block."
+            f"Layer {layer!r} gives {shape}; Grad-CAM needs feature maps, B x C x H x W. Name a convolution or a block."
         )
     return output.detach().requires_grad_()
 
@@ -94,16 +92,3 @@ def normalise(maps_BHW: Tensor) -> Tensor:
     least, greatest = maps_BHW.flatten(1).aminmax(dim=1)
     spread = greatest - least
     return (maps_BHW - least[:, None, None]) / torch.where(spread > 0, spread, 1)[:, None, None]
-
-
-def find_layer(module: torch.nn.Module, name: str) -> torch.nn.Module:
-    """The layer with this dotted name. Raises SettingError that lists the nearest names."""
-    layers: dict[str, torch.nn.Module] = {key: layer for key, layer in module.named_modules() if key}
-    if name in layers:
-        return layers[name]
-    nearest = sorted(layers, key=lambda key: -SequenceMatcher(None, name, key).ratio())
-    more = len(nearest) - _NAMES_IN_MESSAGE
-    raise SettingError(
-        f"There is no layer {name!r}; expected one of {', '.join(nearest[:_NAMES_IN_MESSAGE])}"
-        + (f" and {more} more." if more > 0 else ".")
-    )

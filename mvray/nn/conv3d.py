@@ -54,8 +54,8 @@ class Conv3d(torch.nn.Conv3d):
             return self._pixel_by_pixel(input)
         depthwise = self.groups == self.in_channels == self.out_channels and self.stride[0] == 1 and self.bias is None
         if depthwise and not torch.is_autocast_enabled("cpu"):
-            made: Tensor = _Depthwise.apply(quick_layout(input), self.weight, self.stride, self.margin)
-            return made
+            output: Tensor = _Depthwise.apply(quick_layout(input), self.weight, self.stride, self.margin)
+            return output
         return super().forward(input)
 
     def _frame_by_frame(self, clips_BCTHW: Tensor) -> Tensor:
@@ -64,13 +64,13 @@ class Conv3d(torch.nn.Conv3d):
             # The pixels that count, picked before: for a stride in a 1 x 1 kernel over channels-last memory the
             # weight gradient of torch 2.14 writes beyond its memory on AVX2 processors and ends the process.
             frames, stride = frames[:, :, :: stride[0], :: stride[1]], (1, 1)
-        made = F.conv2d(frames, weight, self.bias, stride, self.margin[1:], groups=self.groups)
-        return _clips(made, len(clips_BCTHW))
+        output = F.conv2d(frames, weight, self.bias, stride, self.margin[1:], groups=self.groups)
+        return _clips(output, len(clips_BCTHW))
 
     def _pixel_by_pixel(self, clips_BCTHW: Tensor) -> Tensor:
         weight, stride, margin = self.weight.squeeze(4), (self.stride[0], 1), (self.margin[0], 0)
-        made = F.conv2d(clips_BCTHW.flatten(3), weight, self.bias, stride, margin, groups=self.groups)
-        return made.reshape(*made.shape[:3], *clips_BCTHW.shape[3:])
+        output = F.conv2d(clips_BCTHW.flatten(3), weight, self.bias, stride, margin, groups=self.groups)
+        return output.reshape(*output.shape[:3], *clips_BCTHW.shape[3:])
 
 
 # Pictures of one pixel have strides that do not matter, but torch 2.14's batch normalisation chooses its way
@@ -124,12 +124,12 @@ def _gradient_of_weight(
     gradient_BCTHW: Tensor, clips_BCTHW: Tensor, weight: Tensor, stride: Triple, margin: Triple
 ) -> Tensor:
     """Step k of the kernel joins the frames t + k - margin of the clip to the frames t of the output."""
-    made, frames = torch.zeros_like(weight), clips_BCTHW.shape[2]
+    gradient, frames = torch.zeros_like(weight), clips_BCTHW.shape[2]
     for k in range(weight.shape[2]):
         shift = k - margin[0]
         first, end = max(0, -shift), min(frames, frames - shift)
         if first < end:
-            _, made[:, :, k], _ = torch.ops.aten.convolution_backward(
+            _, gradient[:, :, k], _ = torch.ops.aten.convolution_backward(
                 _frames(gradient_BCTHW[:, :, first:end]),
                 _frames(clips_BCTHW[:, :, first + shift : end + shift]),
                 weight[:, :, k],
@@ -142,4 +142,4 @@ def _gradient_of_weight(
                 len(weight),
                 (False, True, False),
             )
-    return made
+    return gradient

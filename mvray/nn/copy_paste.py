@@ -41,7 +41,7 @@ class CopyPaste(torch.nn.Module):
         if not (self.training and self.share):
             return frames_NCHW, masks_NHW, labels_NK
         frames, instances = len(frames_NCHW) // len(draw_B), labels_NK.shape[1]
-        from_NCHW, from_NHW, from_NK = (each.roll(-frames, 0) for each in (frames_NCHW, masks_NHW, labels_NK))
+        from_NCHW, from_NHW, from_NK = (tensor.roll(-frames, 0) for tensor in (frames_NCHW, masks_NHW, labels_NK))
         drawn_ND = draws.uniform(draw_B, _STREAM, (4 + instances,)).repeat_interleave(frames, 0)
         grid_NHW2 = _places(drawn_ND[:, :4], from_NCHW.shape)
         from_NCHW = torch.nn.functional.grid_sample(from_NCHW, grid_NHW2, "bilinear", align_corners=False)

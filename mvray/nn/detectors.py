@@ -84,8 +84,8 @@ def target(instances_HW: Tensor, labels_N: Tensor) -> dict[str, Tensor]:
 
     numbers = torch.arange(1, len(labels_N) + 1, device=instances_HW.device)
     masks_NHW = instances_HW[None] == numbers[:, None, None]
-    there = masks_NHW.flatten(1).any(1) & (labels_N >= 0)
-    masks_NHW, labels = masks_NHW[there], labels_N[there]
+    labelled_N = masks_NHW.flatten(1).any(1) & (labels_N >= 0)
+    masks_NHW, labels = masks_NHW[labelled_N], labels_N[labelled_N]
     boxes_N4 = masks_to_boxes(masks_NHW)
     boxes_N4[:, 2:] += 1  # masks_to_boxes gives the last pixel, not the edge after it
     large = (boxes_N4[:, 2:] - boxes_N4[:, :2]).amin(1) >= LEAST_PX
@@ -100,21 +100,21 @@ def losses(
     As torchvision's but for whose draw is whose and the mean over pictures, which is taken of the second stage
     here; the first draws as many anchors of each picture.
     """
-    made, wanted = model.transform(list(images), [dict(each) for each in targets])
-    features = model.backbone(made.tensors)
+    resized, resized_targets = model.transform(list(images), [dict(target_of_image) for target_of_image in targets])
+    features = model.backbone(resized.tensors)
     with _training(model.rpn, draws), _training(model.roi_heads, draws):
-        proposals, found = model.rpn(made, features, wanted)
-        found |= _second_stage(model.roi_heads, features, proposals, made.image_sizes, wanted)
+        proposals, parts = model.rpn(resized, features, resized_targets)
+        parts |= _second_stage(model.roi_heads, features, proposals, resized.image_sizes, resized_targets)
     if hasattr(model, "semantic"):
-        found["loss_semantic"] = _semantic(model.semantic(features[FINEST]), wanted)
-    losses: dict[str, Tensor] = found
+        parts["loss_semantic"] = _semantic(model.semantic(features[FINEST]), resized_targets)
+    losses: dict[str, Tensor] = parts
     return losses
 
 
 def pixel_losses(model: Any, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """``loss_semantic`` of `losses` alone, for half of the work; the small Mask R-CNN's only."""
-    made, wanted = model.transform(list(images), [dict(each) for each in targets])
-    return {"loss_semantic": _semantic(model.semantic(model.backbone(made.tensors)[FINEST]), wanted)}
+    resized, resized_targets = model.transform(list(images), [dict(target_of_image) for target_of_image in targets])
+    return {"loss_semantic": _semantic(model.semantic(model.backbone(resized.tensors)[FINEST]), resized_targets)}
 
 
 def unseen_by_pixels(model: Any) -> tuple[torch.nn.Module, ...]:
@@ -128,9 +128,9 @@ def regions(model: Any, images: Sequence[Tensor]) -> list[Instances]:
     Pictures are 3 x H x W uint8. The score is the mean probability over the region.
     """
     device = next(model.parameters()).device
-    made, _ = model.transform([image.to(device).float() / 255 for image in images])
+    resized, _ = model.transform([image.to(device).float() / 255 for image in images])
     sizes = [(image.shape[1], image.shape[2]) for image in images]
-    return [_regions(*share_KHW.max(0)) for share_KHW in model.shares(model.backbone(made.tensors), made, sizes)]
+    return [_regions(*share_KHW.max(0)) for share_KHW in model.shares(model.backbone(resized.tensors), resized, sizes)]
 
 
 def _regions(likely_HW: Tensor, class_HW: Tensor) -> Instances:
@@ -161,8 +161,8 @@ def _second_stage(
     made_P4 = made_RD.reshape(len(label_R), -1, 4)[positive, label_R[positive]]
     box_loss_P = torch.nn.functional.smooth_l1_loss(made_P4, box_R4[positive], beta=1 / 9, reduction="none").sum(1)
 
-    chosen = [(each > 0).nonzero()[:, 0] for each in labels]
-    corners = [each[kept] for each, kept in zip(proposals, chosen, strict=True)]
+    chosen = [(of_image > 0).nonzero()[:, 0] for of_image in labels]
+    corners = [of_image[kept] for of_image, kept in zip(proposals, chosen, strict=True)]
     masks = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, corners, sizes)))
     side = masks.shape[-1]
     wanted_Pmm = torch.cat(
@@ -187,15 +187,15 @@ def _semantic(scores_BKhw: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tens
     weights the features are learnt in fewer steps.
     """
     scores_BKHW = torch.nn.functional.interpolate(scores_BKhw, scale_factor=2, mode="bilinear")
-    each = []
+    losses = []
     for scores_KHW, target in zip(scores_BKHW, targets, strict=True):
         masks_NHW = target["masks"]
         height, width = masks_NHW.shape[1:]
         classes_HW = masks_NHW.new_zeros((height, width), dtype=torch.long)
         for mask_HW, label in zip(masks_NHW.bool(), target["labels"], strict=True):
             classes_HW[mask_HW] = label
-        each.append(torch.nn.functional.cross_entropy(scores_KHW[None, :, :height, :width], classes_HW[None]))
-    return torch.stack(each).mean()
+        losses.append(torch.nn.functional.cross_entropy(scores_KHW[None, :, :height, :width], classes_HW[None]))
+    return torch.stack(losses).mean()
 
 
 def _share(parts: Sequence[Tensor]) -> Tensor:
@@ -206,43 +206,43 @@ def _share(parts: Sequence[Tensor]) -> Tensor:
     )
 
 
-class _Drawn:
+class _SeededSampler:
     """A sampler of torchvision's that draws for each picture by that picture's key."""
 
     def __init__(self, sampler: Any, draws: Sequence[int]) -> None:
         self._sampler, self._draws = sampler, draws
 
     def __call__(self, matched: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        found = []
-        for each, draw in zip(matched, self._draws, strict=True):
-            with torch.random.fork_rng([each.device] if each.is_cuda else []):
+        samples = []
+        for matched_P, draw in zip(matched, self._draws, strict=True):
+            with torch.random.fork_rng([matched_P.device] if matched_P.is_cuda else []):
                 torch.manual_seed(draw & (2**63 - 1))
-                found.append(self._sampler([each]))
-        return [positive for (positive,), _ in found], [negative for _, (negative,) in found]
+                samples.append(self._sampler([matched_P]))
+        return [positive for (positive,), _ in samples], [negative for _, (negative,) in samples]
 
 
 @contextmanager
 def _training(stage: Any, draws: Sequence[int]) -> Iterator[None]:
-    """``stage`` gives losses, in eval mode too, and draws by these keys; what is inside it keeps its mode."""
+    """``stage`` computes losses also in eval mode and samples by these keys; its submodules keep their mode."""
     mode, sampler = stage.training, stage.fg_bg_sampler
-    stage.training, stage.fg_bg_sampler = True, _Drawn(sampler, draws)
+    stage.training, stage.fg_bg_sampler = True, _SeededSampler(sampler, draws)
     try:
         yield
     finally:
         stage.training, stage.fg_bg_sampler = mode, sampler
 
 
-def instance_iou(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> tuple[list[float], float]:
+def instance_iou(predicted: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> tuple[list[float], float]:
     """Of each true instance the IoU with the best found mask of its class (0 for none), and the IoU of the unions.
 
-    ``found`` and ``truth`` have ``masks`` (N x H x W bool) and ``labels`` (N). The unions' IoU is NaN
+    ``predicted`` and ``truth`` have ``masks`` (N x H x W bool) and ``labels`` (N). The unions' IoU is NaN
     where neither has any.
     """
-    each: list[float] = []
+    best: list[float] = []
     for mask_HW, label in zip(truth["masks"].bool(), truth["labels"], strict=True):
-        same_NHW = found["masks"][found["labels"] == label]
+        same_NHW = predicted["masks"][predicted["labels"] == label]
         both, either = (same_NHW & mask_HW).flatten(1).sum(1), (same_NHW | mask_HW).flatten(1).sum(1)
-        each.append(float((both / either).max()) if len(same_NHW) else 0.0)
-    one_HW, other_HW = (side["masks"].bool().any(0) for side in (found, truth))
+        best.append(float((both / either).max()) if len(same_NHW) else 0.0)
+    one_HW, other_HW = (side["masks"].bool().any(0) for side in (predicted, truth))
     either_all = (one_HW | other_HW).sum()
-    return each, float((one_HW & other_HW).sum() / either_all) if either_all else float("nan")
+    return best, float((one_HW & other_HW).sum() / either_all) if either_all else float("nan")

@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _signed(value: int) -> int:
+def _to_signed(value: int) -> int:
     """The int64 that has the same 64 bits."""
     value &= 2**64 - 1
     return value - 2**64 if value >= 2**63 else value
 
 
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_FACTORS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+_GOLDEN = _to_signed(0x9E3779B97F4A7C15)
+_FACTORS = (_to_signed(0xBF58476D1CE4E5B9), _to_signed(0x94D049BB133111EB))
 
 
-def _shifted(words: Tensor, bits: int) -> Tensor:
+def _shift_right(words: Tensor, bits: int) -> Tensor:
     """Logical shift to the right; torch's own shift copies the sign bit."""
     return (words >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
-def _mixed(words: Tensor) -> Tensor:
-    words = (words ^ _shifted(words, 30)).mul_(_FACTORS[0])
-    words = (words ^ _shifted(words, 27)).mul_(_FACTORS[1])
-    return words ^ _shifted(words, 31)
+def _mix(words: Tensor) -> Tensor:
+    words = (words ^ _shift_right(words, 30)).mul_(_FACTORS[0])
+    words = (words ^ _shift_right(words, 27)).mul_(_FACTORS[1])
+    return words ^ _shift_right(words, 31)
 
 
 def _words(draw_B: Tensor, stream: int, count: int) -> Tensor:
     """``count`` random int64 per sample, B x count."""
     assert draw_B.dtype == torch.int64, f"a draw is an int64 key, not {draw_B.dtype}"
-    start_B = _mixed(_mixed(draw_B + _GOLDEN) + _signed(stream * _GOLDEN))
+    start_B = _mix(_mix(draw_B + _GOLDEN) + _to_signed(stream * _GOLDEN))
     counter = torch.arange(1, count + 1, device=draw_B.device)
-    return _mixed(start_B[:, None] + counter.mul_(_GOLDEN))
+    return _mix(start_B[:, None] + counter.mul_(_GOLDEN))
 
 
 def uniform(draw_B: Tensor, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
@@ -54,7 +54,7 @@ def uniform(draw_B: Tensor, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
     Equal bit for bit on CPU and GPU.
     """
     words = _words(draw_B, stream, math.prod(shape))
-    return (_shifted(words, 40).to(torch.float32) * 2.0**-24).reshape(-1, *shape)
+    return (_shift_right(words, 40).to(torch.float32) * 2.0**-24).reshape(-1, *shape)
 
 
 def noise(draw_B: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:

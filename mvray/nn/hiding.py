@@ -1,4 +1,4 @@
-"""Hiding parts of pictures: which pixels (masks) and what is put there (fills).
+"""Hides parts of pictures: masks say which pixels, fills say what replaces them.
 
 Pictures are B x C x H x W uint8 before and after; masks are B x H x W, True where the picture is
 hidden. Every random choice comes from the samples' draws (draws.py), so a sample is hidden alike in
@@ -25,7 +25,7 @@ _ATTEMPTS = 64
 _BLUR_CELLS = 24
 
 
-def chosen(draw_B: Tensor, probability: float) -> Tensor:
+def is_hidden(draw_B: Tensor, probability: float) -> Tensor:
     """Which samples are hidden at all: True with ``probability``, B bool."""
     return draws.uniform(draw_B, _COIN) < probability
 
@@ -46,7 +46,7 @@ def rectangle_mask(
     top, left = top * height, left * width
     fits = (top + high <= height) & (left + wide <= width)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
-    top, left, high, wide = (each.gather(1, first) for each in (top, left, high, wide))
+    top, left, high, wide = (side.gather(1, first) for side in (top, left, high, wide))
     y = torch.arange(height, device=draw_B.device) + 0.5  # a pixel is hidden where its centre is
     x = torch.arange(width, device=draw_B.device) + 0.5
     rows_BH = (y >= top) & (y < top + high)
@@ -80,7 +80,7 @@ def fill(images_BCHW: Tensor, mask_BHW: Tensor, how: str, draw_B: Tensor, consta
         value = draws.noise(draw_B, _NOISE, tuple(images_BCHW.shape[1:]))
     else:
         assert how == "blur", f"unknown fill {how!r}"
-        value = _blurred(images_BCHW)
+        value = _blur(images_BCHW)
     return torch.where(mask_BHW[:, None], value, images_BCHW)
 
 
@@ -90,7 +90,7 @@ def _mean(images_BCHW: Tensor) -> Tensor:
     return ((2 * total + pixels) // (2 * pixels)).to(torch.uint8)  # rounded in integers: alike on any device
 
 
-def _blurred(images_BCHW: Tensor) -> Tensor:
+def _blur(images_BCHW: Tensor) -> Tensor:
     """Mean over the cells of a coarse grid, then over 3 x 3 cells, then linear between their centres."""
     functional = torch.nn.functional
     height, width = images_BCHW.shape[2:]

@@ -30,10 +30,10 @@ def in_passes(
     """
     most = most or (len(items) if device.type != "cpu" else 1)
     groups = _groups(kinds, most)
-    made = _side_by_side(lambda group: run([items[at] for at in group]), groups, device)
+    results_of_groups = _side_by_side(lambda group: run([items[at] for at in group]), groups, device)
     order = [at for group in groups for at in group]
-    found = dict(zip(order, (each for results in made for each in results), strict=True))
-    return [found[at] for at in range(len(items))]
+    by_position = dict(zip(order, (result for results in results_of_groups for result in results), strict=True))
+    return [by_position[at] for at in range(len(items))]
 
 
 def _groups(kinds: Sequence[Hashable], most: int) -> list[list[int]]:

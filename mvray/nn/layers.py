@@ -14,7 +14,7 @@ Shapes: B samples, C channels, H x W pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -33,35 +33,35 @@ _STAGES = ("layer1", "layer2", "layer3", "layer4")
 _NAMES_IN_MESSAGE = 12
 
 
-def names(module: torch.nn.Module) -> dict[str, str]:
+def named_layers(module: torch.nn.Module) -> dict[str, str]:
     """The names above that ``module`` has, each with the dotted name of its layer in ``module``.
 
     Of a method it is its ``network`` that is looked at, where it has one.
     """
     inside = getattr(module, "network", module)
     prefix = "" if inside is module else "network."
-    found = {f"conv{at}": name for at, name in enumerate(_before_pools(inside), start=1)}
-    if "conv1" in found and all(hasattr(inside, stage) for stage in _STAGES):
-        found = {"conv1": found["conv1"]} | {f"conv{at}": stage for at, stage in enumerate(_STAGES, start=2)}
-    found |= {f"fc{at}": name for at, name in enumerate(_fully_connected(inside), start=1)}
-    if weighted := _weighted(inside):
-        found[PENULTIMATE] = weighted[-1]
-    return {name: prefix + layer for name, layer in found.items()}
+    by_name = {f"conv{at}": name for at, name in enumerate(_before_pools(inside), start=1)}
+    if "conv1" in by_name and all(hasattr(inside, stage) for stage in _STAGES):
+        by_name = {"conv1": by_name["conv1"]} | {f"conv{at}": stage for at, stage in enumerate(_STAGES, start=2)}
+    by_name |= {f"fc{at}": name for at, name in enumerate(_fully_connected(inside), start=1)}
+    if weighted := _weighted_layers(inside):
+        by_name[PENULTIMATE] = weighted[-1]
+    return {name: prefix + layer for name, layer in by_name.items()}
 
 
 class Layers:
-    """Reads ``wanted`` layers of ``module``, which must be in eval mode, while something runs it.
+    """Reads the layers ``layer_names`` of ``module``, which must be in eval mode, while something runs it.
 
     Maps are averaged over a grid of at most ``pool`` x ``pool`` places (0: kept as they are). Of a layer that
     is called more than once the last call counts. One read at a time. Raises SettingError for a name that
     does not exist.
     """
 
-    def __init__(self, module: torch.nn.Module, wanted: Sequence[str], pool: int) -> None:
+    def __init__(self, module: torch.nn.Module, layer_names: Sequence[str], pool: int) -> None:
         assert not module.training, "features of a batch are per sample in eval mode only"
-        known = names(module)
-        layers = {name: _find(module, known, name) for name in wanted}
-        self._wanted, self._pool = tuple(wanted), pool
+        known = named_layers(module)
+        layers = {name: find_layer(module, name, known) for name in layer_names}
+        self._names, self._pool = tuple(layer_names), pool
         self._calls: Counter[str] | None = None
         self._reading: _Reading | None = None
         for name, layer in layers.items():
@@ -81,10 +81,10 @@ class Layers:
                 returned = run()
         finally:
             self._reading = None
-        if missing := [name for name in self._wanted if name not in reading.found]:
+        if missing := [name for name in self._names if name not in reading.outputs]:
             raise SettingError(f"Layer {missing[0]!r} takes no part in a prediction; name one that does.")
         self._calls = reading.called
-        return {name: reading.found[name] for name in self._wanted}, returned
+        return {name: reading.outputs[name] for name in self._names}, returned
 
     def _hook(self, layer: torch.nn.Module, name: str) -> None:
         if name == PENULTIMATE:
@@ -96,12 +96,12 @@ class Layers:
         reading = self._reading
         if reading is None:
             return  # something else runs the module
-        reading.found[name] = self._pooled(name, value)
+        reading.outputs[name] = self._pool_output(name, value)
         reading.called[name] += 1
         if reading.called == reading.calls:
             raise _AllRead
 
-    def _pooled(self, name: str, value: Any) -> Tensor:
+    def _pool_output(self, name: str, value: Any) -> Tensor:
         """A copy: what follows may work in place."""
         if not isinstance(value, torch.Tensor) or value.ndim < 2:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
@@ -116,9 +116,9 @@ class Layers:
 
 @dataclass
 class _Reading:
-    """What a run has given so far, and after how many calls of each layer there is no more to come."""
+    """The outputs of a run so far, and the number of calls of each layer after which the run has all of them."""
 
-    found: dict[str, Tensor]
+    outputs: dict[str, Tensor]
     called: Counter[str]
     calls: Counter[str] | None
 
@@ -127,8 +127,13 @@ class _AllRead(Exception):
     """Ends a forward pass of which the rest is not needed."""
 
 
-def _find(module: torch.nn.Module, known: dict[str, str], name: str) -> torch.nn.Module:
+def find_layer(module: torch.nn.Module, name: str, known: Mapping[str, str] | None = None) -> torch.nn.Module:
+    """The layer with this dotted name, also without "network." before it, or with one of the names ``known``.
+
+    Raises SettingError that lists the nearest names.
+    """
     layers: dict[str, torch.nn.Module] = {key: layer for key, layer in module.named_modules() if key}
+    known = known or {}
     for key in (known.get(name, name), f"network.{name}"):
         if key in layers:
             return layers[key]
@@ -142,13 +147,13 @@ def _find(module: torch.nn.Module, known: dict[str, str], name: str) -> torch.nn
 
 def _before_pools(module: torch.nn.Module) -> list[str]:
     """What stands right before each max-pool, in the order of the network. Pools that begin a branch have nothing."""
-    found = []
+    layers = []
     for parent, inside in module.named_modules():
         children = list(inside.named_children())
         for (before, _), (_, layer) in pairwise(children):
             if isinstance(layer, torch.nn.MaxPool2d):
-                found.append(f"{parent}.{before}".lstrip("."))
-    return found
+                layers.append(f"{parent}.{before}".lstrip("."))
+    return layers
 
 
 def _fully_connected(module: torch.nn.Module) -> list[str]:
@@ -179,6 +184,6 @@ def _with_followers(module: torch.nn.Module, name: str) -> str:
     return f"{parent}.{own}".lstrip(".")
 
 
-def _weighted(module: torch.nn.Module) -> list[str]:
+def _weighted_layers(module: torch.nn.Module) -> list[str]:
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     return [name for name, layer in module.named_modules() if isinstance(layer, kinds)]

@@ -28,10 +28,10 @@ def network(name: str, classes: int, **settings: Any) -> torch.nn.Module:
 
     if name not in NETWORKS:
         raise SettingError(f"network is {name!r}; expected one of {', '.join(NETWORKS)}.")
-    made: torch.nn.Module = torchvision.models.get_model(
+    detector: torch.nn.Module = torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=classes + 1, **settings
     )
-    return made
+    return detector
 
 
 def coco_classes() -> tuple[str, ...]:
@@ -52,16 +52,16 @@ def segment(model: torch.nn.Module, images: Sequence[Tensor]) -> list[Instances]
     device = next(model.parameters()).device
 
     def run(group: list[Tensor]) -> list[Instances]:
-        found: list[dict[str, Tensor]] = model([image.to(device).float().div(255) for image in group])
-        return [_instances(each) for each in found]
+        outputs: list[dict[str, Tensor]] = model([image.to(device).float().div(255) for image in group])
+        return [_instances(output) for output in outputs]
 
     return in_passes(run, images, [image.shape for image in images], device)
 
 
-def _instances(found: dict[str, Tensor]) -> Instances:
+def _instances(output: dict[str, Tensor]) -> Instances:
     return Instances(
-        masks=found["masks"][:, 0] >= LEAST_IN_MASK,
-        labels=found["labels"] - 1,
-        scores=found["scores"],
-        boxes=found["boxes"],
+        masks=output["masks"][:, 0] >= LEAST_IN_MASK,
+        labels=output["labels"] - 1,
+        scores=output["scores"],
+        boxes=output["boxes"],
     )

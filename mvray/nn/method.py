@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def built(config: MethodConfig, facts: Facts) -> Method:
+def build_method(config: MethodConfig, facts: Facts) -> Method:
     """The method that ``config`` builds for data with these ``facts``. Raises SettingError where it is none."""
     method = config.build(facts)
     if not isinstance(method, Method):

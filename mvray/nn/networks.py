@@ -36,16 +36,16 @@ def network(name: str, classes: int, weights: str = "", channels: int = 3) -> to
     """
     check_name(name)
     if name in OURS:
-        made = _ours(name, classes)
+        network_ = _ours(name, classes)
     else:
         import torchvision
 
-        made = torchvision.models.get_model(name, weights=None, num_classes=classes, **_EXTRA.get(name, {}))
+        network_ = torchvision.models.get_model(name, weights=None, num_classes=classes, **_EXTRA.get(name, {}))
     if channels != 3:
-        _take_channels(made, channels)
+        _take_channels(network_, channels)
     if weights:
-        files.load(made, name, weights, _last_weighted(made))
-    return made
+        files.load(network_, name, weights, _last_weighted(network_))
+    return network_
 
 
 def _ours(name: str, classes: int) -> torch.nn.Module:
@@ -80,16 +80,16 @@ def _named_in_torchvision() -> set[str]:
     return {name for file in files for name in _REGISTERED.findall(file.read_text())}
 
 
-def _take_channels(made: torch.nn.Module, channels: int) -> None:
+def _take_channels(model: torch.nn.Module, channels: int) -> None:
     """A new first convolution for pictures of ``channels``."""
-    layers = dict(made.named_modules())
+    layers = dict(model.named_modules())
     name = next(name for name, layer in layers.items() if isinstance(layer, torch.nn.Conv2d))
     old = layers[name]
     assert isinstance(old, torch.nn.Conv2d)
     sizes = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding", "dilation")}
     new = torch.nn.Conv2d(channels, old.out_channels, **sizes, bias=old.bias is not None)
     torch.nn.init.kaiming_normal_(new.weight, nonlinearity="relu")
-    made.set_submodule(name, new)
+    model.set_submodule(name, new)
 
 
 def alexnet_small(classes: int) -> torch.nn.Module:
@@ -127,7 +127,7 @@ def alexnet_small(classes: int) -> torch.nn.Module:
         nn.ReLU(inplace=True),
         nn.Linear(256, classes),
     )
-    return _assembled(features, nn.AdaptiveAvgPool2d((6, 4)), classifier)
+    return _assemble(features, nn.AdaptiveAvgPool2d((6, 4)), classifier)
 
 
 def vgg_small(classes: int) -> torch.nn.Module:
@@ -154,14 +154,14 @@ def vgg_small(classes: int) -> torch.nn.Module:
         nn.Dropout(0.2),
         nn.Linear(256, classes),
     )
-    return _assembled(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(2), classifier)
+    return _assemble(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(2), classifier)
 
 
-def _assembled(features: torch.nn.Module, avgpool: torch.nn.Module, classifier: torch.nn.Sequential) -> torch.nn.Module:
+def _assemble(features: torch.nn.Module, avgpool: torch.nn.Module, classifier: torch.nn.Sequential) -> torch.nn.Module:
     """The parts under the names that torchvision gives them, initialised; the last layer makes the scores."""
     nn = torch.nn
-    made = nn.Sequential(OrderedDict(features=features, avgpool=avgpool, classifier=classifier))
-    for layer in made.modules():
+    model = nn.Sequential(OrderedDict(features=features, avgpool=avgpool, classifier=classifier))
+    for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):  # He et al. 2015, for rectified layers
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
@@ -169,7 +169,7 @@ def _assembled(features: torch.nn.Module, avgpool: torch.nn.Module, classifier: 
     head = classifier[-1]
     assert isinstance(head, nn.Linear)
     nn.init.normal_(head.weight, std=0.01)  # all classes alike at the start
-    return made
+    return model
 
 
 def last_convolution(module: torch.nn.Module) -> str:
@@ -211,8 +211,8 @@ def _belongs_to_convolution(layer: torch.nn.Module) -> bool:
     return kind in ("torch.nn.modules.batchnorm", "torch.nn.modules.normalization", "torch.nn.modules.activation")
 
 
-def _last_weighted(made: torch.nn.Module) -> str:
+def _last_weighted(model: torch.nn.Module) -> str:
     """The layer that makes the scores: the last linear layer or convolution."""
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    names: list[str] = [name for name, layer in made.named_modules() if isinstance(layer, kinds)]
+    names: list[str] = [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
     return names[-1]

@@ -37,10 +37,10 @@ def resnet_small(classes: int) -> nn.Module:
     widths = (WIDTHS[0], *WIDTHS)
     blocks = [Residual(*ends, stride=1 if i == 0 else 2) for i, ends in enumerate(zip(widths, WIDTHS, strict=False))]
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.0))
-    made = nn.Sequential(
+    model = nn.Sequential(
         OrderedDict(stem=stem, layers=nn.Sequential(*blocks), pool=pool, fc=nn.Linear(WIDTHS[-1], classes))
     )
-    for layer in made.modules():
+    for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return made
+    return model

@@ -28,17 +28,17 @@ def decode(counts: Sequence[bytes], height: int, width: int) -> np.ndarray:
     """The masks, N x H x W bool, of compressed run lengths. Raises ValueError for those of another size."""
     from pycocotools import mask as coco
 
-    for each in counts:
-        if (pixels := _pixels(each)) != height * width:
+    for run_lengths in counts:
+        if (pixels := _pixels(run_lengths)) != height * width:
             raise ValueError(f"run lengths of {pixels} pixels, not of {height} x {width}")
     if not counts:
         return np.zeros((0, height, width), bool)
-    masks_HWN = coco.decode([{"size": [height, width], "counts": each} for each in counts])
+    masks_HWN = coco.decode([{"size": [height, width], "counts": run_lengths} for run_lengths in counts])
     return np.ascontiguousarray(masks_HWN.transpose(2, 0, 1)).view(bool)
 
 
 def _pixels(counts: bytes) -> int:
-    """How many pixels the runs have together; pycocotools leaves what is missing as it finds it in memory.
+    """The number of pixels of all runs; pycocotools does not initialise the pixels that runs leave out.
 
     A run is a little-endian number of 5 bits a character from "0" on, with its sign and a bit that says
     whether it goes on; from the fourth run on it is the difference to the run before the last one.

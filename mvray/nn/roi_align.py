@@ -29,8 +29,8 @@ def roi_align(features_BCHW: Tensor, boxes_N5: Tensor, bins: int, scale: float, 
     if features_BCHW.is_cuda:
         import torchvision
 
-        made: Tensor = torchvision.ops.roi_align(features_BCHW, boxes_N5, bins, scale, samples, aligned)
-        return made
+        pooled: Tensor = torchvision.ops.roi_align(features_BCHW, boxes_N5, bins, scale, samples, aligned)
+        return pooled
     batch, channels, height, width = features_BCHW.shape
     rows = features_BCHW.permute(0, 2, 3, 1).reshape(batch * height * width, channels).contiguous()
     boxes_N4 = boxes_N5[:, 1:] * scale - (0.5 if aligned else 0.0)

@@ -17,7 +17,7 @@ FOCUS = 0.5
 """From this share of a frame's highest attention on, a place counts as attended to."""
 
 
-def scaled(maps_BThw: Tensor) -> Tensor:
+def to_unit_range(maps_BThw: Tensor) -> Tensor:
     """Each frame's attention scaled to 0..1 by its least and greatest value; NaN where it is the same everywhere."""
     least, greatest = maps_BThw.flatten(2).aminmax(dim=2)
     spread = torch.where(greatest > least, greatest - least, torch.nan)
@@ -31,9 +31,9 @@ def entropy_bits(maps_BThw: Tensor) -> Tensor:
     value; at most log2(10) = 3.32 bits, smaller is sharper. Frames whose attention is the same
     everywhere have no such scale and are left out; NaN where all are.
     """
-    values_BTN = scaled(maps_BThw.float()).flatten(2)
+    values_BTN = to_unit_range(maps_BThw.float()).flatten(2)
     bins_BTN = (values_BTN * BINS).clamp(max=BINS - 1).floor()
-    share_BTK = torch.stack([(bins_BTN == each).float().mean(2) for each in range(BINS)], dim=2)
+    share_BTK = torch.stack([(bins_BTN == bin_).float().mean(2) for bin_ in range(BINS)], dim=2)
     entropy_BT = torch.special.entr(share_BTK).sum(2) / torch.log(torch.tensor(2.0))
     return _mean(entropy_BT, ~values_BTN[..., 0].isnan())
 
@@ -51,7 +51,7 @@ def agreement(maps_BThw: Tensor, masks_BTHW: Tensor) -> tuple[Tensor, Tensor]:
     large_BTHW = torch.nn.functional.interpolate(
         maps_BThw.float(), masks_BTHW.shape[2:], mode="bilinear", align_corners=False
     )
-    large_BTHW = scaled(large_BTHW)
+    large_BTHW = to_unit_range(large_BTHW)
     known_BT = masks_BTHW.flatten(2).any(2) & ~large_BTHW[..., 0, 0].isnan()
     focus_BTHW = large_BTHW >= FOCUS
     both_BT = (focus_BTHW & masks_BTHW).flatten(2).sum(2)
@@ -62,5 +62,5 @@ def agreement(maps_BThw: Tensor, masks_BTHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(values_BT: Tensor, known_BT: Tensor) -> Tensor:
-    """Mean over the known frames; NaN where there is none."""
+    """Mean over the known frames, B; NaN for a clip without one."""
     return torch.where(known_BT, values_BT, 0).sum(1) / known_BT.sum(1).float()

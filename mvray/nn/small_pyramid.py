@@ -61,38 +61,38 @@ class SmallPyramid(torch.nn.Module):
         for at, stage in enumerate(self.stages):
             images_BCHW = stage(images_BCHW)
             levels[str(at)] = images_BCHW
-        found: dict[str, Tensor] = self.pyramid(levels)
-        return found
+        out: dict[str, Tensor] = self.pyramid(levels)
+        return out
 
 
 class SmallMaskRcnn(MaskRCNN):  # type: ignore[misc]
-    """A Mask R-CNN that also tells each pixel's class from the finest features, and what is an instance by both."""
+    """A Mask R-CNN that also classifies each pixel from the finest features and uses both for its instances."""
 
     def __init__(self, classes: int, **settings: Any) -> None:
         super().__init__(SmallPyramid(), **settings)
         self.semantic = torch.nn.Conv2d(OUT, classes, 1)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """As torchvision's; the masks of what is found are `agreed` with the pixels' classes."""
+        """As torchvision's; the masks of the instances are `agreed` with the pixels' classes."""
         if self.training:
             return super().forward(images, targets)
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        made, _ = self.transform(images)
-        features = self.backbone(made.tensors)
-        proposals, _ = self.rpn(made, features)
-        found, _ = self.roi_heads(features, proposals, made.image_sizes)
-        found = self.transform.postprocess(found, made.image_sizes, sizes)
-        for each, share_KHW in zip(found, self.shares(features, made, sizes), strict=True):
-            each["masks"] = agreed(each["masks"], 1 - share_KHW[0])
-        return found
+        resized, _ = self.transform(images)
+        features = self.backbone(resized.tensors)
+        proposals, _ = self.rpn(resized, features)
+        out, _ = self.roi_heads(features, proposals, resized.image_sizes)
+        out = self.transform.postprocess(out, resized.image_sizes, sizes)
+        for of_image, share_KHW in zip(out, self.shares(features, resized, sizes), strict=True):
+            of_image["masks"] = agreed(of_image["masks"], 1 - share_KHW[0])
+        return out
 
-    def shares(self, features: Mapping[str, Tensor], made: ImageList, sizes: list[tuple[int, int]]) -> list[Tensor]:
+    def shares(self, features: Mapping[str, Tensor], resized: ImageList, sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Each class's probability at each pixel of pictures of these sizes, K x H x W; class 0 is none."""
-        shape = made.tensors.shape[2:]
+        shape = resized.tensors.shape[2:]
         scores_BKHW = torch.nn.functional.interpolate(self.semantic(features[FINEST]), size=shape, mode="bilinear")
         return [
             torch.nn.functional.interpolate(scores_KHW[None, :, :height, :width].softmax(1), size, mode="bilinear")[0]
-            for scores_KHW, (height, width), size in zip(scores_BKHW, made.image_sizes, sizes, strict=True)
+            for scores_KHW, (height, width), size in zip(scores_BKHW, resized.image_sizes, sizes, strict=True)
         ]
 
 
@@ -143,7 +143,7 @@ class RoiPool(MultiScaleRoIAlign):  # type: ignore[misc]
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        numbered = [torch.nn.functional.pad(each, (1, 0), value=float(at)) for at, each in enumerate(boxes)]
+        numbered = [torch.nn.functional.pad(boxes_P4, (1, 0), value=float(at)) for at, boxes_P4 in enumerate(boxes)]
         (level,), side, samples = self.featmap_names, self.output_size[0], self.sampling_ratio
         features_BCHW = features[level].contiguous(memory_format=torch.channels_last)
         return roi_align(features_BCHW, torch.cat(numbered), side, 1 / STRIDES[level], samples, aligned=False)
@@ -156,8 +156,8 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]
         super().__init__(((16,), (36,), (72,)), ((0.5, 1.0, 2.0),) * 3)
 
     def forward(self, images: Any, features: list[Tensor]) -> list[Tensor]:
-        made: list[Tensor] = super().forward(images, features[1:])
-        return made
+        anchors: list[Tensor] = super().forward(images, features[1:])
+        return anchors
 
 
 class ProposalHead(RPNHead):  # type: ignore[misc]
@@ -167,8 +167,8 @@ class ProposalHead(RPNHead):  # type: ignore[misc]
         super().__init__(OUT, anchors.num_anchors_per_location()[0])
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        made: tuple[list[Tensor], list[Tensor]] = super().forward(features[1:])
-        return made
+        scores_and_offsets: tuple[list[Tensor], list[Tensor]] = super().forward(features[1:])
+        return scores_and_offsets
 
 
 class BoxHead(torch.nn.Sequential):

@@ -25,30 +25,30 @@ _NAMES_IN_MESSAGE = 3
 _ANSWER_WITHIN_S = 60
 
 
-def load(made: torch.nn.Module, name: str, place: str, head: str) -> None:
-    """Fill ``made``, the network called ``name``, with the weights at ``place``, a path or an http(s), s3 or file URL.
+def load(model: torch.nn.Module, name: str, place: str, head: str) -> None:
+    """Fill ``model``, the network called ``name``, with the weights at ``place``, a path or an http(s), s3 or file URL.
 
     The entries of the layer ``head`` stay as they are where the file has them in another shape (another
     number of classes) or not at all. Raises DataError for a file that cannot be read or is another
     network's, with the entries that are missing, unknown or of another shape.
     """
-    given, own = read(place), made.state_dict()
+    state, own = read_state(place), model.state_dict()
     of_head = {key for key in own if key.rpartition(".")[0] == head}
-    kept = {key: value for key, value in given.items() if key not in of_head or own[key].shape == value.shape}
+    kept = {key: value for key, value in state.items() if key not in of_head or own[key].shape == value.shape}
     wrong = "; ".join(_differences(kept, own, of_head))
     if wrong:
         raise DataError(
             f"{place} does not hold weights of {name}: {wrong}. Name the network that the file was saved from."
         )
-    made.load_state_dict(kept, strict=False)
+    model.load_state_dict(kept, strict=False)
 
 
-def _differences(given: Mapping[str, Tensor], own: Mapping[str, Tensor], may_miss: set[str]) -> Iterator[str]:
-    missing = [key for key in own if key not in given and key not in may_miss]
-    unknown = [key for key in given if key not in own]
+def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor], may_miss: set[str]) -> Iterator[str]:
+    missing = [key for key in own if key not in state and key not in may_miss]
+    unknown = [key for key in state if key not in own]
     shapes = [
         f"{key} ({tuple(value.shape)} instead of {tuple(own[key].shape)})"
-        for key, value in given.items()
+        for key, value in state.items()
         if key in own and value.shape != own[key].shape
     ]
     for names, what in ((missing, "missing"), (unknown, "unknown"), (shapes, "of another shape")):
@@ -56,7 +56,7 @@ def _differences(given: Mapping[str, Tensor], own: Mapping[str, Tensor], may_mis
             yield f"{len(names)} entries are {what}, such as {', '.join(names[:_NAMES_IN_MESSAGE])}"
 
 
-def read(place: str) -> Mapping[str, Tensor]:
+def read_state(place: str) -> Mapping[str, Tensor]:
     """The state dict at ``place``, a path or an http(s), s3 or file URL, on the CPU; nothing in it is executed.
 
     It may lie under "model_state", as in pytorchvideo's checkpoints. Raises DataError for anything else.
@@ -71,14 +71,14 @@ def read(place: str) -> Mapping[str, Tensor]:
             import safetensors.torch
 
             return safetensors.torch.load_file(path)
-        given: Any = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise DataError(f"{place} cannot be read as weights ({error}); expected {_FORMS}.") from error
-    if isinstance(given, Mapping):
-        given = given.get("model_state", given)
-    if not isinstance(given, Mapping) or not all(isinstance(value, torch.Tensor) for value in given.values()):
-        raise DataError(f"{place} holds {type(given).__name__}, not a state dict of tensors.")
-    return given
+    if isinstance(state, Mapping):
+        state = state.get("model_state", state)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise DataError(f"{place} holds {type(state).__name__}, not a state dict of tensors.")
+    return state
 
 
 def local(place: str) -> Path:

@@ -70,25 +70,25 @@ def x3d(name: str, classes: int, weights: str = "", dropout: float = 0.5) -> tor
 
     check_name(name)
     size = SIZES[name]
-    widths = [rounded(width, size.width) for width in _X2D_WIDTHS]
+    widths = [round_width(width, size.width) for width in _X2D_WIDTHS]
     stages, inputs = [], widths[0]
     for width, depth in zip(widths, _X2D_DEPTHS, strict=True):
         inner = int(BOTTLENECK * width)
-        stages.append(layers.Stage(math.ceil(size.depth * depth), inputs, inner, width, 2, rounded(inner, SQUEEZE)))
+        stages.append(layers.Stage(math.ceil(size.depth * depth), inputs, inner, width, 2, round_width(inner, SQUEEZE)))
         inputs = width
     head = layers.Head(inputs, inner, size.features, classes, dropout)
-    made = layers.X3D(layers.Stem(widths[0]), *stages, head)
-    layers.initialise(made)
+    model = layers.X3D(layers.Stem(widths[0]), *stages, head)
+    layers.initialise(model)
     if weights:
-        files.load(made, name, weights, "blocks.5.proj")
-    return made
+        files.load(model, name, weights, "blocks.5.proj")
+    return model
 
 
-def rounded(width: int, factor: float) -> int:
+def round_width(width: int, factor: float) -> int:
     """``width`` times ``factor`` as a multiple of 8, at least 8, not below 0.9 of it (pytorchvideo's round_width)."""
-    wanted = width * factor
-    nearest = max(8, int(wanted + 4) // 8 * 8)
-    return nearest + 8 if nearest < 0.9 * wanted else nearest
+    exact = width * factor
+    nearest = max(8, int(exact + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * exact else nearest
 
 
 def split(network: torch.nn.Module) -> tuple[torch.nn.Sequential, torch.nn.Sequential]:
@@ -104,4 +104,4 @@ def split(network: torch.nn.Module) -> tuple[torch.nn.Sequential, torch.nn.Seque
 def split_width(name: str) -> int:
     """The number of channels between the two parts of the network called ``name``."""
     check_name(name)
-    return rounded(_X2D_WIDTHS[2], SIZES[name].width)
+    return round_width(_X2D_WIDTHS[2], SIZES[name].width)

@@ -46,8 +46,8 @@ class SqueezeExcitation(nn.Module):
         )
 
     def forward(self, features_BCTHW: Tensor) -> Tensor:
-        made: Tensor = features_BCTHW * self.block(features_BCTHW.mean((2, 3, 4), keepdim=True))
-        return made
+        scaled_BCTHW: Tensor = features_BCTHW * self.block(features_BCTHW.mean((2, 3, 4), keepdim=True))
+        return scaled_BCTHW
 
 
 class Bottleneck(nn.Module):
@@ -65,8 +65,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, features_BCTHW: Tensor) -> Tensor:
         inner = F.relu_(self.norm_a(self.conv_a(features_BCTHW)))
-        made: Tensor = self.norm_c(self.conv_c(F.silu(self.norm_b(self.conv_b(inner)))))
-        return made
+        output: Tensor = self.norm_c(self.conv_c(F.silu(self.norm_b(self.conv_b(inner)))))
+        return output
 
 
 class Block(nn.Module):
@@ -98,8 +98,8 @@ class Stage(nn.Module):
         self.res_blocks = nn.Sequential(first, *rest)
 
     def forward(self, features_BCTHW: Tensor) -> Tensor:
-        made: Tensor = self.res_blocks(features_BCTHW)
-        return made
+        output: Tensor = self.res_blocks(features_BCTHW)
+        return output
 
 
 class ProjectedPool(nn.Module):
@@ -126,8 +126,8 @@ class Head(nn.Module):
         self.proj = nn.Linear(features, classes)
 
     def forward(self, features_BCTHW: Tensor) -> Tensor:
-        made: Tensor = self.proj(self.dropout(self.pool(features_BCTHW).flatten(1)))
-        return made
+        scores: Tensor = self.proj(self.dropout(self.pool(features_BCTHW).flatten(1)))
+        return scores
 
 
 class X3D(nn.Module):

@@ -17,15 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mvray.data import (
-    Joined,
+    ColumnReader,
     dataset,
     frames,
-    joined,
     loader,
     metadata_of,
     node_cache,
+    open_columns,
     read_table,
-    readable,
+    readable_samples,
     sampler,
     write_table,
 )
@@ -84,7 +84,7 @@ class Maker:
             assert isinstance(work, Work)
         self._work, self._missing = work, missing
         self._folder = Storage(work.folder)
-        node_cache.begin(work.step.scale.cache_gb)
+        node_cache.begin_task(work.step.scale.cache_gb)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """For Ray Data: positions among the missing shards in, what was made of each out.
@@ -125,9 +125,9 @@ class Maker:
         return work.step.generator.build(method, Storage(work.step.data.source.root).read)
 
     @cached_property
-    def _columns(self) -> dict[str, Joined]:
+    def _columns(self) -> dict[str, ColumnReader]:
         step = self._work.step
-        return joined(self._work.columns, (), step.name, step.data.masks, step.generator.needs)
+        return open_columns(self._work.columns, (), step.name, step.data.masks, step.generator.needs)
 
     def make(self, shard: int) -> tuple[int, int]:
         """Write one shard; returns how many samples it has and how many could not be read."""
@@ -164,7 +164,7 @@ class Maker:
         order, pin = sampler.in_order(len(rows), size), device.type == "cuda"
         try:
             for batch in loader(samples, order, 0, step.scale.loader_workers, pin):
-                kept = readable(batch)
+                kept = readable_samples(batch)
                 if len(kept["index"]):
                     keys = rows["key"].take(pa.array(kept["index"].numpy()))
                     given = {name: values.to(device, non_blocking=True) for name, values in kept.items()}

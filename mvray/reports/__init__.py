@@ -2,11 +2,10 @@
 
 from mvray.reports import figures, page, search_figures, search_table
 from mvray.reports.mlflow_runs import RunLog
-from mvray.reports.page import PAGE
 from mvray.reports.results import collect, comparison, means, pictures
+from mvray.reports.web_page import web_page
 
 __all__ = [
-    "PAGE",
     "RunLog",
     "collect",
     "comparison",
@@ -16,4 +15,5 @@ __all__ = [
     "pictures",
     "search_figures",
     "search_table",
+    "web_page",
 ]

@@ -36,7 +36,7 @@ def on_map(places_N2: np.ndarray, group_N: np.ndarray, most: int = 32) -> list[i
     at_N2 = _in_square(places_N2)
     sizes = {int(group): int((group_N == group).sum()) for group in np.unique(group_N[group_N >= 0])}
     waiting = {}
-    for group in sorted(sizes, key=lambda each: -sizes[each]):
+    for group in sorted(sizes, key=lambda number: -sizes[number]):
         rows = np.flatnonzero(group_N == group)
         middle = np.median(at_N2[rows], axis=0)
         waiting[group] = rows[np.argsort(((at_N2[rows] - middle) ** 2).sum(1), kind="stable")].tolist()
@@ -79,7 +79,7 @@ def group_map(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_PX / DPI, 0.62 * WIDTH_PX / DPI), dpi=DPI, layout="constrained")
-    figure.suptitle(figures._plain(title), x=0.01, ha="left", fontsize=13, color=INK)
+    figure.suptitle(figures.plain_text(title), x=0.01, ha="left", fontsize=13, color=INK)
     by_character, by_group = figure.subplots(1, 2)
     at_N2 = _in_square(places_N2)
     size = float(np.clip(6000 / max(1, len(at_N2)), 4, 26))
@@ -88,7 +88,7 @@ def group_map(
     for axes in (by_character, by_group):
         axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], box_aspect=1)
         axes.spines[:].set_color(FAINT)
-    return figures._drawn(figure)
+    return figures.figure_png(figure)
 
 
 def _characters(axes: Axes, at_N2: np.ndarray, label_N: np.ndarray, names: Sequence[str], size: float) -> None:
@@ -97,10 +97,10 @@ def _characters(axes: Axes, at_N2: np.ndarray, label_N: np.ndarray, names: Seque
     rest_N = ~np.isin(label_N, common)
     if rest_N.any():
         others, unknown = len(known) - len(common), int((label_N < 0).sum())
-        said = [f"{others} others"] * bool(others) + [f"{unknown} unknown"] * bool(unknown)
-        _dots(axes, at_N2[rest_N], size, OTHERS, ", ".join(said))
+        parts = [f"{others} others"] * bool(others) + [f"{unknown} unknown"] * bool(unknown)
+        _dots(axes, at_N2[rest_N], size, OTHERS, ", ".join(parts))
     for colour, label in zip(COLOURS, common, strict=False):
-        name = figures._plain(figures._short(names[label], 19))
+        name = figures.plain_text(figures.shorten(names[label], 19))
         _dots(axes, at_N2[label_N == label], size, colour, name)
     axes.set_title(f"by character: {_count(len(known), 'character')}", loc="left", fontsize=11, color=INK)
     handles, texts = axes.get_legend_handles_labels()
@@ -118,7 +118,7 @@ def _groups(axes: Axes, at_N2: np.ndarray, group_N: np.ndarray, faces: Mapping[i
     groups = np.unique(group_N[group_N >= 0])
     colours = dict(zip(groups.tolist(), _many(len(groups)), strict=True))
     noise_N = group_N < 0
-    own = [colours[each] for each in group_N[~noise_N].tolist()]
+    own = [colours[group] for group in group_N[~noise_N].tolist()]
     _dots(axes, at_N2[noise_N], size, NOISE_COLOUR)
     _dots(axes, at_N2[~noise_N], size, own)
     for row, face in faces.items():
@@ -149,19 +149,19 @@ def _many(count: int) -> list[str]:
     """As many colours as groups; neighbours in number differ most. Never grey, which is noise."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
-    made = []
+    colours = []
     for k in range(count):
         hue = k * 0.618034 % 1
         rgb = colorsys.hls_to_rgb(hue, (0.42, 0.58, 0.32)[k % 3], (0.75, 0.6)[k % 2])
-        made.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
-    return made
+        colours.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
+    return colours
 
 
 def _square(picture: Picture, side_px: int = 96) -> Picture:
     """``picture`` whole on a white square."""
     from PIL import Image, ImageOps
 
-    image = ImageOps.contain(Image.fromarray(figures._rgb(picture)), (side_px, side_px), Image.Resampling.LANCZOS)
+    image = ImageOps.contain(Image.fromarray(picture), (side_px, side_px), Image.Resampling.LANCZOS)
     whole = Image.new("RGB", (side_px, side_px), "white")
     whole.paste(image, ((side_px - image.width) // 2, (side_px - image.height) // 2))
     return np.asarray(whole)
@@ -185,14 +185,14 @@ def work_bars(values: Mapping[str, Mapping[str, float]], means: Mapping[str, flo
     parts = [rows[first : first + ROWS_PER_PANEL] for first in range(0, len(rows), ROWS_PER_PANEL)] or [[]]
     works = sorted({work for row in rows for work in values[row]})
     figure = Figure(figsize=(WIDTH_PX / DPI, 4.6 * len(parts)), dpi=DPI, layout="constrained")
-    figure.suptitle(figures._plain(title), x=0.01, ha="left", fontsize=13, color=INK)
-    found = [value for row in rows for value in (*values[row].values(), means.get(row, 0.0))]
-    limits = (min([0.0, *found]), 1.12 * max([0.05, *found]))
+    figure.suptitle(figures.plain_text(title), x=0.01, ha="left", fontsize=13, color=INK)
+    heights = [value for row in rows for value in (*values[row].values(), means.get(row, 0.0))]
+    limits = (min([0.0, *heights]), 1.12 * max([0.05, *heights]))
     for axes, part in zip(figure.subplots(len(parts), squeeze=False)[:, 0], parts, strict=True):
         _bars(axes, {row: values[row] for row in part}, means, works)
         axes.set_ylim(*limits)
-        axes.set_ylabel(figures._plain(y_label))
-    return figures._drawn(figure)
+        axes.set_ylabel(figures.plain_text(y_label))
+    return figures.figure_png(figure)
 
 
 def _bars(axes: Axes, values: Mapping[str, Mapping[str, float]], means: Mapping[str, float], works: list[str]) -> None:
@@ -203,7 +203,9 @@ def _bars(axes: Axes, values: Mapping[str, Mapping[str, float]], means: Mapping[
         aside = (k - (len(values) - 1) / 2) * wide
         at = [works.index(work) + aside for work in by_work]
         colour = LINES[k % len(LINES)]
-        axes.bar(at, list(by_work.values()), 0.9 * wide, color=colour, label=figures._plain(figures._short(row, 40)))
+        axes.bar(
+            at, list(by_work.values()), 0.9 * wide, color=colour, label=figures.plain_text(figures.shorten(row, 40))
+        )
         if row in means:
             middle = mean_at + factor * aside
             axes.bar(middle, means[row], 0.9 * mean_wide, color=colour, edgecolor=INK, linewidth=1.2)
@@ -214,7 +216,7 @@ def _bars(axes: Axes, values: Mapping[str, Mapping[str, float]], means: Mapping[
             )  # fmt: skip
     axes.axvline(len(works) - 0.3, color=FAINT, linewidth=1)
     axes.axhline(0, color=INK, linewidth=0.8)
-    names = [figures._plain(figures._short(work)) for work in works]
+    names = [figures.plain_text(figures.shorten(work)) for work in works]
     leaning: dict[str, Any] = (
         {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, names)) > 70 else {}
     )
@@ -248,10 +250,10 @@ def lines(
 
     Of each, samples in proportion to its characters, the commonest first.
     """
-    found = np.unique(group_N[group_N >= 0]).tolist()
-    members = {group: np.flatnonzero(group_N == group) for group in found}
-    by_size = sorted(found, key=lambda group: -len(members[group]))
-    largest = by_size if len(found) <= groups else by_size[: groups // 2]
+    groups_there = np.unique(group_N[group_N >= 0]).tolist()
+    members = {group: np.flatnonzero(group_N == group) for group in groups_there}
+    by_size = sorted(groups_there, key=lambda group: -len(members[group]))
+    largest = by_size if len(groups_there) <= groups else by_size[: groups // 2]
     others = sorted(set(by_size) - set(largest), key=lambda group: _share(label_N[members[group]]))
     mixed = sorted(others[: groups - len(largest)], key=lambda group: -len(members[group]))
     shown = [_line(f"group {group}", label_N, members[group], names, faces) for group in (*largest, *mixed)]
@@ -308,4 +310,4 @@ def _cell(row: int, strange: bool, faces: Mapping[int, Picture]) -> Picture | No
 
 def _letters(name: str) -> str:
     """``name`` with "?" for letters that the font lacks."""
-    return figures._plain(name).replace(r"\$", "$")
+    return figures.plain_text(name).replace(r"\$", "$")

@@ -30,6 +30,11 @@ MANY_CLASSES = 25
 PAD_PX, TITLE_PX, TEXT_PX = 16, 30, 22
 
 
+def rgb(picture_CHW: np.ndarray[Any, Any]) -> Picture:
+    """A picture of one or three channels, as networks get it, as H x W x 3."""
+    return np.ascontiguousarray(np.broadcast_to(picture_CHW, (3, *picture_CHW.shape[1:])).transpose(1, 2, 0))
+
+
 def overlay(image_HWC: Picture, map_HW: np.ndarray[Any, Any]) -> Picture:
     """``map_HW`` (0..1, any size) over a picture (H x W x 1 or 3, uint8): red is high, blue is low.
 
@@ -50,7 +55,7 @@ def overlay(image_HWC: Picture, map_HW: np.ndarray[Any, Any]) -> Picture:
     return result
 
 
-def attended(frames_THWC: Picture, maps_Thw: np.ndarray[Any, Any]) -> Picture:
+def attention_overlays(frames_THWC: Picture, maps_Thw: np.ndarray[Any, Any]) -> Picture:
     """A clip with attention over each frame, each frame's map scaled to 0..1 as its entropy is (nn/sharpness.py).
 
     There may be fewer maps than frames: each belongs to as many frames in a row.
@@ -68,7 +73,7 @@ def sheet(
 
     Cells take the shape of the first picture. ``None`` leaves a cell empty. A row's title may have lines.
     """
-    return _png(_grid(rows, column_titles, row_titles, title))
+    return picture_png(_grid(rows, column_titles, row_titles, title))
 
 
 def animation(
@@ -95,15 +100,15 @@ def histograms(
 ) -> bytes:
     """How often which value occurs, a line of steps for each label, as PNG; NaN is left out."""
     figure, axes = _axes(title, WIDTH_PX, 900)
-    for k, (label, given) in enumerate(values.items()):
-        known = given[~np.isnan(given)]
-        colour, named = LINES[k % len(LINES)], f"{label}: mean {known.mean():.3f}" if len(known) else f"{label}: none"
+    for k, (label, numbers) in enumerate(values.items()):
+        known = numbers[~np.isnan(numbers)]
+        colour, entry = LINES[k % len(LINES)], f"{label}: mean {known.mean():.3f}" if len(known) else f"{label}: none"
         axes.hist(known, bins=40, range=limits, histtype="stepfilled", color=colour, alpha=0.25)
-        axes.hist(known, bins=40, range=limits, histtype="step", color=colour, linewidth=2, label=_plain(named))
-    axes.set_xlabel(_plain(x_label))
+        axes.hist(known, bins=40, range=limits, histtype="step", color=colour, linewidth=2, label=plain_text(entry))
+    axes.set_xlabel(plain_text(x_label))
     axes.set_ylabel("clips")
     axes.legend(frameon=False)
-    return _drawn(figure)
+    return figure_png(figure)
 
 
 def _grid(
@@ -115,8 +120,8 @@ def _grid(
 ) -> Image:
     from PIL import Image, ImageDraw
 
-    small, large = _font(TEXT_PX), _font(TITLE_PX)
-    sides = ["\n".join(_short(line) for line in name.splitlines()) for name in row_titles]
+    small, large = load_font(TEXT_PX), load_font(TITLE_PX)
+    sides = ["\n".join(shorten(line) for line in name.splitlines()) for name in row_titles]
     widest = max((small.getlength(line) for name in sides for line in name.splitlines()), default=0)
     left = PAD_PX + (int(widest) + PAD_PX if widest else 0)
     columns = len(column_titles)
@@ -130,13 +135,13 @@ def _grid(
     pen.text((PAD_PX, PAD_PX), title, INK, large)
     for j, name in enumerate(column_titles):
         middle = left + j * (cell_w + PAD_PX) + cell_w // 2
-        pen.text((middle, top - PAD_PX // 2), _fitted(name, small, cell_w), INK, small, anchor="md")
+        pen.text((middle, top - PAD_PX // 2), fit_width(name, small, cell_w), INK, small, anchor="md")
     for i, row in enumerate(rows):
         y = top + i * (cell_h + PAD_PX)
         pen.text((PAD_PX, y + cell_h // 2), sides[i] if sides else "", INK, small, anchor="lm", spacing=10)
         for j, picture in enumerate(row):
             if picture is not None:
-                _paste(whole, Image.fromarray(_rgb(picture)), (left + j * (cell_w + PAD_PX), y, cell_w, cell_h))
+                _paste(whole, Image.fromarray(picture), (left + j * (cell_w + PAD_PX), y, cell_w, cell_h))
     return whole
 
 
@@ -152,10 +157,6 @@ def _paste(whole: Image, picture: Image, cell: tuple[int, int, int, int]) -> Non
     ImageDraw.Draw(whole).rectangle(frame, outline=FAINT)
 
 
-def _rgb(picture: Picture) -> Picture:
-    return np.broadcast_to(picture, (*picture.shape[:2], 3)) if picture.ndim == 3 else np.stack([picture] * 3, -1)
-
-
 def confusion_matrix(counts: np.ndarray[Any, Any], classes: Sequence[str], title: str) -> bytes:
     """``counts[true, predicted]`` as PNG; the colour is the share of the true class."""
     total = np.maximum(counts.sum(1, keepdims=True), 1)
@@ -166,7 +167,7 @@ def confusion_matrix(counts: np.ndarray[Any, Any], classes: Sequence[str], title
     every = 1 if len(classes) <= 60 else -(-len(classes) // 60)
     ticks = range(0, len(classes), every)
     size = float(np.clip(420 / len(classes), 5, 11))
-    names = [_plain(_short(classes[k])) for k in ticks]
+    names = [plain_text(shorten(classes[k])) for k in ticks]
     axes.set_xticks(ticks, names, rotation=90 if len(classes) > 6 else 0, fontsize=size)
     axes.set_yticks(ticks, names, fontsize=size)
     axes.set_xlabel("predicted")
@@ -177,7 +178,7 @@ def confusion_matrix(counts: np.ndarray[Any, Any], classes: Sequence[str], title
             if count:
                 axes.text(predicted, true, f"{count:g}", ha="center", va="center", color=colour, fontsize=size)
     figure.colorbar(shown, ax=axes, shrink=0.6, label="share of the true class")
-    return _drawn(figure)
+    return figure_png(figure)
 
 
 def curves(histories: Mapping[str, Sequence[tuple[float, float]]], title: str, y_label: str) -> bytes:
@@ -188,15 +189,17 @@ def curves(histories: Mapping[str, Sequence[tuple[float, float]]], title: str, y
     for k, (label, points) in enumerate(histories.items()):
         epochs, values = zip(*points, strict=True) if points else ((), ())
         dotted = "o-" if len(points) <= 40 else "-"
-        axes.plot(epochs, values, dotted, color=LINES[k % len(LINES)], label=_plain(label), linewidth=2, markersize=4)
+        axes.plot(
+            epochs, values, dotted, color=LINES[k % len(LINES)], label=plain_text(label), linewidth=2, markersize=4
+        )
     axes.set_xlabel("epoch")
-    axes.set_ylabel(_plain(y_label))
+    axes.set_ylabel(plain_text(y_label))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=FAINT, linewidth=0.6)
     if histories:
         # Beside the lines, where it can cover none.
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-    return _drawn(figure)
+    return figure_png(figure)
 
 
 def comparison(
@@ -204,7 +207,7 @@ def comparison(
 ) -> bytes:
     """Rows of the report's table for one metric: each seed, mean, 95 % interval and the paper's figure (PNG)."""
     figure, axes = _axes("", WIDTH_PX, 260 + 110 * len(rows))
-    axes.set_xlabel(_plain(title))
+    axes.set_xlabel(plain_text(title))
     for k, row in enumerate(rows):
         seeds = [factor * value for value in row["values"].get(metric, []) if value is not None]
         mean, interval, paper = (row[part].get(metric) for part in ("mean", "interval95", "paper"))
@@ -220,14 +223,22 @@ def comparison(
             )
         if paper is not None:
             axes.plot(factor * paper, k, "D", color=PAPER, markersize=7, label="paper")
-    axes.set_yticks(range(len(rows)), [_plain(_short(row["name"], 40)) for row in rows])
+    axes.set_yticks(range(len(rows)), [plain_text(shorten(row["name"], 40)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.tick_params(axis="y", length=0)
     once = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if once:
         axes.legend(once.values(), once.keys(), frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-    return _drawn(figure)
+    return figure_png(figure)
+
+
+def empty_figure(title: str, message: str) -> bytes:
+    """A picture that says why there is nothing to draw, as PNG."""
+    figure, axes = _axes(title, WIDTH_PX, 420)
+    axes.text(0.5, 0.5, message, ha="center", va="center", color=INK, transform=axes.transAxes, fontsize=12)
+    axes.set_axis_off()
+    return figure_png(figure)
 
 
 def _axes(title: str, width_px: int, height_px: int) -> tuple[Figure, Axes]:
@@ -235,27 +246,27 @@ def _axes(title: str, width_px: int, height_px: int) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(_plain(title), loc="left", fontsize=13, color=INK, pad=12)
+    axes.set_title(plain_text(title), loc="left", fontsize=13, color=INK, pad=12)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _drawn(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     file = io.BytesIO()
-    figure.savefig(file, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.12)
+    figure.savefig(file, format="png", dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.12)
     return file.getvalue()
 
 
-def _png(picture: Image) -> bytes:
+def picture_png(picture: Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
 
 
-def _font(size_px: int) -> FreeTypeFont:
+def load_font(size_px: int) -> FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.truetype(_font_path(), size_px)
@@ -267,7 +278,7 @@ def _font_path() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
-def _plain(name: str) -> str:
+def plain_text(name: str) -> str:
     """``name`` for matplotlib: no formulas, and "?" for letters that its font lacks."""
     from matplotlib.ft2font import FT2Font
 
@@ -275,11 +286,11 @@ def _plain(name: str) -> str:
     return "".join(letter if ord(letter) in known else "?" for letter in name).replace("$", r"\$")
 
 
-def _short(name: str, characters: int = 24) -> str:
+def shorten(name: str, characters: int = 24) -> str:
     return name if len(name) <= characters else name[: characters - 1] + "…"
 
 
-def _fitted(name: str, font: FreeTypeFont, width_px: int) -> str:
+def fit_width(name: str, font: FreeTypeFont, width_px: int) -> str:
     while font.getlength(name) > width_px and len(name) > 2:
         name = name[:-2] + "…"
     return name

@@ -14,7 +14,7 @@ from mvray.errors import DataError, SettingError
 from mvray.experiment import Data, Groups
 from mvray.metrics import LEFT_OUT, work_keys
 from mvray.pipeline import Plan, Planned, samples_of
-from mvray.reports import cluster_figures
+from mvray.reports import cluster_figures, figures
 
 Scores = dict[str, float]
 """The AMI of each work."""
@@ -30,11 +30,11 @@ def draw(plan: Plan, sheet: Groups, seed: int) -> dict[str, bytes]:
     if not all(planned.finished for planned in rows.values()):
         return {}
     tables = {title: _grouped_samples(planned, sheet) for title, planned in rows.items()}
-    found: dict[str, bytes] = {}
-    for split in sorted({each for table in tables.values() for each in table["split"].to_pylist()}):
+    drawn: dict[str, bytes] = {}
+    for split in sorted({split_name for table in tables.values() for split_name in table["split"].to_pylist()}):
         of_split = {title: table.filter(pc.equal(table["split"], split)) for title, table in tables.items()}
-        found |= _split(plan, sheet, rows, of_split, split, seed)
-    return found
+        drawn |= _split(plan, sheet, rows, of_split, split, seed)
+    return drawn
 
 
 def _split(
@@ -45,19 +45,19 @@ def _split(
     means = {title: planned.metrics()[name] for title, planned in rows.items() if scores[title]}
     path, about = f"groups/{_file(sheet.title)}-{split}", f"{plan.job.name}: {sheet.title}, {split}"
     bars = cluster_figures.work_bars(scores, means, f"{about}: AMI of each work, seed {seed}", "AMI")
-    found = {f"{path}-works-seed{seed}.png": bars}
+    drawn = {f"{path}-works-seed{seed}.png": bars}
     work = _middle(list(scores.values()))
     for title, planned in rows.items():
         if work in scores[title]:
             one = tables[title].filter(pc.equal(tables[title]["group"], work))
             caption = f"{about}: {title}, {work or 'all'}, AMI {scores[title][work]:.3f}, seed {seed}"
             pictures = _pictures(planned, sheet, one, caption)
-            found |= {f"{path}-{_file(title)}-{kind}-seed{seed}.png": png for kind, png in pictures.items()}
-    return found
+            drawn |= {f"{path}-{_file(title)}-{kind}-seed{seed}.png": png for kind, png in pictures.items()}
+    return drawn
 
 
 def _grouped_samples(planned: Planned, sheet: Groups) -> pa.Table:
-    """What the metric said of each sample, without the samples that it left out."""
+    """The metric's columns for each sample that it grouped."""
     table, column = samples_of(planned.folder), f"{sheet.metric}_group"
     if table is None or column not in table.column_names:
         columns = table.column_names if table is not None else []
@@ -80,8 +80,8 @@ def _scores(planned: Planned, table: pa.Table, name: str) -> Scores:
 
 def _middle(scores: Sequence[Scores]) -> str:
     """The work whose mean over the rows is in the middle."""
-    works = {work for each in scores for work in each}
-    mean = {work: float(np.mean([each[work] for each in scores if work in each])) for work in works}
+    works = {work for of_row in scores for work in of_row}
+    mean = {work: float(np.mean([of_row[work] for of_row in scores if work in of_row])) for work in works}
     return sorted(works, key=lambda work: (mean[work], work))[len(works) // 2]
 
 
@@ -94,39 +94,39 @@ def _pictures(planned: Planned, sheet: Groups, table: pa.Table, caption: str) ->
     if f"{sheet.metric}_map" in table.column_names:
         places_N2 = np.array(table[f"{sheet.metric}_map"].to_pylist(), np.float32)
         on_map = cluster_figures.on_map(places_N2, group_N)
-    wanted = sorted({*on_map, *(row for line in lines for row in line.rows)})
-    faces = _faces(sheet.data, planned.index.rows, wanted, table["key"].to_pylist())
-    found: dict[str, bytes] = {}
+    rows = sorted({*on_map, *(row for line in lines for row in line.rows)})
+    faces = _faces(sheet.data, planned.index.rows, rows, table["key"].to_pylist())
+    drawn: dict[str, bytes] = {}
     if places_N2 is not None:
         shown = {row: faces[row] for row in on_map if row in faces}
-        found["map"] = cluster_figures.group_map(places_N2, label_N, group_N, names, shown, caption)
+        drawn["map"] = cluster_figures.group_map(places_N2, label_N, group_N, names, shown, caption)
     if faces:
         total = len(np.unique(group_N[group_N >= 0]))
         part = sum(not line.words.startswith("noise") for line in lines)
         some = "" if part == total else f", {part} of {total} groups"
-        found["sheet"] = cluster_figures.group_lines(lines, faces, caption + some)
-    return found
+        drawn["sheet"] = cluster_figures.group_lines(lines, faces, caption + some)
+    return drawn
 
 
 def _faces(data: Data, index: pa.Table, rows: Sequence[int], keys: Sequence[str]) -> dict[int, np.ndarray]:
     """The pictures of ``rows``, H x W x 3 uint8, by row; those that cannot be read any more are left out."""
     at = pc.index_in(pa.array([keys[row] for row in rows], pa.string()), index["key"].combine_chunks())
     samples = dataset(data, index.take(at))
-    found: dict[int, np.ndarray] = {}
+    faces: dict[int, np.ndarray] = {}
     for number, row in enumerate(rows):
         try:
             sample = samples[number, 0]
         except DataError:
             return {}  # not one can be read
         if sample["bad"] < 0:
-            found[row] = _picture(sample)
-    return found
+            faces[row] = _picture(sample)
+    return faces
 
 
 def _picture(sample: Mapping[str, np.ndarray]) -> np.ndarray:
     """A sample as people see it; of a clip, the frame in its middle."""
     picture_CHW = sample["image"] if "image" in sample else sample["clip"][:, sample["clip"].shape[1] // 2]
-    return np.ascontiguousarray(np.broadcast_to(picture_CHW, (3, *picture_CHW.shape[1:])).transpose(1, 2, 0))
+    return figures.rgb(picture_CHW)
 
 
 def _file(name: str) -> str:

@@ -16,7 +16,7 @@ from mvray.experiment import Clips, Data, Matches
 from mvray.metrics import retrieval
 from mvray.pipeline import Plan, Planned, columns_of, rows_of
 from mvray.reports import figures
-from mvray.reports.attention_sheet import chosen
+from mvray.reports.attention import representative
 from mvray.reports.figures import FAINT, INK, LINES, PAD_PX, TEXT_PX, TITLE_PX, WIDTH_PX
 
 if TYPE_CHECKING:
@@ -56,39 +56,41 @@ def draw(plan: Plan, sheet: Matches, seed: int) -> dict[str, bytes]:
     of their class. The threshold is that with the best F1 on the validation split as far as there are
     embeddings of it, otherwise on the sheet's own samples.
     """
-    made = plan.of(sheet.embeddings, seed)
-    if not made.finished:
+    embeddings = plan.of(sheet.embeddings, seed)
+    if not embeddings.finished:
         return {}
-    found = {split: _with_vectors(made, (split,), sheet.column) for split in (CHOSEN_ON, *sheet.data.splits)}
-    pairs = {split: retrieval.search(*retrieval.columns(t, sheet.column)).pairs for split, t in found.items() if len(t)}
-    pairs = {split: each for split, each in pairs.items() if each.same[-1]}
-    table = _with_vectors(made, sheet.data.splits, sheet.column)
+    tables = {split: _with_vectors(embeddings, (split,), sheet.column) for split in (CHOSEN_ON, *sheet.data.splits)}
+    pairs = {
+        split: retrieval.search(*retrieval.columns(t, sheet.column)).pairs for split, t in tables.items() if len(t)
+    }
+    pairs = {split: of_split for split, of_split in pairs.items() if of_split.same[-1]}
+    table = _with_vectors(embeddings, sheet.data.splits, sheet.column)
     if not pairs or not len(table):
         return {}
     threshold = pairs[next(iter(pairs))].best_threshold()
     name, title = sheet.title.replace(" ", "-"), f"{plan.job.name}: {sheet.title}, seed {seed}"
     drawn = {f"matches/{name}-curves-seed{seed}.png": _curves(pairs, threshold, title)}
-    if lines := _lines(sheet, table, made.index.names):
+    if lines := _lines(sheet, table, embeddings.index.names):
         drawn[f"matches/{name}-seed{seed}.png"] = _sheet(lines, threshold, title)
     return drawn
 
 
-def _with_vectors(made: Planned, splits: tuple[str, ...], column: str) -> pa.Table:
+def _with_vectors(embeddings: Planned, splits: tuple[str, ...], column: str) -> pa.Table:
     """The index rows of these splits that have vectors, with them."""
-    columns, rows = columns_of(made.folder), rows_of(made.index, splits)
+    columns, rows = columns_of(embeddings.folder), rows_of(embeddings.index, splits)
     at = pc.index_in(rows["key"], columns["key"])
     return rows.filter(at.is_valid()).append_column(column, columns[column].take(at.drop_null()))
 
 
 def _lines(sheet: Matches, table: pa.Table, names: tuple[str, ...]) -> list[_Line]:
     vectors_NE, label_N = retrieval.columns(table, sheet.column)
-    unit_NE = retrieval.unit(vectors_NE)
+    unit_NE = retrieval.unit_length(vectors_NE)
     counts = {label: int((label_N == label).sum()) for label in set(label_N.tolist()) if label >= 0}
     several = np.array([counts.get(label, 0) > 1 for label in label_N.tolist()])
-    asked = table.filter(pa.array(several)) if several.any() else table
+    examples = table.filter(pa.array(several)) if several.any() else table
     place = {key: row for row, key in enumerate(table["key"].to_pylist())}
     lines = []
-    for example in chosen(asked.drop_columns([sheet.column]), sheet.samples):
+    for example in representative(examples.drop_columns([sheet.column]), sheet.samples):
         row, label = place[example["key"]], example["label"]
         picture = _picture(sheet.data, table, row)
         distance_N = np.sqrt(np.clip(2 - 2 * unit_NE @ unit_NE[row], 0, None))
@@ -97,7 +99,9 @@ def _lines(sheet: Matches, table: pa.Table, names: tuple[str, ...]) -> list[_Lin
         same = [None if label < 0 or label_N[other] < 0 else bool(label_N[other] == label) for other in near]
         shown = [(_picture(sheet.data, table, other), float(distance_N[other])) for other in near]
         matches = [
-            _Match(seen, far, is_same) for (seen, far), is_same in zip(shown, same, strict=True) if seen is not None
+            _Match(picture_HWC, far, is_same)
+            for (picture_HWC, far), is_same in zip(shown, same, strict=True)
+            if picture_HWC is not None
         ]
         if picture is not None:
             lines.append(_Line(_caption(example, names, counts.get(label, 1) - 1), picture, matches))
@@ -119,7 +123,7 @@ def _picture(data: Data, table: pa.Table, row: int) -> np.ndarray | None:
         picture_CHW = dataset(replace(data, pictures=pictures, columns=()), table.slice(row, 1))[0, 0]["image"]
     except DataError:
         return None
-    return np.ascontiguousarray(np.broadcast_to(picture_CHW, (3, *picture_CHW.shape[1:])).transpose(1, 2, 0))
+    return figures.rgb(picture_CHW)
 
 
 # -- the sheet -----------------------------------------------------------------------------------
@@ -134,27 +138,27 @@ def _sheet(lines: Sequence[_Line], threshold: float, title: str) -> bytes:
     example_x = matches_x - step - 2 * PAD_PX
     whole = Image.new("RGB", (WIDTH_PX, top + len(lines) * height), "white")
     pen = ImageDraw.Draw(whole)
-    pen.text((PAD_PX, PAD_PX), title, INK, figures._font(TITLE_PX))
+    pen.text((PAD_PX, PAD_PX), title, INK, figures.load_font(TITLE_PX))
     _legend(pen, 2 * PAD_PX + TITLE_PX, threshold)
-    font = figures._font(TEXT_PX - 5)
+    font = figures.load_font(TEXT_PX - 5)
     for i, line in enumerate(lines):
         y = top + i * height
-        caption = "\n".join(figures._fitted(text, font, example_x - 2 * PAD_PX) for text in line.caption.splitlines())
+        caption = "\n".join(figures.fit_width(text, font, example_x - 2 * PAD_PX) for text in line.caption.splitlines())
         pen.multiline_text((PAD_PX, y + CELL_PX // 2), caption, INK, font, anchor="lm", spacing=8)
-        _framed(whole, pen, line.picture, (example_x, y), INK)
+        _paste_framed(whole, pen, line.picture, (example_x, y), INK)
         for k, match in enumerate(line.matches):
             x = matches_x + k * step
             colour = FAINT if match.same is None else SAME if match.same else OTHER
-            _framed(whole, pen, match.picture, (x, y), colour)
+            _paste_framed(whole, pen, match.picture, (x, y), colour)
             pen.text((x + CELL_PX // 2, y + CELL_PX + 4), f"{match.distance:.2f}", INK, font, anchor="ma")
         within = sum(match.distance <= threshold for match in line.matches)
         bar_x = matches_x + within * step - GAP_PX // 2
         if within < NEAREST:
             pen.line((bar_x, y - 6, bar_x, y + CELL_PX + TEXT_PX), INK, 4)
-    return figures._png(whole)
+    return figures.picture_png(whole)
 
 
-def _framed(whole: Any, pen: ImageDraw, picture: np.ndarray, corner: tuple[int, int], colour: str) -> None:
+def _paste_framed(whole: Any, pen: ImageDraw, picture: np.ndarray, corner: tuple[int, int], colour: str) -> None:
     from PIL import Image
 
     x, y = corner
@@ -166,7 +170,7 @@ def _framed(whole: Any, pen: ImageDraw, picture: np.ndarray, corner: tuple[int, 
 
 
 def _legend(pen: ImageDraw, y: int, threshold: float) -> None:
-    font = figures._font(TEXT_PX - 3)
+    font = figures.load_font(TEXT_PX - 3)
     x = float(PAD_PX)
     for colour, text in ((INK, "example"), (SAME, "the same"), (OTHER, "another")):
         pen.rectangle((x, y + 3, x + 18, y + 21), "white", colour, 4)
@@ -184,10 +188,10 @@ def _curves(pairs: Mapping[str, retrieval.Pairs], threshold: float, title: str) 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_PX / figures.DPI, 720 / figures.DPI), dpi=figures.DPI, layout="constrained")
-    figure.suptitle(figures._plain(title), x=0.01, ha="left", fontsize=13, color=INK)
+    figure.suptitle(figures.plain_text(title), x=0.01, ha="left", fontsize=13, color=INK)
     left, right = figure.subplots(1, 2)
-    for k, (split, each) in enumerate(pairs.items()):
-        _curves_of(left, right, split, each, threshold, LINES[k % len(LINES)])
+    for k, (split, of_split) in enumerate(pairs.items()):
+        _curves_of(left, right, split, of_split, threshold, LINES[k % len(LINES)])
     left.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
     left.set_xlabel("share of the pairs of different characters within it")
     left.set_ylabel("share of the pairs of the same within it")
@@ -201,7 +205,7 @@ def _curves(pairs: Mapping[str, retrieval.Pairs], threshold: float, title: str) 
         axes.set_ylim(0, 1.02)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    return figures._drawn(figure)
+    return figures.figure_png(figure)
 
 
 def _curves_of(left: Axes, right: Axes, split: str, pairs: retrieval.Pairs, threshold: float, colour: str) -> None:

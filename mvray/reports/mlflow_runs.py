@@ -72,7 +72,7 @@ class RunLog:
             self._tracker.tags(run, {"mvray.stopped" if state != "FAILED" else "mvray.error": reason})
         self._tracker.end_run(run, state)
 
-    def said(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the job's run."""
         self._tracker.tags(self.job, tags)
 
@@ -90,7 +90,7 @@ class RunLog:
         self._tracker.end_run(run)
 
     def epochs(self, run: str, planned: Planned, history: list[dict[str, float]]) -> None:
-        """Metrics of each epoch; what was logged before is not sent again."""
+        """Log metrics of each epoch; epochs that were logged before are not sent again."""
         for row in history:
             self._tracker.metrics(run, {k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
 
@@ -151,12 +151,12 @@ class RunLog:
         if "predicted" not in table.column_names:
             return {}
         classes = planned.index.classes
-        found = {}
+        drawn = {}
         for split in pc.unique(pc.filter(table["split"], pc.not_equal(table["split"], UNSEEN))).to_pylist():
             counts = confusion(table.filter(pc.equal(table["split"], split)), classes)
             title = f"{planned.name}, {split}, seed {planned.seed}"
-            found[f"confusion/{split}.png"] = figures.confusion_matrix(counts, classes, title)
-        return found
+            drawn[f"confusion/{split}.png"] = figures.confusion_matrix(counts, classes, title)
+        return drawn
 
 
 def flat_search(search: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A job's report as text, JSON and a page of its own: what was found, how sure it is, what the paper has.
+"""A job's report as text, JSON and an HTML page: means, intervals, seeds and the paper's figures.
 
 A report is plain data: {"job", "steps": [{"name", "seed", "id", "path", "state", "seconds",
 "metrics"}], "table": {"rows": [{"name", "values": {metric: [per seed]}, "mean": {metric: v},
@@ -20,6 +20,8 @@ from typing import Any
 
 from mvray.experiment import Column, Table
 from mvray.reports import search_table
+from mvray.reports.web_page import web_page
+from mvray.tracking import duration
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -53,16 +55,16 @@ def verdict(rows: Sequence[Row], column: Column) -> str:
     if not measured:
         return f"{column.title} has not been measured yet."
     best, *others = sorted(measured, key=lambda row: -row["mean"][column.metric])
-    said = [f"{column.title}: “{best['name']}” is best with {_number(best['mean'][column.metric], column)}."]
+    sentences = [f"{column.title}: “{best['name']}” is best with {_number(best['mean'][column.metric], column)}."]
     if not others:
-        return said[0] + " There is no other row to compare it with."
-    compared = [_compared(best, other, column) for other in others]
+        return sentences[0] + " There is no other row to compare it with."
+    compared = [_comparison(best, other, column) for other in others]
     if not any(compared):
-        return said[0] + " With less than two seeds nothing can be concluded from that."
-    return " ".join([*said, *(text for text in compared if text)])
+        return sentences[0] + " With less than two seeds nothing can be concluded from that."
+    return " ".join([*sentences, *(text for text in compared if text)])
 
 
-def _compared(best: Row, other: Row, column: Column) -> str:
+def _comparison(best: Row, other: Row, column: Column) -> str:
     """How far ``best`` is above ``other``, and what that means; "" where less than two seeds have both."""
     from mvray.metrics import mean_interval
 
@@ -94,17 +96,6 @@ def _seeds(row: Row, column: Column) -> str:
 
 def _paper(row: Row, column: Column) -> str:
     return _number(row["paper"][column.metric], column) if column.metric in row["paper"] else ""
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in words, as "2 min 05 s"."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 # -- text ----------------------------------------------------------------------------------------
@@ -179,7 +170,7 @@ def as_html(report: Report, table: Table | None, pictures: Mapping[str, bytes]) 
         parts.append(search_table.as_html(report["search"]))
         parts += [_html_picture(title, content) for title, content in pictures.items() if title not in drawn]
     parts += ["<h2>Steps</h2>", _html_steps(report["steps"])]
-    return PAGE.format(title=escape(report["job"]), style=_STYLE, body="\n".join(parts))
+    return web_page(report["job"], "\n".join(parts), _STYLE)
 
 
 def _seed_count(rows: Sequence[Row]) -> int:
@@ -221,7 +212,8 @@ def _html_steps(steps: Sequence[Mapping[str, Any]]) -> str:
     lines = "".join(
         f"<tr><td>{escape(step['name'])}</td><td>{step['seed']}</td>"
         f'<td><span class="state {escape(step["state"])}">{escape(step["state"])}</span></td>'
-        f"<td>{duration(step['seconds'])}</td><td><code>{escape(step['id'])}</code></td>"
+        f"<td>{NOTHING if step['seconds'] is None else duration(step['seconds'])}</td>"
+        f"<td><code>{escape(step['id'])}</code></td>"
         f"<td><code>{escape(step['path'])}</code></td></tr>\n"
         for step in steps
     )
@@ -231,28 +223,8 @@ def _html_steps(steps: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
-
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --faint: #656d76; --line: #d8dee4; --ground: #fff; --card: #f6f8fa;
-  --paper: #a8480f; --good: #1a7f37; --open: #9a6700; --mark: #1f6fb4 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9198a1; --line: #3d444d; --ground: #0d1117;
-  --card: #161b22; --paper: #f0a070; --good: #4ac26b; --open: #d4a72c; --mark: #58a6ff } }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
-main { max-width: 70rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
 .faint, figcaption { color: var(--faint); font-size: .875rem; margin: .4rem 0 }
 .verdict { background: var(--card); border-left: 4px solid var(--mark); padding: .8rem 1rem; margin: 1.5rem 0 }
 .note { max-width: 50rem }
@@ -269,5 +241,5 @@ th, td { padding: .6rem .9rem .6rem 0; border-bottom: 1px solid var(--line); ver
 .state::before { content: "●"; margin-right: .4rem; color: var(--open) }
 .finished::before { color: var(--good) } .missing::before { content: "○"; color: var(--faint) }
 figure { margin: 2rem 0 0 } img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px }
-@media print { .wide { overflow: visible } figure { break-inside: avoid } }
+@media print { .wide { overflow: visible } }
 """

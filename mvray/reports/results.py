@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvray.experiment import Clips, Groups, Matches, Row, Sheet
+from mvray.experiment import Groups, Matches, Row, Sheet
 from mvray.pipeline import Plan
-from mvray.reports import attention_sheet, strips
+from mvray.reports import attention
 from mvray.tuning import Study
 
 
@@ -51,8 +51,8 @@ def _row(plan: Plan, row: Row) -> dict[str, Any]:
     values = {column.metric: [m.get(column.metric) for m in measured] for column in plan.job.table.columns}
     means: dict[str, float | None] = {}
     intervals: dict[str, list[float] | None] = {}
-    for metric, found in values.items():
-        known = [value for value in found if value is not None]
+    for metric, by_seed in values.items():
+        known = [value for value in by_seed if value is not None]
         mean, low, high = mean_interval(known) if known else (None, None, None)
         means[metric] = mean
         intervals[metric] = None if low is None or high is None else [low, high]
@@ -62,24 +62,24 @@ def _row(plan: Plan, row: Row) -> dict[str, Any]:
 def means(plan: Plan) -> dict[str, float]:
     """The table's means as flat metrics: "table/ROW/METRIC"."""
     rows = collect(plan)["table"]["rows"]
-    found = {f"table/{row['name']}/{metric}": value for row in rows for metric, value in row["mean"].items()}
-    return {name: value for name, value in found.items() if value is not None}
+    by_name = {f"table/{row['name']}/{metric}": value for row in rows for metric, value in row["mean"].items()}
+    return {name: value for name, value in by_name.items() if value is not None}
 
 
 def pictures(plan: Plan) -> dict[str, bytes]:
     """The job's sheets of pictures for each seed, by artifact path, as far as their steps are finished."""
-    found: dict[str, bytes] = {}
+    drawn: dict[str, bytes] = {}
     if study := _study(plan):
         from mvray.reports import search_figures
 
-        found |= search_figures.pictures(study.search, study.collected())
+        drawn |= search_figures.pictures(study.search, study.collected())
     for sheet in plan.job.sheets:
         for seed in plan.job.seeds:
-            found |= _drawn(plan, sheet, seed)
-    return found
+            drawn |= _sheet_pictures(plan, sheet, seed)
+    return drawn
 
 
-def _drawn(plan: Plan, sheet: Sheet | Groups | Matches, seed: int) -> dict[str, bytes]:
+def _sheet_pictures(plan: Plan, sheet: Sheet | Groups | Matches, seed: int) -> dict[str, bytes]:
     if isinstance(sheet, Groups):
         from mvray.reports import group_sheet
 
@@ -88,8 +88,7 @@ def _drawn(plan: Plan, sheet: Sheet | Groups | Matches, seed: int) -> dict[str, 
         from mvray.reports import match_sheet
 
         return match_sheet.draw(plan, sheet, seed)
-    draw = strips.draw if isinstance(sheet.data.pictures, Clips) else attention_sheet.draw
-    return draw(plan, sheet, seed)
+    return attention.draw(plan, sheet, seed)
 
 
 def comparison(plan: Plan) -> dict[str, bytes]:

@@ -32,10 +32,10 @@ def ranked(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def summary(search: Mapping[str, Any]) -> str:
     """What was tried, in a sentence."""
-    counts = [(sum(trial["state"] == state for trial in search["trials"]), said) for state, said in STATES.items()]
-    said = ", ".join(f"{count} {text}" for count, text in counts if count)
+    counts = [(sum(trial["state"] == state for trial in search["trials"]), words) for state, words in STATES.items()]
+    states = ", ".join(f"{count} {words}" for count, words in counts if count)
     seconds = sum(trial["seconds"] for trial in search["trials"])
-    return f"Search of {search['step']}: {len(search['trials'])} trials ({said}), {duration(seconds)} of training."
+    return f"Search of {search['step']}: {len(search['trials'])} trials ({states}), {duration(seconds)} of training."
 
 
 def verdict(search: Mapping[str, Any]) -> str:
@@ -43,11 +43,11 @@ def verdict(search: Mapping[str, Any]) -> str:
     best = _best(search)
     if best is None:
         return ""
-    said = f"Best: trial {best['number']}, {search['metric']} {best['value']:.{NUMBER}f}"
+    sentence = f"Best: trial {best['number']}, {search['metric']} {best['value']:.{NUMBER}f}"
     if search["scheduler"] == "pbt":
         generations = len(_line(search, best))
-        return f"{said}, after {generations} generations with changing settings. Its weights: {best['path']}."
-    return f"{said}, with {search['set']}"
+        return f"{sentence}, after {generations} generations with changing settings. Its weights: {best['path']}."
+    return f"{sentence}, with {search['set']}"
 
 
 def _best(search: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -86,16 +86,16 @@ def as_text(search: Mapping[str, Any], width: int = 100) -> str:
     rows = [_titles(search), *(_cells(trial, search) for trial in shown[:ROWS])]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     remarks = ["", *(_remark(trial) for trial in shown[:ROWS])]
-    lines = [_aligned(row, widths, remark, width) for row, remark in zip(rows, remarks, strict=True)]
+    lines = [_align(row, widths, remark, width) for row, remark in zip(rows, remarks, strict=True)]
     lines.insert(1, "-" * min(width, max(map(len, lines))))
     if len(shown) > ROWS:
         lines.append(f"and {len(shown) - ROWS} more; the page (--html) shows all.")
-    said = verdict(search)
+    best = verdict(search)
     # The line with --set is copied, so it is not folded.
-    return "\n\n".join([textwrap.fill(summary(search), width), "\n".join(lines), *([said] if said else [])])
+    return "\n\n".join([textwrap.fill(summary(search), width), "\n".join(lines), *([best] if best else [])])
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int], remark: str, width: int) -> str:
+def _align(row: Sequence[str], widths: Sequence[int], remark: str, width: int) -> str:
     cells = "   ".join(f"{cell:>{wide}}" for cell, wide in zip(row, widths, strict=True))
     room = max(24, width - len(cells) - 3)
     cut = remark if len(remark) <= room else remark[: room - 1] + "…"
@@ -114,10 +114,10 @@ def as_html(search: Mapping[str, Any]) -> str:
         cells.append(f'<td class="remark"><span class="state {state}">{escape(_remark(trial))}</span></td>')
         lines.append(f"<tr>{''.join(cells)}<td><code>{escape(trial['path'])}</code></td></tr>")
     space = "; ".join(f"{name}: {text}" for name, text in search["space"].items())
-    said = f"{search['metric']}, the {'highest' if search['maximise'] else 'lowest'} is best. {space}."
+    caption = f"{search['metric']}, the {'highest' if search['maximise'] else 'lowest'} is best. {space}."
     best = f'<p class="verdict">{escape(verdict(search))}</p>' if verdict(search) else ""
     return (
         f"<h2>Search</h2>{best}<p>{escape(summary(search))}</p>"
         f'<div class="wide"><table class="steps"><thead><tr>{titles}</tr></thead>\n<tbody>{chr(10).join(lines)}</tbody>'
-        f'</table></div>\n<p class="faint">{escape(said)}</p>'
+        f'</table></div>\n<p class="faint">{escape(caption)}</p>'
     )

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mvray.errors import DataError, NonFiniteLoss
 from mvray.experiment import LAST
-from mvray.nn import built
+from mvray.nn import build_method
 from mvray.storage import Storage
 from mvray.training.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.training.coordination import Agreement
@@ -61,7 +61,7 @@ def train(task: Task, here: Environment) -> dict[str, float]:
 def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
     scale, optim = task.step.scale, task.step.optim
     torch.manual_seed(task.seed)
-    method = built(task.step.method, task.facts)
+    method = build_method(task.step.method, task.facts)
     if task.start_weights:
         place, _, name = task.start_weights.rpartition("/")
         method.start(weights_from_bytes(Storage(place).read(name), task.start_weights))

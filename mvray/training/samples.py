@@ -10,7 +10,17 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from mvray.data import Joined, SampleDataset, dataset, joined, loader, node_cache, read_table, readable, sampler
+from mvray.data import (
+    ColumnReader,
+    SampleDataset,
+    dataset,
+    loader,
+    node_cache,
+    open_columns,
+    read_table,
+    readable_samples,
+    sampler,
+)
 from mvray.storage import Storage
 from mvray.training.optim import precision
 from mvray.training.ranks import gathered
@@ -31,14 +41,14 @@ class Samples:
 
     def __init__(self, task: Task, here: Environment) -> None:
         step = task.step
-        node_cache.begin(step.scale.cache_gb)
+        node_cache.begin_task(step.scale.cache_gb)
         rows = read_table(Storage(task.folder), "index.parquet")
         needs, uses = step.method.needs, step.method.predict_uses
-        columns = joined(task.columns, needs, step.name, step.data.masks, uses)
+        columns = open_columns(task.columns, needs, step.name, step.data.masks, uses)
         predicted = {name: column for name, column in columns.items() if name in uses}
         self._task, self._here = task, here
 
-        def of(split: str, columns: Mapping[str, Joined], augmented: bool = False) -> SampleDataset:
+        def of(split: str, columns: Mapping[str, ColumnReader], augmented: bool = False) -> SampleDataset:
             found = rows.filter(pc.equal(rows["split"], split))
             return dataset(step.data, found, columns, seed=task.seed, train=augmented)
 
@@ -109,7 +119,7 @@ class Samples:
         try:
             with contextlib.closing(self._loaded(samples, order, 0)) as batches:
                 for batch in batches:
-                    given = self._placed(readable(batch))
+                    given = self._placed(readable_samples(batch))
                     with torch.no_grad(), precision(self._task.step.optim, self._here.device):
                         made = method.predict(given)
                     yield given, made

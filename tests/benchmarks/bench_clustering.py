@@ -86,7 +86,7 @@ def works(given: argparse.Namespace) -> None:
     """Clusters over all works, against the same one after another."""
     import pyarrow as pa
 
-    from mvray.metrics.clustering import Clusters, grouped
+    from mvray.metrics.clustering import Clusters, group_vectors
 
     made = [faces(given.faces, max(5, given.faces // 30), seed=work) for work in range(given.works)]
     vectors, label = (np.concatenate(parts) for parts in zip(*made, strict=True))
@@ -98,13 +98,13 @@ def works(given: argparse.Namespace) -> None:
             "key": [str(at) for at in range(len(label))],
         }
     )
-    grouped(vectors[:100])
+    group_vectors(vectors[:100])
     begun = time.perf_counter()
     Clusters("vector", "hdbscan")(table, ())
     together = time.perf_counter() - begun
     begun = time.perf_counter()
     for each, _ in made:
-        grouped(each)
+        group_vectors(each)
     alone = time.perf_counter() - begun
     print(f"{given.works} works of {given.faces}: {together:.1f} s with Clusters, {alone:.1f} s one after another")
 

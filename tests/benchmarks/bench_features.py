@@ -95,7 +95,7 @@ def loop(planned: Planned, wanted: tuple[str, ...], given: argparse.Namespace, o
     """As one would write it."""
     of = planned.inputs["first"]
     method = load_method(of.step, of.facts, of.folder)
-    named = layers.names(method.network)
+    named = layers.named_layers(method.network)
     extractor = create_feature_extractor(method.network, {named[name]: name for name in wanted}).eval()
     prepare = [transforms.Resize((given.side, given.side)), transforms.ToTensor()]
     normalise = transforms.Normalize(method.config.mean, method.config.std)
@@ -177,7 +177,7 @@ def main() -> None:
         draw(Path(root), given.pictures)
         for network in given.networks:
             with torch.device("meta"):
-                named = layers.names(classifier.networks.network(network, 2))
+                named = layers.named_layers(classifier.networks.network(network, 2))
             every = tuple(name for name in named if name != layers.PENULTIMATE)
             show(network, every, "all layers", given, Path(root))
             show(network, ("conv2",), "one layer", given, Path(root))

@@ -383,7 +383,7 @@ def features_(given: argparse.Namespace) -> None:
     wanted = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2")
     method, step, batch = _looked_at("vgg16", size)
     generator = features.Config(of=step, layers=wanted).build(method, None)
-    named = layers.names(method.network)
+    named = layers.named_layers(method.network)
     extractor = create_feature_extractor(method.network, {named[name]: name for name in wanted}).eval()
 
     def theirs() -> None:

@@ -30,15 +30,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mvray.data.readers.base import picture
+from mvray.data.decoding import open_upright
 from mvray.experiment.contracts import Facts
 from mvray.generators import features
-from mvray.inference.group import NEIGHBOURS, least_size, pictures
-from mvray.inference.model import Model, as_given, scaled
+from mvray.inference.group import NEIGHBOURS, least_size, list_pictures
+from mvray.inference.model import Model, network_input
 from mvray.metrics.classification import mean_interval
-from mvray.metrics.clustering import Hdbscan, agreement, grouped
+from mvray.metrics.clustering import Hdbscan, agreement, group_vectors
 from mvray.metrics.reduction import Umap
-from mvray.metrics.retrieval import scores, search
+from mvray.metrics.retrieval import scores, search, unit_length
 from mvray.nn import layers
 
 BATCH, IMAGENET_SIDE = 32, 224
@@ -56,8 +56,8 @@ def read(config: features.Config, layer: str, channels: int, side: int) -> Vecto
     def vectors(files: Sequence[Path]) -> np.ndarray:
         made = []
         for at in range(0, len(files), BATCH):
-            images = [picture(path.read_bytes(), side, side, grey=False) for path in files[at : at + BATCH]]
-            images_BCHW = torch.from_numpy(np.stack([as_given(image, facts) for image in images]))
+            images = [open_upright(path.read_bytes(), side, side, grey=False) for path in files[at : at + BATCH]]
+            images_BCHW = torch.from_numpy(np.stack([network_input(image, facts) for image in images]))
             made.append(generator.read({"image": images_BCHW})[layer].flatten(1).numpy())
         return np.concatenate(made)
 
@@ -97,9 +97,9 @@ def ways(given: argparse.Namespace) -> dict[str, Vectors]:
 
 
 def scored(vectors_ND: np.ndarray, label_N: np.ndarray, seeds: int) -> Row:
-    vectors_ND = scaled(vectors_ND)
+    vectors_ND = unit_length(vectors_ND)
     reduce, way = Umap(dimensions=32, neighbours=NEIGHBOURS), Hdbscan(least_size(len(vectors_ND)), 1)
-    groups = [agreement(label_N, grouped(vectors_ND, reduce, way, seed)) for seed in range(seeds)]
+    groups = [agreement(label_N, group_vectors(vectors_ND, reduce, way, seed)) for seed in range(seeds)]
     whole = scores(search(vectors_ND, label_N))
     return {
         "AMI": [each["ami"] for each in groups],
@@ -122,7 +122,7 @@ def honest_f1(vectors_ND: np.ndarray, label_N: np.ndarray, seed: int) -> list[fl
 
 def book(folder: Path) -> tuple[list[Path], np.ndarray]:
     """Its pictures, and the number of the folder of each."""
-    files = pictures(folder, None)
+    files = list_pictures(folder, None)
     names = [path.relative_to(folder).parts[0] for path in files]
     identities, label_N, counts = np.unique(names, return_inverse=True, return_counts=True)
     if len(identities) < 4 or counts.min() < 2:

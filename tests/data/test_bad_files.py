@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from mvray.data.bad_files import MAX_MEGAPIXELS, Note, Unreadable, as_table, check, decoded, inspect, open_picture
+from mvray.data.bad_files import Note, as_table, check, inspect
+from mvray.data.decoding import MAX_MEGAPIXELS, Unreadable, load_pixels, open_picture
 from mvray.data.readers.base import rows
 from mvray.errors import DataError
 from mvray.experiment.source import BadRecord, Index
@@ -135,7 +136,7 @@ def test_broken_in_the_middle_shows_at_decoding(image: Image.Image) -> None:
     data = encoded(image, "PNG")
     broken = data[: len(data) // 2] + b"\0" * 50 + data[len(data) // 2 + 50 :]
     with pytest.raises(Unreadable, match="broken"):
-        decoded(open_picture(broken))
+        load_pixels(open_picture(broken))
 
 
 def index_of(good: int, bad: list[BadRecord]) -> Index:

@@ -48,7 +48,7 @@ def test_without_training_it_is_the_middle_of_the_video(source: Videos) -> None:
     first = (LONG - 8 * 4) // 2
     view = ClipView.of(CLIPS, LONG, 120, 160, None)
     assert view.numbers == [first + 4 * i for i in range(8)]
-    assert view.scaled == (110, 147)
+    assert view.scaled_size == (110, 147)
     assert (view.top, view.left, view.mirrored) == (7, 26, False)
 
 
@@ -73,9 +73,9 @@ def test_training_draws_time_size_place_and_mirror() -> None:
     firsts = [view.numbers[0] for view in views]
     assert set(firsts) == set(range(LONG - 8 * 4 + 1))
     assert all(b - a == 4 for view in views for a, b in zip(view.numbers, view.numbers[1:], strict=False))
-    assert {view.scaled[0] for view in views} == set(range(96, 129))
-    assert all(0 <= v.top <= v.scaled[0] - 96 and 0 <= v.left <= v.scaled[1] - 96 for v in views)
-    tops = {v.top for v in views if v.scaled[0] > 120}
+    assert {view.scaled_size[0] for view in views} == set(range(96, 129))
+    assert all(0 <= v.top <= v.scaled_size[0] - 96 and 0 <= v.left <= v.scaled_size[1] - 96 for v in views)
+    tops = {v.top for v in views if v.scaled_size[0] > 120}
     assert min(tops) == 0
     assert max(tops) > 28
     assert np.mean([view.mirrored for view in views]) == pytest.approx(0.5, abs=0.03)

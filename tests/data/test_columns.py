@@ -116,7 +116,7 @@ def test_copies_that_nobody_opens_are_removed(tmp_path: Path) -> None:
     Storage(uri).write("step.json", json.dumps({"seconds": 3.0}).encode())
     Columns.open(uri, cache)
     assert first.exists()
-    node_cache.begin(20)  # this process uses it no more
+    node_cache.begin_task(20)  # this process uses it no more
     os.utime(first, (long_ago, long_ago))
     Storage(uri).write("step.json", json.dumps({"seconds": 4.0}).encode())
     Columns.open(uri, cache)

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from mvray.data import node_cache
-from mvray.data.crops import Crops, Cut, CutPicture, crop, opened, square
+from mvray.data.crops import Crops, Cut, CutPicture, crop, open_crops, square
 from mvray.data.node_cache import KEPT_S
 from mvray.storage.storage import Storage
 
@@ -44,7 +44,7 @@ def pictures(storage: Storage) -> list[CutPicture]:
 
 
 def made(storage: Storage, cache: Path, most_px: int = 64) -> Crops:
-    return opened("test", pictures(storage), most_px, storage.read, cache)
+    return open_crops("test", pictures(storage), most_px, storage.read, cache)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_picture_that_cannot_be_decoded_has_no_crops(storage: Storage, tmp_pat
     crops = made(storage, tmp_path / "cache")
     assert crops.get("2.png", str(CUTS[0])) is None
     assert crops.get("3.png", str(CUTS[0])) is not None
-    assert opened("none", [], 64, storage.read, tmp_path / "cache").get("2.png", "") is None
+    assert open_crops("none", [], 64, storage.read, tmp_path / "cache").get("2.png", "") is None
 
 
 def test_other_files_cuts_sizes_and_places_are_another_file(storage: Storage, tmp_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_other_files_cuts_sizes_and_places_are_another_file(storage: Storage, tm
     made(storage, cache)
     assert len(list(cache.iterdir())) == 1
     made(storage, cache, most_px=65)
-    opened("elsewhere", asked, 64, storage.read, cache)
-    opened("test", [each._replace(cuts=CUTS[:2]) for each in asked], 64, storage.read, cache)
-    opened("test", [each._replace(width=201) for each in asked], 64, storage.read, cache)
+    open_crops("elsewhere", asked, 64, storage.read, cache)
+    open_crops("test", [each._replace(cuts=CUTS[:2]) for each in asked], 64, storage.read, cache)
+    open_crops("test", [each._replace(width=201) for each in asked], 64, storage.read, cache)
     assert len(list(cache.iterdir())) == 5
     storage.write("0.png", storage.read("0.png") + b"\0")
     made(storage, cache)
@@ -175,9 +175,9 @@ def test_old_files_are_forgotten(storage: Storage, tmp_path: Path) -> None:
         os.utime(file, (time.time() - KEPT_S - 60,) * 2)
     made(storage, cache, most_px=31)
     assert first.exists()  # this process uses it
-    node_cache.begin(20)
+    node_cache.begin_task(20)
     made(storage, cache, most_px=32)
-    node_cache.begin(20)
+    node_cache.begin_task(20)
     for file in cache.iterdir():
         os.utime(file, (time.time() - KEPT_S - 60,) * 2)
     made(storage, cache, most_px=33)
@@ -191,7 +191,7 @@ import sys, time
 from pathlib import Path
 import mvray.data.crops as crops
 from mvray.storage.storage import Storage
-count, slow, plain = 0, float(sys.argv[3]), crops.picture
+count, slow, plain = 0, float(sys.argv[3]), crops.open_upright
 def picture(*given, **how):
     global count
     count += 1
@@ -199,10 +199,10 @@ def picture(*given, **how):
     sys.stdout.flush()
     time.sleep(slow)
     return plain(*given, **how)
-crops.picture = picture
+crops.open_upright = picture
 storage = Storage(sys.argv[1])
 asked = [crops.CutPicture(entry, 200, 120, (crops.Cut(10, 20, 60, 70),)) for entry in storage.list()]
-found = crops.opened("test", asked, 64, storage.read, Path(sys.argv[2]))
+found = crops.open_crops("test", asked, 64, storage.read, Path(sys.argv[2]))
 print(count, found.get("5.png", "10,20,60,70").sum())
 """
 
@@ -231,7 +231,7 @@ def test_what_a_killed_process_leaves_is_not_used(storage: Storage, tmp_path: Pa
     assert ".lock" in left
     assert ".arrow" not in left
     asked = [each._replace(cuts=CUTS[:1]) for each in pictures(storage)]
-    crops = opened("test", asked, 64, storage.read, cache)
+    crops = open_crops("test", asked, 64, storage.read, cache)
     assert crops.get("5.png", str(CUTS[0])).shape == (50, 50)
     assert sum(file.suffix == ".arrow" for file in cache.iterdir()) == 1
 
@@ -241,7 +241,7 @@ def test_a_failing_storage_leaves_nothing_behind(storage: Storage, tmp_path: Pat
         raise OSError(f"the storage does not answer for {path}")
 
     with pytest.raises(OSError, match="does not answer"):
-        opened("test", pictures(storage), 64, read, tmp_path / "cache")
+        open_crops("test", pictures(storage), 64, read, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -250,8 +250,8 @@ def test_a_full_disk_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFi
         raise OSError(28, "No space left on device")
 
     place = tmp_path / "cache"
-    assert node_cache.made_once(place / "a.arrow", full) is None
-    assert node_cache.made_once(place / "b.arrow", full) is None
+    assert node_cache.build_once(place / "a.arrow", full) is None
+    assert node_cache.build_once(place / "b.arrow", full) is None
     assert [record.message for record in caplog.records] == [
         f"{place} is full: work goes on without a copy of the data there, slower. Free some space, or set TMPDIR."
     ]
@@ -259,8 +259,8 @@ def test_a_full_disk_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_a_full_disk_first_loses_what_nobody_uses(tmp_path: Path) -> None:
-    node_cache.made_once(tmp_path / "cache" / "old.arrow", lambda file: file.write_bytes(b"old"))
-    node_cache.begin(20)
+    node_cache.build_once(tmp_path / "cache" / "old.arrow", lambda file: file.write_bytes(b"old"))
+    node_cache.begin_task(20)
     tries = []
 
     def make(file: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_full_disk_first_loses_what_nobody_uses(tmp_path: Path) -> None:
             raise OSError(28, "No space left on device")
         file.write_bytes(b"new")
 
-    assert node_cache.made_once(tmp_path / "cache" / "new.arrow", make) == tmp_path / "cache" / "new.arrow"
+    assert node_cache.build_once(tmp_path / "cache" / "new.arrow", make) == tmp_path / "cache" / "new.arrow"
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["new.arrow"]
 
 
@@ -277,7 +277,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from mvray.data import node_cache
-assert node_cache.made_once(Path(sys.argv[1]), None)
+assert node_cache.build_once(Path(sys.argv[1]), None)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -286,26 +286,26 @@ sys.stdin.read()
 def test_the_longest_unused_go_first_and_what_is_in_use_never(tmp_path: Path) -> None:
     places = [tmp_path / "cache" / f"{number}.arrow" for number in range(5)]
     for age, place in enumerate(places[:4]):
-        node_cache.made_once(place, lambda file: file.write_bytes(bytes(1000)))
+        node_cache.build_once(place, lambda file: file.write_bytes(bytes(1000)))
         os.utime(place, (time.time() - 100 + age,) * 2)
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, places[0]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "held\n"
     os.utime(places[0], (time.time() - 1000,) * 2)
-    node_cache.begin(3500 / 2**30)
-    node_cache.made_once(places[4], lambda file: file.write_bytes(bytes(1000)))
+    node_cache.begin_task(3500 / 2**30)
+    node_cache.build_once(places[4], lambda file: file.write_bytes(bytes(1000)))
     assert [place.exists() for place in places] == [True, False, False, True, True]
     other.communicate("")
-    node_cache.begin(0)
-    node_cache.made_once(places[1], lambda file: file.write_bytes(bytes(1000)))
+    node_cache.begin_task(0)
+    node_cache.build_once(places[1], lambda file: file.write_bytes(bytes(1000)))
     assert [place.exists() for place in places] == [False, True, False, False, False]
-    node_cache.begin(20)
+    node_cache.begin_task(20)
 
 
 def test_the_usual_place_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, storage: Storage) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    opened("test", pictures(storage), 64, storage.read)
+    open_crops("test", pictures(storage), 64, storage.read)
     (file,) = (tmp_path / f"mvray-{os.getuid()}" / "crops").iterdir()
     assert re.fullmatch(r"[0-9a-f]{32}\.arrow", file.name)
     assert file.parent.parent.stat().st_mode & 0o777 == 0o700

@@ -39,9 +39,9 @@ TINY = Pictures(24, 24, 3)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where this node keeps files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    node_cache.begin(20)
+    node_cache.begin_task(20)
     yield tmp_path / f"mvray-{os.getuid()}" / "files"
-    node_cache.begin(20)
+    node_cache.begin_task(20)
 
 
 @pytest.fixture
@@ -127,28 +127,28 @@ def test_what_is_not_what_it_should_be_is_read_again(place: Path) -> None:
         asked.append(1)
         return b"content"
 
-    assert node_cache.kept("a", 7, read) == node_cache.kept("a", 7, read) == b"content"
+    assert node_cache.fetch_once("a", 7, read) == node_cache.fetch_once("a", 7, read) == b"content"
     assert len(asked) == 1
     (file,) = place.iterdir()
     for spoilt in (b"", b"cont", b"content and more"):
         file.write_bytes(spoilt)
-        assert node_cache.kept("a", 7, read) == b"content"
+        assert node_cache.fetch_once("a", 7, read) == b"content"
         assert file.read_bytes() == b"content"
     assert len(asked) == 4
-    assert node_cache.kept("a", 8, read) == b"content"  # replaced meanwhile: given, not kept
-    assert node_cache.kept("b", 7, read) == b"content"
+    assert node_cache.fetch_once("a", 8, read) == b"content"  # replaced meanwhile: given, not kept
+    assert node_cache.fetch_once("b", 7, read) == b"content"
     assert len(asked) == 6
     assert len(files(place)) == 2
 
 
 def test_it_stays_within_the_limit(place: Path) -> None:
     """Of more data than the limit a part is kept, the same in each epoch; what earlier tasks left makes room."""
-    node_cache.begin(100_000 / 2**30)
+    node_cache.begin_task(100_000 / 2**30)
 
     def fetched(prefix: str) -> int:
         count = []
         for n in range(200):
-            node_cache.kept(f"{prefix}{n}", 1000, lambda: count.append(1) or bytes(1000))
+            node_cache.fetch_once(f"{prefix}{n}", 1000, lambda: count.append(1) or bytes(1000))
         return len(count)
 
     def bytes_kept() -> int:
@@ -160,11 +160,11 @@ def test_it_stays_within_the_limit(place: Path) -> None:
     assert fetched("a") == 200 - len(kept)
     assert files(place) == kept
     time.sleep(0.05)
-    node_cache.begin(100_000 / 2**30)
+    node_cache.begin_task(100_000 / 2**30)
     assert fetched("b") == 200
     assert bytes_kept() <= 100_000
     assert len(set(files(place)) & set(kept)) < 20
-    node_cache.begin(0)
+    node_cache.begin_task(0)
     assert fetched("c") == 200
 
 
@@ -180,7 +180,7 @@ def test_a_full_disk_is_done_without(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     for n in range(5):
-        assert node_cache.kept(str(n), 1, lambda: b"x") == b"x"
+        assert node_cache.fetch_once(str(n), 1, lambda: b"x") == b"x"
     assert len(tries) == 1, "not tried again at once"
     assert [record.message for record in caplog.records] == [
         f"{place} is full: work goes on without a copy of the data there, slower. Free some space, or set TMPDIR."
@@ -195,7 +195,7 @@ from mvray.data import node_cache
 count = []
 for _ in range(3):
     for n in range(100):
-        found = node_cache.kept(str(n), 1000, lambda: count.append(1) or bytes([n]) * 1000)
+        found = node_cache.fetch_once(str(n), 1000, lambda: count.append(1) or bytes([n]) * 1000)
         assert found == bytes([n]) * 1000
 print(len(count))
 """
@@ -212,12 +212,12 @@ def test_processes_share_what_they_fetch(place: Path, tmp_path: Path) -> None:
 def test_a_place_that_another_user_has_made_is_refused(place: Path, tmp_path: Path, monkeypatch) -> None:
     """In a folder for all, another user may have put a link of the name, or files that look like ours."""
     mine = os.getuid()
-    node_cache.kept("a", 1, lambda: b"x")
-    node_cache.made_once(place / "b.arrow", lambda file: file.write_bytes(b"x"))
-    node_cache.begin(20)
+    node_cache.fetch_once("a", 1, lambda: b"x")
+    node_cache.build_once(place / "b.arrow", lambda file: file.write_bytes(b"x"))
+    node_cache.begin_task(20)
     stat = Path.lstat
     monkeypatch.setattr(Path, "lstat", lambda path: os.stat_result((*stat(path)[:4], mine + 1, *stat(path)[5:10])))
     with pytest.raises(DataError, match="belongs to another user"):
-        node_cache.kept("a", 1, lambda: b"x")
+        node_cache.fetch_once("a", 1, lambda: b"x")
     with pytest.raises(DataError, match="belongs to another user"):
-        node_cache.made_once(place / "b.arrow", lambda file: file.write_bytes(b"x"))
+        node_cache.build_once(place / "b.arrow", lambda file: file.write_bytes(b"x"))

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from mvray.data.geometry import View
-from mvray.data.masks import MOST_INSTANCES, MaskColumn, wanted_labels
+from mvray.data.masks import MOST_INSTANCES, MaskColumn, labels_of
 from mvray.errors import DataError, SettingError
 from mvray.experiment.inputs import Masks
 
@@ -88,7 +88,7 @@ def test_which_instances_count_is_a_setting_of_the_use(use: Masks, expected: np.
 def test_a_class_that_the_segmenter_does_not_know() -> None:
     with pytest.raises(SettingError, match=r"knows no 'cat'; expected 'people', .*person, dog, bench"):
         seen(Masks("person, cat"))
-    assert wanted_labels(CLASSES, "people") == {0}
+    assert labels_of(CLASSES, "people") == {0}
 
 
 def test_instances_are_told_apart_with_the_best_on_top() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mvray.data import sampler
 from mvray.data.columns import Column, map_field
-from mvray.data.geometry import View, sample_key, seen
+from mvray.data.geometry import View, cut_view, sample_key
 from mvray.data.loader import loader
 from mvray.data.pictures import PictureDataset
 from mvray.data.readers.folder import Folder
@@ -105,7 +105,7 @@ def test_geometry_is_drawn_as_nn_draws_draws_it() -> None:
     theirs = draws.uniform(torch.tensor(keys), -1, (4,))
     pictures = Pictures(10, 10, 1, flip=True, crop_scale=(0.25, 1.0))
     for key, (mirror, scale, x, y) in zip(keys, theirs.double().tolist(), strict=True):
-        view = View.drawn(pictures, key)
+        view = View.random(pictures, key)
         side = (0.25 + 0.75 * scale) ** 0.5
         assert view.mirrored == (mirror < 0.5)
         assert (view.x0, view.y0) == pytest.approx((x * (1 - side), y * (1 - side)), abs=1e-6)
@@ -114,14 +114,14 @@ def test_geometry_is_drawn_as_nn_draws_draws_it() -> None:
 
 def test_views_stay_inside_and_keep_their_share() -> None:
     pictures = Pictures(10, 10, 1, flip=True, crop_scale=(0.2, 0.6))
-    views = [View.drawn(pictures, sample_key(1, 0, row)) for row in range(2000)]
+    views = [View.random(pictures, sample_key(1, 0, row)) for row in range(2000)]
     areas = [(view.x1 - view.x0) * (view.y1 - view.y0) for view in views]
     assert 0.2 <= min(areas) < 0.21
     assert 0.59 < max(areas) <= 0.6 + 1e-9
     assert all(0 <= v.x0 < v.x1 <= 1 + 1e-9 and 0 <= v.y0 < v.y1 <= 1 + 1e-9 for v in views)
     assert np.mean([view.mirrored for view in views]) == pytest.approx(0.5, abs=0.05)
     still = Pictures(10, 10, 1)
-    assert {View.drawn(still, sample_key(1, 0, row)) for row in range(50)} == {View()}
+    assert {View.random(still, sample_key(1, 0, row)) for row in range(50)} == {View()}
 
 
 @pytest.mark.parametrize("kind", ["float16", "uint8"])
@@ -153,15 +153,17 @@ def test_maps_go_through_the_geometry_of_the_image(tmp_path: Path) -> None:
     for epoch in range(20):
         sample = dataset[0, epoch]
         assert np.abs(sample["image"][0] / 255 - sample["map"]).max() < 0.02
-        seen_mirrored.add(View.drawn(pictures, int(sample["draw"])).mirrored)
+        seen_mirrored.add(View.random(pictures, int(sample["draw"])).mirrored)
     assert seen_mirrored == {True, False}
 
 
 def test_crop_and_flip_by_hand() -> None:
     picture = np.arange(48, dtype=np.uint8).reshape(6, 8)
-    assert np.array_equal(seen(picture, 6, 8, View(mirrored=True)), picture[:, ::-1])
-    assert np.array_equal(seen(picture, 3, 4, View(0.25, 0.5, 0.75, 1.0)), picture[3:6, 2:6])
-    assert np.array_equal(seen(picture, 3, 4, View(0.25, 0.5, 0.75, 1.0, mirrored=True)), picture[3:6, 2:6][:, ::-1])
+    assert np.array_equal(cut_view(picture, 6, 8, View(mirrored=True)), picture[:, ::-1])
+    assert np.array_equal(cut_view(picture, 3, 4, View(0.25, 0.5, 0.75, 1.0)), picture[3:6, 2:6])
+    assert np.array_equal(
+        cut_view(picture, 3, 4, View(0.25, 0.5, 0.75, 1.0, mirrored=True)), picture[3:6, 2:6][:, ::-1]
+    )
 
 
 def test_other_columns_stay_as_they_are(source: Folder) -> None:

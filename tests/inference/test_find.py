@@ -108,17 +108,6 @@ def test_the_table_and_the_page(model: Path, shelf: Path, tmp_path: Path) -> Non
     assert content(out) == first | {"notes.txt": b"mine"}
 
 
-def test_bad_files_are_named(model: Path, shelf: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(shelf, tmp_path / "faces")
-    (folder / "empty.png").write_bytes(b"")
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    said = mvray("find", model, tmp_path / "bad.png", folder / "pizza" / "face_000.png", folder, "--most", 2)
-    assert said.code == 0, said.err
-    assert said.out.count("left out: ") == 2
-    assert f"left out: {tmp_path}/bad.png: not a picture" in said.out
-    assert said.out.count("pizza/face_") == 2
-
-
 def test_a_folder_with_the_example_alone(model: Path, tmp_path: Path) -> None:
     (example,) = faces(tmp_path / "one", "pizza", 1)
     said = mvray("find", model, example, tmp_path / "one", "--out", tmp_path / "out")
@@ -134,9 +123,6 @@ WRONG = {
         "No example can be read; expected a picture:\n  BAD/a.png: not a p",
     ),
     "empty folder of examples": (["MODEL", "EMPTY", "FACES"], "No example can be read; expected a picture: EMPTY"),
-    "no folder": (["MODEL", "FACES/pizza/face_000.png", "nowhere"], "nowhere: there is no such folder"),
-    "no pictures": (["MODEL", "FACES/pizza/face_000.png", "EMPTY"], "EMPTY has no pictures; expected files with"),
-    "no model": (["FACES", "FACES/pizza/face_000.png", "FACES"], "is not the folder of a finished step"),
     "most": (["MODEL", "FACES/pizza/face_000.png", "FACES", "--most", "0"], "--most 0: expected 1 or more"),
     "within": (["MODEL", "FACES/pizza/face_000.png", "FACES", "--within", "-1"], "--within -1.0: expected a distance"),
     "not a number": (["MODEL", "FACES/pizza/face_000.png", "FACES", "--within", "nan"], "--within nan: expected"),

@@ -15,7 +15,7 @@ from commands import mvray
 from PIL import Image
 
 from mvray.experiment.inputs import Clips
-from mvray.inference.group import grouped, least_size
+from mvray.inference.group import find_groups, least_size
 from mvray.inference.model import Model
 from mvray.methods import deepcluster
 
@@ -264,7 +264,7 @@ def test_groups_are_numbered_by_size() -> None:
     sizes = (12, 40, 25)
     vectors = np.concatenate([middle + draw.normal(0, 0.02, (n, 40)) for middle, n in zip(middles, sizes, strict=True)])
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    found = grouped(vectors)
+    found = find_groups(vectors)
     assert np.array_equal(found.group, np.repeat([2, 0, 1], sizes))
     for number in range(3):
         members = found.members(number)

@@ -242,12 +242,6 @@ def test_balanced_batches_in_training(drawings: Path, tmp_path: Path) -> None:
         assert sorted(Counter(Work.labels[batch].tolist()).values()) == [3, 3]
 
 
-def test_a_batch_smaller_than_the_samples_of_a_class_is_refused(drawings: Path, tmp_path: Path) -> None:
-    step = step_of(drawings, config_of(per_class=9), pictures=SIZE, batch_size=8, select="f1")
-    with pytest.raises(SettingError, match=r"per_class is 9, .* a batch has 8 samples"):
-        train(task(step, tmp_path), Here())
-
-
 def test_a_class_with_one_picture(tmp_path: Path) -> None:
     """It is trained with, balanced or not, and nothing is looked for by it."""
     from PIL import Image

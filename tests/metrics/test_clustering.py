@@ -23,7 +23,7 @@ from mvray.metrics.clustering import (
     Hdbscan,
     KMeans,
     agreement,
-    grouped,
+    group_vectors,
     work_keys,
 )
 from mvray.metrics.reduction import Pca, Umap
@@ -65,7 +65,7 @@ def test_hdbscan_is_that_of_the_hdbscan_package(name: str, least: int, samples: 
 
     points = SETS[name]
     theirs = hdbscan.HDBSCAN(min_cluster_size=least, min_samples=samples, algorithm="prims_kdtree").fit_predict(points)
-    ours = grouped(points, None, Hdbscan(least, samples))
+    ours = group_vectors(points, None, Hdbscan(least, samples))
     assert ours.dtype == np.int64
     assert partition(ours) == partition(theirs)
 
@@ -76,9 +76,9 @@ def test_min_samples_without_the_point_itself() -> None:
 
     points = SETS["uniform"]
     plain = HDBSCAN(min_cluster_size=5, min_samples=5, copy=True).fit_predict(points)
-    assert partition(grouped(points, None, Hdbscan(5, 5))) != partition(plain)
+    assert partition(group_vectors(points, None, Hdbscan(5, 5))) != partition(plain)
     one = HDBSCAN(min_cluster_size=10, min_samples=1, copy=True).fit_predict(points)
-    assert partition(grouped(points, None, Hdbscan(10, 1))) == partition(one)
+    assert partition(group_vectors(points, None, Hdbscan(10, 1))) == partition(one)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -87,7 +87,7 @@ def test_boruvka_agrees_up_to_ties_for_the_papers_setting(name: str) -> None:
 
     points = SETS[name]
     theirs = hdbscan.HDBSCAN(min_cluster_size=10, min_samples=1).fit_predict(points)
-    assert agreement(theirs + 1, grouped(points, None, Hdbscan()))["ami"] > 0.98
+    assert agreement(theirs + 1, group_vectors(points, None, Hdbscan()))["ami"] > 0.98
 
 
 def test_hdbscans_other_settings_reach_it() -> None:
@@ -95,23 +95,26 @@ def test_hdbscans_other_settings_reach_it() -> None:
 
     points, _ = blobs(200, 1, 3, 5.0)
     theirs = hdbscan.HDBSCAN(10, min_samples=3, cluster_selection_method="leaf", algorithm="prims_kdtree")
-    assert partition(grouped(points, None, Hdbscan(10, 3, "leaf"))) == partition(theirs.fit_predict(points))
-    assert grouped(points, None, Hdbscan(20, 10, allow_single=True)).max() == 0
+    assert partition(group_vectors(points, None, Hdbscan(10, 3, "leaf"))) == partition(theirs.fit_predict(points))
+    assert group_vectors(points, None, Hdbscan(20, 10, allow_single=True)).max() == 0
 
 
 # -- other ways ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "reduce",
-    [None, Pca(3), *(pytest.param(umap, marks=pytest.mark.slow) for umap in (SMALL, Umap(4, 8, metric="cosine")))],
+    ("reduce", "way"),
+    [
+        *((None, way) for way in (Hdbscan(), Dbscan(), KMeans(), Agglomerative(), Agglomerative(linkage="average"))),
+        (Pca(3), Hdbscan()),
+        *(pytest.param(umap, Hdbscan(), marks=pytest.mark.slow) for umap in (SMALL, Umap(4, 8, metric="cosine"))),
+    ],
 )
-@pytest.mark.parametrize("way", [Hdbscan(), Dbscan(), KMeans(), Agglomerative(), Agglomerative(linkage="average")])
 def test_clear_groups_are_found_in_any_way(reduce: object, way: object) -> None:
     vectors, label = blobs(200, 5, 12, 0.5)
-    found = grouped(vectors.astype(np.float32), reduce, way, seed=1, k=5)
+    found = group_vectors(vectors.astype(np.float32), reduce, way, seed=1, k=5)
     assert agreement(label, found)["ami"] > 0.8  # UMAP's places depend on the processor's instructions
-    assert (found == grouped(vectors.astype(np.float32), reduce, way, seed=1, k=5)).all()
+    assert (found == group_vectors(vectors.astype(np.float32), reduce, way, seed=1, k=5)).all()
 
 
 def test_dbscan_without_eps_cuts_at_the_knee() -> None:
@@ -121,25 +124,27 @@ def test_dbscan_without_eps_cuts_at_the_knee() -> None:
     along = [k / (len(fourth) - 1) for k in range(len(fourth))]
     up = [(each - fourth[0]) / (fourth[-1] - fourth[0]) for each in fourth]
     knee = fourth[max(range(len(fourth)), key=lambda k: along[k] - up[k])]
-    assert partition(grouped(points, None, Dbscan(min_samples=5))) == partition(grouped(points, None, Dbscan(knee)))
-    assert grouped(points, None, Dbscan(eps=1e-9)).max() == NOISE
-    assert set(grouped(points, None, Dbscan(eps=1e9))) == {0}
+    assert partition(group_vectors(points, None, Dbscan(min_samples=5))) == partition(
+        group_vectors(points, None, Dbscan(knee))
+    )
+    assert group_vectors(points, None, Dbscan(eps=1e-9)).max() == NOISE
+    assert set(group_vectors(points, None, Dbscan(eps=1e9))) == {0}
 
 
 def test_agglomerative_at_a_distance() -> None:
     points, label = blobs(60, 3, 2, 0.3)
-    assert agreement(label, grouped(points, None, Agglomerative(distance=5.0)))["ami"] == pytest.approx(1)
-    assert len(set(grouped(points, None, Agglomerative(distance=1e-9)))) == 60
+    assert agreement(label, group_vectors(points, None, Agglomerative(distance=5.0)))["ami"] == pytest.approx(1)
+    assert len(set(group_vectors(points, None, Agglomerative(distance=1e-9)))) == 60
 
 
 @pytest.mark.parametrize("way", [KMeans(), Agglomerative()])
 def test_a_number_of_groups_that_is_not_known_is_asked_for(way: KMeans | Agglomerative) -> None:
     points, _ = blobs(9, 3, 2, 0.3)
     with pytest.raises(SettingError, match=r"not known; give it"):
-        grouped(points, None, way)
+        group_vectors(points, None, way)
     with pytest.raises(SettingError, match=r"is 10, but there are 9 vectors"):
-        grouped(points, None, way, k=10)
-    assert len(set(grouped(points, None, type(way)(k=2), k=5))) == 2  # what is set counts
+        group_vectors(points, None, way, k=10)
+    assert len(set(group_vectors(points, None, type(way)(k=2), k=5))) == 2  # what is set counts
 
 
 @pytest.mark.parametrize(
@@ -166,12 +171,18 @@ def test_wrong_settings_are_refused(wrong: object) -> None:
 # -- vectors that can hardly be grouped --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [Hdbscan(), Dbscan(), KMeans(), Agglomerative()])
-@pytest.mark.parametrize("reduce", [None, Pca(), pytest.param(Umap(), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("reduce", "way"),
+    [
+        *((None, way) for way in (Hdbscan(), Dbscan(), KMeans(), Agglomerative())),
+        (Pca(), Hdbscan()),
+        pytest.param(Umap(), Hdbscan(), marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("samples", [0, 1, 2, 5, 33, 34])
 def test_few_vectors(samples: int, reduce: object, way: object) -> None:
     vectors = np.random.default_rng(0).normal(size=(samples, 40)).astype(np.float32)
-    found = grouped(vectors, reduce, way, k=min(2, samples))
+    found = group_vectors(vectors, reduce, way, k=min(2, samples))
     assert found.shape == (samples,)
     if samples < 10 and way == Hdbscan():
         assert (found == NOISE).all()
@@ -181,24 +192,24 @@ def test_few_vectors(samples: int, reduce: object, way: object) -> None:
 @pytest.mark.parametrize("way", [Hdbscan(), Dbscan(), KMeans(), Agglomerative()])
 def test_equal_vectors(way: object) -> None:
     same = np.repeat(np.random.default_rng(0).normal(size=(1, 8)), 40, 0)
-    assert set(grouped(same, Umap(), way, k=2)) == {0}
+    assert set(group_vectors(same, Umap(), way, k=2)) == {0}
     twice = np.concatenate([same, same + 1])
     label = np.arange(80) // 40
-    assert partition(grouped(twice, None, way, k=2)) == partition(label)
+    assert partition(group_vectors(twice, None, way, k=2)) == partition(label)
     for reduce in (SMALL, Umap()):
-        found = grouped(twice, reduce, way, k=2)
+        found = group_vectors(twice, reduce, way, k=2)
         # UMAP spreads equal vectors, by processor and seed: DBSCAN's knee may leave out the farthest (1 in 6 seeds).
         at = found != NOISE
         assert (~at).sum() <= (4 if isinstance(way, Dbscan) else 0)
         assert partition(found[at]) == partition(label[at])
-    grouped(twice, None, KMeans(), k=3)  # fewer different vectors than groups
+    group_vectors(twice, None, KMeans(), k=3)  # fewer different vectors than groups
 
 
 def test_vectors_that_are_not_finite_are_refused() -> None:
     vectors = np.ones((5, 3))
     vectors[2, 1], vectors[4, 0] = np.nan, np.inf
     with pytest.raises(DataError, match=r"2 of 5 vectors hold NaN or infinity, first number 2\. Expected finite"):
-        grouped(vectors)
+        group_vectors(vectors)
 
 
 # -- scores ------------------------------------------------------------------------------------------
@@ -300,7 +311,7 @@ def test_works_are_grouped_on_their_own() -> None:
     for work, key in (("Arisa", "Arisa"), ("漫画/..", "漫画_")):
         at = np.flatnonzero(works == work)
         vectors = np.array(table["vector"].to_pylist(), np.float32)[at]
-        group = grouped(vectors, SMALL, Hdbscan(5), 3)
+        group = group_vectors(vectors, SMALL, Hdbscan(5), 3)
         assert (found["hdbscan_group"][at] == group).all()
         for name, value in agreement(table["label"].to_numpy()[at], group).items():
             assert found[f"hdbscan_{name}/{key}"] == value

@@ -86,7 +86,7 @@ def test_scikit_learns_neighbours_within_the_threshold() -> None:
     """What the source does: NearestNeighbors with a radius."""
     vectors_NE, label_N = given()
     found = retrieval.scores(retrieval.search(vectors_NE, label_N))
-    unit_NE = retrieval.unit(vectors_NE)
+    unit_NE = retrieval.unit_length(vectors_NE)
     within = NearestNeighbors(radius=found["threshold"]).fit(unit_NE).radius_neighbors(return_distance=False)
     right = sum(int((label_N[others] == label_N[i]).sum()) for i, others in enumerate(within))
     assert found["precision"] == pytest.approx(right / sum(map(len, within)), abs=1e-9)

@@ -81,10 +81,8 @@ CASES = [
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
-            ("vgg16", "features.28", 48),
             ("resnet18", "layer2", 64),
             ("resnet50", "layer4", 64),
-            ("resnet50", "layer3", 64),
         )
     ),
 ]

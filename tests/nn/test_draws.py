@@ -32,7 +32,7 @@ def test_is_splitmix64(key: int) -> None:
     assert draws.noise(torch.tensor([key]), 7, (3, 13)).numpy().tobytes() == octets[:39]
 
 
-@pytest.mark.parametrize("stream", [0, 1, 2, 101, 2**40])
+@pytest.mark.parametrize("stream", [0, 101, 2**40])
 def test_uniform_numbers_are_uniform(stream: int) -> None:
     values = draws.uniform(KEYS_B, stream, (50,)).flatten().numpy()
     assert values.min() >= 0

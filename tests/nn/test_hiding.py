@@ -52,12 +52,12 @@ def test_a_rectangle_that_cannot_fit_hides_nothing() -> None:
 
 def test_share_of_hidden_samples() -> None:
     for probability in (0.0, 0.3, 1.0):
-        share = hiding.chosen(DRAWS_B, probability).float().mean().item()
+        share = hiding.is_hidden(DRAWS_B, probability).float().mean().item()
         assert abs(share - probability) <= 4 * (probability * (1 - probability) / len(DRAWS_B)) ** 0.5
 
 
 def test_the_coin_is_independent_of_the_rectangle() -> None:
-    chosen = hiding.chosen(DRAWS_B, 0.5)
+    chosen = hiding.is_hidden(DRAWS_B, 0.5)
     area = hiding.rectangle_mask(DRAWS_B, 40, 30, AREA, ASPECT).float().mean((1, 2))
     assert stats.ks_2samp(area[chosen].numpy(), area[~chosen].numpy()).pvalue > 1e-3
 

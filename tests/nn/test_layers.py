@@ -27,7 +27,7 @@ def outline(name: str) -> torch.nn.Module:
 
 def test_the_papers_seven_layers_of_vgg16() -> None:
     """conv1_2, conv2_2, conv3_3, conv4_3, conv5_3 after ReLU, and both fully connected layers after theirs."""
-    assert layers.names(outline("vgg16")) == {
+    assert layers.named_layers(outline("vgg16")) == {
         "conv1": "features.3",
         "conv2": "features.8",
         "conv3": "features.15",
@@ -44,29 +44,29 @@ def test_before_each_pool_stands_a_rectifier_or_block(name: str) -> None:
     made = outline(name)
     children = list(made.features)
     pools = [at for at, layer in enumerate(children) if isinstance(layer, torch.nn.MaxPool2d)]
-    found = {key: value for key, value in layers.names(made).items() if key.startswith("conv")}
+    found = {key: value for key, value in layers.named_layers(made).items() if key.startswith("conv")}
     assert found == {f"conv{at}": f"features.{pool - 1}" for at, pool in enumerate(pools, start=1)}
     assert not isinstance(made.get_submodule(found["conv1"]), torch.nn.Conv2d)
 
 
 def test_stages_of_resnets() -> None:
     stages = {"conv2": "layer1", "conv3": "layer2", "conv4": "layer3", "conv5": "layer4"}
-    assert layers.names(outline("resnet34")) == {"conv1": "relu", **stages, "penultimate": "fc"}
+    assert layers.named_layers(outline("resnet34")) == {"conv1": "relu", **stages, "penultimate": "fc"}
 
 
 def test_layers_of_attention_blocks_are_no_fully_connected_ones() -> None:
-    assert layers.names(outline("vit_b_16")) == {"penultimate": "heads.head"}
+    assert layers.named_layers(outline("vit_b_16")) == {"penultimate": "heads.head"}
 
 
 def test_a_network_without_its_last_layer_keeps_all_fully_connected_ones() -> None:
     """As where a method has a head of its own."""
     made = outline("vgg11")
     del made.classifier[6]
-    assert layers.names(made)["fc2"] == "classifier.4"
+    assert layers.named_layers(made)["fc2"] == "classifier.4"
     method = torch.nn.Module()
     method.network, method.head = made, torch.nn.Linear(4096, 7)
-    assert layers.names(method)["conv5"] == "network.features.19"
-    assert layers.names(method)["fc2"] == "network.classifier.4"
+    assert layers.named_layers(method)["conv5"] == "network.features.19"
+    assert layers.named_layers(method)["fc2"] == "network.classifier.4"
 
 
 def test_what_is_read_is_what_the_layer_gives(alexnet: torch.nn.Module) -> None:

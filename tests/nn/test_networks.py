@@ -97,15 +97,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     torch.save(made("alexnet-small", 5).state_dict(), path)
     with pytest.raises(DataError, match=r"does not hold weights of resnet18: \d+ entries .* such as conv1.weight"):
         networks.network("resnet18", 5, str(path))
-    with pytest.raises(DataError, match=r"no weights at .*other\.pth; expected a state dict"):
-        networks.network("alexnet-small", 5, str(tmp_path / "other.pth"))
-    for content in (b"", b"no weights at all"):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match="cannot be read as weights"):
-            networks.network("alexnet-small", 5, str(path))
-    torch.save([1, 2], path)
-    with pytest.raises(DataError, match="holds list, not a state dict"):
-        networks.network("alexnet-small", 5, str(path))
 
 
 @pytest.mark.parametrize(

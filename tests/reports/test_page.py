@@ -182,10 +182,3 @@ def test_json_is_strict():
     again = json.loads(text, parse_constant=refuse)
     assert again["steps"][0]["metrics"] == {"loss": None, "n": 3}
     assert again["table"]["rows"][0]["values"]["test/accuracy"] == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0.4 s"), (59.94, "59.9 s"), (125, "2 min 05 s"), (3725, "1 h 02 min"), (None, "-")]
-)
-def test_durations(seconds, words):
-    assert pages.duration(seconds) == words

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from PIL import Image
 
 from mvray.experiment.search_space import Choice, LogUniform, Search, Uniform
 from mvray.reports import page as pages
 from mvray.reports import search_table
-from mvray.reports.search_figures import best_so_far, importances, pictures
+from mvray.reports.search_figures import comparable, pictures
 
 pytestmark = pytest.mark.slow  # pictures, half a second each
 
@@ -45,6 +46,14 @@ def pixels(content: bytes) -> np.ndarray:
         return np.asarray(picture.convert("RGB"))
 
 
+def importances(search: Search, collected: dict[str, Any]) -> tuple[dict[str, float], int]:
+    study, count = comparable(search, collected["trials"])
+    if study is None:
+        return {}, count
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=search.seed)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator), count
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -70,7 +79,8 @@ def test_without_a_value_there_is_nothing_to_show() -> None:
 
 def test_a_better_trial_is_seen() -> None:
     low, high = (found([[0.1, 0.2], [0.3, 0.4], [0.2, last]]) for last in (0.25, 0.9))
-    assert not np.array_equal(pixels(best_so_far(SEARCH, low)), pixels(best_so_far(SEARCH, high)))
+    name = "search/best-so-far.png"
+    assert not np.array_equal(pixels(pictures(SEARCH, low)[name]), pixels(pictures(SEARCH, high)[name]))
 
 
 def test_the_setting_that_matters_explains_the_spread() -> None:

@@ -1,7 +1,7 @@
 """Readers of the public layouts of data sets."""
 
 from mvray.data.readers.animeface import AnimeFace
-from mvray.data.readers.base import FileSource, PictureSource, VideoSource, picture, pixels
+from mvray.data.readers.base import FileSource, PictureSource, VideoSource
 from mvray.data.readers.folder import Folder
 from mvray.data.readers.identities import Identities
 from mvray.data.readers.manga109 import Manga109
@@ -21,6 +21,4 @@ __all__ = [
     "PictureSource",
     "VideoSource",
     "Videos",
-    "picture",
-    "pixels",
 ]

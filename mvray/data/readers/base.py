@@ -1,10 +1,8 @@
-"""What the readers share: where the files lie, which split a sample is in, pixels of pictures, opened videos."""
+"""What the readers share: sources of files, of samples that are shared out among splits, of pictures, of videos."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
-from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
 
-from mvray.data.bad_files import Unreadable, decoded, inspect, open_picture
-from mvray.data.node_cache import kept
+from mvray.data.bad_files import inspect
+from mvray.data.decoding import Unreadable
+from mvray.data.node_cache import fetch_once
+from mvray.data.splits import SPLITS, assign_splits
 from mvray.data.video.ranges import Ranges
 from mvray.data.video.video import Video
 from mvray.errors import DataError, SettingError
@@ -44,9 +43,7 @@ ROWS = pa.schema(
     }
 )
 WHOLE_BYTES, BLOCK_BYTES = 16 << 20, 2 << 20
-SPLITS = ("train", "validation", "test")
 _MOST_FRAMES = 2**31 - 1  # as the column holds; broken headers say more, or more frames than the file has bytes
-_ORIENTATION = 0x0112  # the EXIF tag; above 4 width and height are swapped
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class FileSource(Source):
         get = read or self.bytes_of
         if (size := self._sizes.get(location)) is None:
             return get(location)
-        return kept(f"{s3.endpoint()} {self.storage.full(location)}", size, lambda: get(location))
+        return fetch_once(f"{s3.endpoint()} {self.storage.full(location)}", size, lambda: get(location))
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
@@ -128,7 +125,7 @@ class Shares(FileSource):
     def splits_of(self, keys: Sequence[str], classes: Sequence[Any]) -> list[str]:
         """The split of each sample, "" for none, given its key and class."""
         sizes = self.train, self.validation, self.test
-        return drawn(keys, classes, sizes, self.split_seed, self.all_train and self.train > 0)
+        return assign_splits(keys, classes, sizes, self.split_seed, self.all_train and self.train > 0)
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,7 @@ class VideoSource(FileSource):
         return {}
 
     def frame_counts(self, entries: Iterable[Entry]) -> tuple[dict[str, int], dict[str, str]]:
-        """How many frames each file has, and why which of them cannot be read, by path.
+        """The number of frames of each file, and the reason of each file that cannot be read, both by path.
 
         Opens each file's header and decodes nothing. Where it does not say how many frames there are, or
         cannot be true, the packets are read; what shows only when frames are decoded is not found here.
@@ -188,8 +185,8 @@ class VideoSource(FileSource):
         def look(storage: Storage, entry: Entry) -> None:
             file = storage.local(entry.path) or Ranges(storage, entry)
             with Video(file) as video:
-                said = video.header_count
-                counts[entry.path] = said if 0 < said <= min(entry.size, _MOST_FRAMES) else video.count
+                count = video.header_count
+                counts[entry.path] = count if 0 < count <= min(entry.size, _MOST_FRAMES) else video.count
 
         wrong = inspect(self.storage, entries, look)
         return counts, wrong
@@ -203,107 +200,6 @@ def _readable() -> Iterator[None]:
         raise Unreadable("the file is not there any more") from error
     except PermissionError as error:
         raise Unreadable(f"no permission to read it ({error.strerror or error})") from error
-
-
-def picture(data: bytes, height: int, width: int, grey: bool) -> Image.Image:
-    """The picture, upright, in mode L (grey pictures, or if asked) or RGB; not smaller than height x width.
-
-    A JPEG larger than that is decoded at 1/2, 1/4 or 1/8 of its size. Transparency becomes white.
-    Raises Unreadable.
-    """
-    image = open_picture(data)
-    try:
-        exif = "exif" in image.info or image.format == "TIFF"
-        if image.format == "JPEG":
-            turned = exif and image.getexif().get(_ORIENTATION, 1) > 4
-            image.draft("L" if grey else None, (height, width) if turned else (width, height))
-        decoded(image)
-        if exif:
-            ImageOps.exif_transpose(image, in_place=True)
-        return _plain(image, grey)
-    except Unreadable:
-        raise
-    except Exception as error:  # as in open_picture
-        raise Unreadable(f"cannot be converted ({error})") from error
-
-
-def _plain(image: Image.Image, grey: bool) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits
-        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.new("RGBA", image.size, "white")
-        image.alpha_composite(layer)
-    mode = "L" if grey or image.mode in ("1", "L") else "RGB"
-    return image if image.mode == mode else image.convert(mode)
-
-
-def pixels(image: Image.Image) -> np.ndarray:
-    """H x W x C uint8."""
-    array = np.asarray(image)
-    return array[..., None] if array.ndim == 2 else array
-
-
-def shares(total: int, sizes: Sequence[int]) -> list[int]:
-    """``total`` in proportion to ``sizes``, in whole numbers that add up to it (largest remainder)."""
-    exact = [size * total / max(1, sum(sizes)) for size in sizes]
-    given = [int(share) for share in exact]
-    for i in sorted(range(len(sizes)), key=lambda i: given[i] - exact[i])[: total - sum(given)]:
-        given[i] += 1
-    return given
-
-
-def drawn(
-    keys: Sequence[str], classes: Sequence[Any], sizes: tuple[float, ...], seed: int, all_train: bool = False
-) -> list[str]:
-    """The split of each sample, "" for none.
-
-    A sample's place in its class's draw is a hash of its key and the seed, so neither the order of
-    the files nor other samples change it. Raises DataError where counts ask for more than there is.
-    With ``all_train`` each class gives its first sample to training before the rest is shared out; where
-    that is more than training would have, it is taken from the test samples first.
-    """
-    counts = _counts(len(keys), sizes)
-    left: dict[Any, list[int]] = defaultdict(list)
-    for i, name in enumerate(classes):
-        left[name].append(i)
-    for members in left.values():
-        members.sort(key=lambda i: hashlib.blake2b(f"{seed}/{keys[i]}".encode(), digest_size=8).digest())
-    found = [""] * len(keys)
-    names = sorted(left)
-    if all_train:
-        counts = _with_all(counts, len(names), len(keys))
-    # In proportion to what is left: the shares of later splits stay the same, and never exceed it.
-    for split, count in zip(SPLITS, counts, strict=True):
-        first = int(all_train and split == "train")
-        free = shares(count - first * len(names), [len(left[name]) - first for name in names])
-        for name, taken in zip(names, (first + some for some in free), strict=True):
-            for i in left[name][:taken]:
-                found[i] = split
-            del left[name][:taken]
-    return found
-
-
-def _with_all(counts: list[int], classes: int, samples: int) -> list[int]:
-    """``counts`` with at least one training sample for each class."""
-    train, validation, test = counts
-    train = max(train, classes)
-    validation = min(validation, samples - train)
-    return [train, validation, min(test, samples - train - validation)]
-
-
-def _counts(samples: int, sizes: tuple[float, ...]) -> list[int]:
-    fractions = [round(size * 1_000_000) for size in sizes if size <= 1]
-    wanted = shares(samples, [*fractions, max(0, 1_000_000 - sum(fractions))])
-    rest = iter(wanted)
-    counts = [next(rest) if size <= 1 else int(size) for size in sizes]
-    if sum(counts) > samples:
-        asked = ", ".join(f"{count} {split}" for count, split in zip(counts, SPLITS, strict=True))
-        raise DataError(
-            f"Found {samples} samples; the splits ask for {sum(counts)} ({asked}). "
-            "Choose smaller splits, or shares such as 0.7, 0.1 and 0.2."
-        )
-    return counts
 
 
 def rows(columns: dict[str, Iterable[Any]]) -> pa.Table:

@@ -9,7 +9,8 @@ from xml.parsers import expat
 import numpy as np
 import pyarrow as pa
 
-from mvray.data.bad_files import Note, Unreadable
+from mvray.data.bad_files import Note
+from mvray.data.decoding import Unreadable
 from mvray.data.readers.base import REGION
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Book(NamedTuple):
     characters: dict[str, str]
 
 
-def parsed(xml: bytes, kinds: Sequence[str] = KINDS) -> Book:
+def parse(xml: bytes, kinds: Sequence[str] = KINDS) -> Book:
     """The annotations of one work, with the boxes of these kinds.
 
     Raises Unreadable; a document type, and so any entity, is refused.
@@ -56,19 +57,19 @@ def parsed(xml: bytes, kinds: Sequence[str] = KINDS) -> Book:
     width = height = 0.0
     boxes: list[Box] = []
 
-    def start(tag: str, given: dict[str, str]) -> None:
+    def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal width, height, boxes
         if tag in kinds:
-            x0, x1 = float(given["xmin"]) / width, float(given["xmax"]) / width
-            y0, y1 = float(given["ymin"]) / height, float(given["ymax"]) / height
-            boxes.append(Box(tag, given.get("character", ""), x0, y0, x1, y1))
+            x0, x1 = float(attributes["xmin"]) / width, float(attributes["xmax"]) / width
+            y0, y1 = float(attributes["ymin"]) / height, float(attributes["ymax"]) / height
+            boxes.append(Box(tag, attributes.get("character", ""), x0, y0, x1, y1))
         elif tag == "page":
-            width, height = float(given["width"]), float(given["height"])
-            number = int(given["index"])
+            width, height = float(attributes["width"]), float(attributes["height"])
+            number = int(attributes["index"])
             boxes = book.pages[number] = []
             book.sizes[number] = width, height
-        elif tag == "character" and "id" in given:
-            book.characters[given["id"]] = given.get("name", "")
+        elif tag == "character" and "id" in attributes:
+            book.characters[attributes["id"]] = attributes.get("name", "")
 
     def refuse(*_: object) -> None:
         raise Unreadable("it has a document type, which Manga109's annotations do not have")
@@ -117,17 +118,17 @@ def books_of(
         except FileNotFoundError:
             return None
 
-    found: dict[str, Book] = {}
+    books: dict[str, Book] = {}
     bad: list[BadRecord] = []
     with ThreadPoolExecutor(8) as pool:
         for title, xml in zip(titles, pool.map(read, titles), strict=True):
             try:
                 if xml is None:
                     raise Unreadable("missing")
-                found[title] = parsed(xml, kinds)
+                books[title] = parse(xml, kinds)
             except Unreadable as error:
                 bad.append(Note(f"{folder}/{title}.xml", f"{error.reason}; {without}"))
-    return found, bad
+    return books, bad
 
 
 def regions_of(spreads: Sequence[Sequence[Box]], page_width: int, page_height: int) -> pa.Array:

@@ -14,7 +14,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
 from mvray.data.bad_files import Note
-from mvray.data.readers.base import Shares, drawn, rows
+from mvray.data.readers.base import Shares, rows
+from mvray.data.splits import assign_splits
 from mvray.errors import DataError
 from mvray.experiment import UNSEEN, BadRecord, Index
 
@@ -43,14 +44,14 @@ class ClassFolders(Shares):
 
     @abstractmethod
     def counted(self, entries: Sequence[Entry]) -> tuple[Mapping[str, int], Mapping[str, str]]:
-        """How many frames each file has, and why which of them cannot be read, by path."""
+        """The number of frames of each file, and the reason of each file that cannot be read, both by path."""
 
     def index(self) -> Index:
         self.storage.check(write=False)
         files = [entry for entry in self.storage.list(recursive=True) if not self._hidden(entry.path)]
         ours = [entry for entry in files if PurePosixPath(entry.path).suffix.lower() in self.suffixes]
-        given = self._given_splits(ours)
-        depth = 3 if given else 2
+        has_splits = self._given_splits(ours)
+        depth = 3 if has_splits else 2
         ours = [entry for entry in ours if len(PurePosixPath(entry.path).parts) >= depth]
         if not ours:
             raise self.no_classes()
@@ -58,7 +59,7 @@ class ClassFolders(Shares):
         good = [entry for entry in ours if entry.path not in wrong]
         names = [PurePosixPath(entry.path).parts[depth - 2] for entry in good]
         classes = tuple(sorted(set(names)))
-        splits = self.splits_among(good, names, given)
+        splits = self.splits_among(good, names, has_splits)
         kept = [i for i, split in enumerate(splits) if split]
         label = {name: i for i, name in enumerate(classes)}
         table = rows(
@@ -77,12 +78,12 @@ class ClassFolders(Shares):
         bad = [BadRecord(location, reason) for location, reason in wrong.items()]
         return Index(table, classes, (*bad, *self._ignored(files, ours)))
 
-    def splits_among(self, good: Sequence[Entry], names: Sequence[str], given: bool) -> list[str]:
+    def splits_among(self, good: Sequence[Entry], names: Sequence[str], has_splits: bool) -> list[str]:
         """The split of each file, "" to leave it out; ``names`` are their classes.
 
-        ``given``: by the root's folders.
+        ``has_splits``: by the root's folders.
         """
-        if not given:
+        if not has_splits:
             return self.splits_of([entry.path for entry in good], names)
         splits = [self.split_folders[entry.path.partition("/")[0]] for entry in good]
         if "validation" in splits:
@@ -90,12 +91,12 @@ class ClassFolders(Shares):
         train = [i for i, split in enumerate(splits) if split == "train"]
         share = self.validation if self.validation <= 1 else self.validation / max(1, len(train))
         keys, classes = [good[i].path for i in train], [names[i] for i in train]
-        for i, split in zip(train, self._drawn(keys, classes, share), strict=True):
+        for i, split in zip(train, self._draw(keys, classes, share), strict=True):
             splits[i] = split
         return splits
 
-    def _drawn(self, keys: Sequence[str], classes: Sequence[str], share: float) -> list[str]:
-        return drawn(keys, classes, (1 - share, share, 0), self.split_seed, self.all_train)
+    def _draw(self, keys: Sequence[str], classes: Sequence[str], share: float) -> list[str]:
+        return assign_splits(keys, classes, (1 - share, share, 0), self.split_seed, self.all_train)
 
     def no_classes(self) -> DataError:
         if not self.storage.exists(""):
@@ -115,8 +116,8 @@ class ClassFolders(Shares):
         if not others:
             return []
         kinds = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in others)
-        told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-        return [Note(others[0], f"{len(others)} files are no {self.file_noun}s in a class and are ignored: {told}")]
+        listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+        return [Note(others[0], f"{len(others)} files are no {self.file_noun}s in a class and are ignored: {listing}")]
 
     def _given_splits(self, ours: Sequence[Entry]) -> bool:
         """Whether the folders of the root are splits. A class may well be called train, beside other classes."""

@@ -30,7 +30,7 @@ def faces_of(spreads: Sequence[Spread], book: Book, margin: float) -> tuple[list
     files: dict[int, Spread] = {}
     for spread in spreads:
         files.setdefault(spread.page_number, spread)
-    found: list[Face] = []
+    faces: list[Face] = []
     lost: Counter[str] = Counter()
     for number in sorted(book.pages):
         width, height = _size(book, number)
@@ -45,12 +45,12 @@ def faces_of(spreads: Sequence[Spread], book: Book, margin: float) -> tuple[list
             elif cut is None:
                 lost["empty or outside of the page"] += 1
             else:
-                found.append(Face(files[number], cut, box.character))
-    return found, lost
+                faces.append(Face(files[number], cut, box.character))
+    return faces, lost
 
 
 def _size(book: Book, number: int) -> tuple[int, int]:
-    """Width and height of a page in pixels; 0, on which there is no face, for what no page has."""
+    """Width and height of a page in pixels; 0 x 0 for a number that no page has, so that no face lies on it."""
     width, height = (round(side) if 1 <= side <= _LONGEST_PX else 0 for side in book.sizes[number])
     return width, height
 
@@ -77,10 +77,10 @@ def named_in(title: str, faces: Iterable[Face], book: Book) -> list[tuple[Face, 
 
 def keys_of(faces: Sequence[Face]) -> list[str]:
     """TITLE/NNN/X0,Y0,X1,Y1; the second face of the same square has /2 behind it."""
-    seen: Counter[str] = Counter()
+    uses: Counter[str] = Counter()
     keys = []
     for face in faces:
         key = f"{face.spread.key}/{face.cut}"
-        seen[key] += 1
-        keys.append(f"{key}/{seen[key]}" if seen[key] > 1 else key)
+        uses[key] += 1
+        keys.append(f"{key}/{uses[key]}" if uses[key] > 1 else key)
     return keys

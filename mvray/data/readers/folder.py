@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mvray.data.bad_files import PICTURE_SUFFIXES, inspect
-from mvray.data.readers.base import PictureSource, picture, pixels
+from mvray.data.bad_files import inspect
+from mvray.data.decoding import PICTURE_SUFFIXES, open_upright, pixels_of
+from mvray.data.readers.base import PictureSource
 from mvray.data.readers.class_folders import ClassFolders
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Folder(ClassFolders, PictureSource):
         return {entry.path: 1 for entry in entries}, inspect(self.storage, entries)
 
     def read(self, location: str, part: str) -> np.ndarray:
-        return pixels(picture(self.again(location), 1 << 30, 1 << 30, grey=False))
+        return pixels_of(open_upright(self.again(location), 1 << 30, 1 << 30, grey=False))
 
     def read_sized(self, location: str, part: str, height: int, width: int, grey: bool) -> np.ndarray:
-        return pixels(picture(self.again(location), height, width, grey))
+        return pixels_of(open_upright(self.again(location), height, width, grey))

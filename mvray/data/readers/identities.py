@@ -1,4 +1,4 @@
-"""A folder per identity, with any pictures in it: the layout of class_folders.py, for who learns to tell them apart.
+"""A folder of pictures per identity: the layout of class_folders.py for metric learning.
 
 ROOT/NAME/.../PICTURE.jpg               split by the settings, or
 ROOT/train/NAME/.../PICTURE.jpg         split by these folders: train, validation (or val), test, unseen
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mvray.data.readers.class_folders import SPLIT_FOLDERS
 from mvray.data.readers.folder import Folder
-from mvray.data.readers.works import check_asked, how_many, in_drawn_order
+from mvray.data.readers.works import check_unseen, shuffled, unseen_count
 from mvray.errors import DataError, SettingError
 from mvray.experiment import UNSEEN, Index
 
@@ -42,30 +42,30 @@ class Identities(Folder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "unseen", check_asked(self.unseen, "identities"))
+        object.__setattr__(self, "unseen", check_unseen(self.unseen, "identities"))
         if self.min_pictures < 0:
             raise SettingError(f"source.min_pictures is {self.min_pictures}; expected 0 or more.")
 
     def index(self) -> Index:
-        found = super().index()
-        names = [found.names[label] for label in found.rows["label"].to_pylist()]
-        apart = {name for name, split in zip(names, found.rows["split"].to_pylist(), strict=True) if split == UNSEEN}
-        seen, unseen = sorted(set(names) - apart), sorted(apart)
-        if len(seen) == 1:
+        whole = super().index()
+        names = [whole.names[label] for label in whole.rows["label"].to_pylist()]
+        apart = {name for name, split in zip(names, whole.rows["split"].to_pylist(), strict=True) if split == UNSEEN}
+        trained, unseen = sorted(set(names) - apart), sorted(apart)
+        if len(trained) == 1:
             raise DataError(
-                f"{self.storage.uri} has 1 identity to train on ({seen[0]}, {names.count(seen[0])} pictures) and "
+                f"{self.storage.uri} has 1 identity to train on ({trained[0]}, {names.count(trained[0])} pictures) and "
                 f"{len(unseen)} unseen; expected two or more, or there is nothing to tell apart. Add folders, or "
                 "lower source.unseen and source.min_pictures."
             )
-        label = {name: i for i, name in enumerate((*seen, *unseen))}
+        label = {name: i for i, name in enumerate((*trained, *unseen))}
         columns = {"label": [label[name] for name in names], "group": ["all"] * len(names)}
-        table = found.rows
+        table = whole.rows
         for name, values in columns.items():
             at = table.schema.get_field_index(name)
             table = table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
-        return Index(table, tuple(seen), found.bad, tuple(unseen))
+        return Index(table, tuple(trained), whole.bad, tuple(unseen))
 
-    def splits_among(self, good: Sequence[Entry], names: Sequence[str], given: bool) -> list[str]:
+    def splits_among(self, good: Sequence[Entry], names: Sequence[str], has_splits: bool) -> list[str]:
         counts = Counter(names)
         enough = {name for name, count in counts.items() if count >= self.min_pictures}
         if not enough:
@@ -73,19 +73,19 @@ class Identities(Folder):
                 f"{self.storage.uri} has {len(counts)} identities, none with {self.min_pictures} pictures (the most: "
                 f"{max(counts.values(), default=0)}). Lower source.min_pictures."
             )
-        apart = self._untrained(good, names) if given else self._drawn_apart(enough)
-        seen = [i for i, name in enumerate(names) if name in enough - apart]
+        apart = self._untrained(good, names) if has_splits else self._draw_apart(enough)
+        trained = [i for i, name in enumerate(names) if name in enough - apart]
         splits = [UNSEEN if name in enough & apart else "" for name in names]
-        given_splits = super().splits_among([good[i] for i in seen], [names[i] for i in seen], given)
-        for i, split in zip(seen, given_splits, strict=True):
+        given_splits = super().splits_among([good[i] for i in trained], [names[i] for i in trained], has_splits)
+        for i, split in zip(trained, given_splits, strict=True):
             splits[i] = split
         return splits
 
-    def _drawn_apart(self, names: set[str]) -> set[str]:
-        return set(in_drawn_order(names, self.split_seed)[: how_many(self.unseen, len(names), "identities")])
+    def _draw_apart(self, names: set[str]) -> set[str]:
+        return set(shuffled(names, self.split_seed)[: unseen_count(self.unseen, len(names), "identities")])
 
     def _untrained(self, good: Sequence[Entry], names: Sequence[str]) -> set[str]:
-        """Whoever has no picture in train/. Raises DataError where a name is in unseen/ and in train/."""
+        """The identities without a picture in train/. Raises DataError where a name is in both unseen/ and train/."""
         folders = {UNSEEN: set[str](), "train": set[str]()}
         for entry, name in zip(good, names, strict=True):
             folders.setdefault(entry.path.partition("/")[0], set()).add(name)

@@ -15,7 +15,8 @@ import pyarrow as pa
 from PIL import Image
 
 from mvray.data.bad_files import inspect
-from mvray.data.readers.base import picture, pixels, rows
+from mvray.data.decoding import open_upright, pixels_of
+from mvray.data.readers.base import rows
 from mvray.data.readers.boxes import SIDES, Book, annotations_of, books_of, regions_of
 from mvray.data.readers.spreads import Spread, SpreadSource
 from mvray.data.readers.works import VOLUMES, authors_of, by_volumes, check_known, series_of
@@ -67,7 +68,7 @@ class Manga109(SpreadSource):
     def index(self) -> Index:
         self.storage.check(write=False)
         top = self.top()
-        spreads = self._chosen(self.spreads(top, ""), top)
+        spreads = self._select(self.spreads(top, ""), top)
         if self.shifted:
             titles = {spread.title for spread in spreads}
             spreads += [spread for spread in self.spreads(top, _SHIFTED) if spread.title in titles]
@@ -110,15 +111,15 @@ class Manga109(SpreadSource):
     def read_sized(self, location: str, part: str, height: int, width: int, grey: bool) -> np.ndarray:
         if height > self.page_height or width > self.page_width:
             height, width = self.page_height, self.page_width
-        image = picture(self.again(location), height, 2 * width - 1, grey=True)
+        image = open_upright(self.again(location), height, 2 * width - 1, grey=True)
         if image.size == (2 * width - 1, height) and width == self.page_width:
-            return pixels(image)[:, :width] if part == "left" else pixels(image)[:, width - 1 :]
+            return pixels_of(image)[:, :width] if part == "left" else pixels_of(image)[:, width - 1 :]
         page = image.width * self.page_width / (2 * self.page_width - 1)
         x0 = 0.0 if part == "left" else image.width - page
         box = (x0, 0.0, x0 + page, float(image.height))
-        return pixels(image.resize((width, height), Image.Resampling.BILINEAR, box, reducing_gap=2.0))
+        return pixels_of(image.resize((width, height), Image.Resampling.BILINEAR, box, reducing_gap=2.0))
 
-    def _chosen(self, spreads: list[Spread], top: str) -> list[Spread]:
+    def _select(self, spreads: list[Spread], top: str) -> list[Spread]:
         """The spreads of the works that the settings choose."""
         pages = Counter(spread.title for spread in spreads for _ in SIDES)
         check_known("works", self.works, pages, self.storage.full(top))
@@ -145,6 +146,8 @@ class Manga109(SpreadSource):
             books, bad = books_of(self.storage, annotations_of(self.storage, f"{top}{place}"), titles)
             boxes |= {(place, title): book for title, book in books.items()}
             unread += bad
-        given = [boxes.get((s.place, s.title)) for s in spreads]
-        found = [book.pages.get(s.page_number, []) if book else [] for s, book in zip(spreads, given, strict=True)]
-        return regions_of(found, self.page_width, self.page_height), unread
+        book_of_spread = [boxes.get((s.place, s.title)) for s in spreads]
+        boxes_of_pages = [
+            book.pages.get(s.page_number, []) if book else [] for s, book in zip(spreads, book_of_spread, strict=True)
+        ]
+        return regions_of(boxes_of_pages, self.page_width, self.page_height), unread

@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from mvray.data.bad_files import Note, Unreadable, inspect
-from mvray.data.crops import Crops, Cut, crop, opened, whole
+from mvray.data.bad_files import Note, inspect
+from mvray.data.crops import Crops, Cut, crop, decode_whole, open_crops
+from mvray.data.decoding import Unreadable
 from mvray.data.readers.base import rows
 from mvray.data.readers.boxes import Book, annotations_of, books_of
 from mvray.data.readers.faces import OTHER, Face, faces_of, keys_of, named_in, pictures_of
@@ -24,12 +25,12 @@ from mvray.data.readers.works import (
     VOLUMES,
     authors_of,
     by_volumes,
-    check_asked,
     check_known,
-    in_drawn_order,
+    check_unseen,
     one_per_author,
     series_of,
     set_apart,
+    shuffled,
 )
 from mvray.errors import DataError, SettingError
 from mvray.experiment import NOT_IDENTITY, UNSEEN, BadRecord, Index
@@ -93,7 +94,7 @@ class Manga109Faces(SpreadSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "unseen", check_asked(self.unseen, "works"))
+        object.__setattr__(self, "unseen", check_unseen(self.unseen, "works"))
         if self.volumes not in VOLUMES:
             raise SettingError(f"source.volumes is {self.volumes!r}; expected one of {', '.join(VOLUMES)}.")
         for name, least in (("most_works", 0), ("min_faces", 0), ("margin", 0), ("crop_px", 1)):
@@ -126,14 +127,14 @@ class Manga109Faces(SpreadSource):
         taken = {*kept, *apart} if self.most_works else set(named)
         for title in sorted(taken):
             if lost[title]:
-                told = ", ".join(f"{count} {why}" for why, count in sorted(lost[title].items()))
-                bad.append(Note(f"{folder}/{title}.xml", f"faces that are left out: {told}"))
+                listing = ", ".join(f"{count} {why}" for why, count in sorted(lost[title].items()))
+                bad.append(Note(f"{folder}/{title}.xml", f"faces that are left out: {listing}"))
         bad += [BadRecord(path, why) for path, why in wrong.items() if files[path].title in taken]
         ours = [pair for title in sorted(training) for pair in named[title] if pair[1] in often]
         theirs = [
             (face, name if name in often else f"{title}/{OTHER}") for title in apart for face, name in named[title]
         ]
-        return self._indexed(ours, kept, theirs, bad)
+        return self._index(ours, kept, theirs, bad)
 
     def _often(self, named: Mapping[str, Sequence[Pair]], training: Sequence[str]) -> tuple[set[str], set[str]]:
         """The works that are kept for training, and the characters of all works with enough faces."""
@@ -142,14 +143,14 @@ class Manga109Faces(SpreadSource):
         able = [title for title in training if any(name in often for _, name in named[title])]
         if training and not able:
             most = Counter(name for title in training for _, name in named[title]).most_common(1)
-            told = "{} has most, {}".format(*most[0]) if most else "there are no faces"
+            listing = "{} has most, {}".format(*most[0]) if most else "there are no faces"
             raise DataError(
                 f"{self.storage.uri} has no character with {self.min_faces} faces in {len(training)} training works "
-                f"({told}); expected some. Lower source.min_faces, or choose other works."
+                f"({listing}); expected some. Lower source.min_faces, or choose other works."
             )
         return set(able[: self.most_works or None]), often
 
-    def _indexed(self, ours: Sequence[Pair], kept: set[str], theirs: Sequence[Pair], bad: Sequence[BadRecord]) -> Index:
+    def _index(self, ours: Sequence[Pair], kept: set[str], theirs: Sequence[Pair], bad: Sequence[BadRecord]) -> Index:
         """The splits are drawn among all of ``ours``, so that those of the works ``kept`` are the same with others."""
         keys, names = keys_of([face for face, _ in ours]), [name for _, name in ours]
         samples = [
@@ -177,7 +178,7 @@ class Manga109Faces(SpreadSource):
         return Index(table, classes, tuple(bad), unseen)
 
     def _books(self, top: str, titles: Sequence[str]) -> tuple[str, dict[str, Book], list[BadRecord]]:
-        """The folder of annotations, what is in it, and notes on works without. Raises DataError for none at all."""
+        """The folder of annotations, its books, and notes on works without one. Raises DataError without any."""
         folder = annotations_of(self.storage, top)
         books, notes = books_of(self.storage, folder, titles, ("face",), "its work is left out")
         if not books:
@@ -189,8 +190,8 @@ class Manga109Faces(SpreadSource):
             )
         return folder, books, notes
 
-    def _sides(self, titles: Sequence[str], there: set[str], place: str) -> tuple[list[str], list[str]]:
-        """The works that train, in drawn order, and those that training never sees; all of them are ``there``."""
+    def _sides(self, titles: Sequence[str], with_faces: set[str], place: str) -> tuple[list[str], list[str]]:
+        """The works that train, in drawn order, and those that training never sees; all of them ``with_faces``."""
         check_known("works", self.works, titles, place)
         check_known("unseen_works", self.unseen_works, titles, place)
         ours, theirs = ({series_of(title) for title in named} for named in (self.works, self.unseen_works))
@@ -204,21 +205,21 @@ class Manga109Faces(SpreadSource):
         if self.one_per_author:
             authors = authors_of(sorted({*rest, *named}), self.authors)
             rest = one_per_author(rest, authors, named, self.split_seed)
-        rest = [title for title in rest if title in there]
+        rest = [title for title in rest if title in with_faces]
         apart = by_volumes(self.unseen_works, self.volumes)
         if not self.unseen_works and self.unseen:
             apart = set_apart(rest, self.unseen, self.split_seed)
         training = by_volumes(self.works, self.volumes) or [title for title in rest if title not in apart]
-        return in_drawn_order(there.intersection(training), self.split_seed), sorted(there.intersection(apart))
+        return shuffled(with_faces.intersection(training), self.split_seed), sorted(with_faces.intersection(apart))
 
     def read(self, location: str, part: str) -> np.ndarray:
         path = PurePosixPath(location)
         work = self._opened.get(path.parent.name) or self._open(path)
-        found = work.crops.get(location, part) if work.crops else None
-        if found is None:  # no room for it, or not decoded when its work was cut: say why, or it was mended
-            image = whole(self.bytes_of(location))
-            found = crop(image, Cut.of(part), work.sizes.get(location, image.size), self.crop_px)
-        return found[..., None]
+        pixels = work.crops.get(location, part) if work.crops else None
+        if pixels is None:  # no room for it, or not decoded when its work was cut: say why, or it was mended
+            image = decode_whole(self.bytes_of(location))
+            pixels = crop(image, Cut.of(part), work.sizes.get(location, image.size), self.crop_px)
+        return pixels[..., None]
 
     def read_sized(self, location: str, part: str, height: int, width: int, grey: bool) -> np.ndarray:
         return self.read(location, part)
@@ -233,8 +234,8 @@ class Manga109Faces(SpreadSource):
                     raise Unreadable(f"the annotations of {title} cannot be read any more {[n.reason for n in notes]}")
                 faces, _ = faces_of(self.spreads(top, title=title), books[title], self.margin)
                 pictures = pictures_of(faces, books[title])
-                crops = opened(f"{self.storage.uri} {title}", pictures, self.crop_px, self.bytes_of)
-                sizes = {each.file.path: (each.width, each.height) for each in pictures}
+                crops = open_crops(f"{self.storage.uri} {title}", pictures, self.crop_px, self.bytes_of)
+                sizes = {picture.file.path: (picture.width, picture.height) for picture in pictures}
                 self._opened[title] = Work(crops, sizes)
         return self._opened[title]
 

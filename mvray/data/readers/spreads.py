@@ -60,14 +60,14 @@ class SpreadSource(PictureSource):
     def spreads(self, top: str, place: str = "", title: str = "") -> list[Spread]:
         """The files images/TITLE/NNN.jpg, in order, of one title where it is given. Raises DataError for none."""
         start = f"{top}{place}"
-        found = []
+        listing = []
         for entry in self.storage.list(f"{start}images{'/' * bool(title)}{title}", recursive=True):
             path = PurePosixPath(entry.path[len(start) :])
             if len(path.parts) == 3 and path.suffix.lower() in (".jpg", ".jpeg", ".png"):
-                found.append(Spread(entry, path.parts[1], path.stem, place))
-        if not found:
+                listing.append(Spread(entry, path.parts[1], path.stem, place))
+        if not listing:
             raise self._not_manga109(f"{start}images" if self.storage.exists(f"{start}images") else top)
-        return found
+        return listing
 
     def _not_manga109(self, folder: str) -> DataError:
         if not self.storage.exists(""):

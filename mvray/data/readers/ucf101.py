@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from mvray.data.readers.base import VideoSource, drawn, rows
+from mvray.data.readers.base import VideoSource, rows
+from mvray.data.splits import assign_splits
 from mvray.errors import DataError, SettingError
 from mvray.experiment import BadRecord, Index
 from mvray.storage import Storage
@@ -30,7 +31,7 @@ _LISTS = ("ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTes
 _CLASSES = "classInd.txt"
 
 
-class Listed(NamedTuple):
+class ListedClip(NamedTuple):
     """A line of a list: CLASS/NAME.avi, its class, and "train" or "test"."""
 
     path: str
@@ -72,9 +73,9 @@ class UCF101(VideoSource):
         names = self._names(lists)
         classes = tuple(name for name in names if name in self.classes or not self.classes)
         listed = [line for line in self._listed_clips(lists, names) if line.name in classes]
-        there, missing = self._files(top, listed)
-        counts, wrong = self.frame_counts([entry for _, entry in there])
-        good = [(line, entry) for line, entry in there if entry.path not in wrong]
+        present, missing = self._files(top, listed)
+        counts, wrong = self.frame_counts([entry for _, entry in present])
+        good = [(line, entry) for line, entry in present if entry.path not in wrong]
         table = rows(
             {
                 "key": [line.path for line, _ in good],
@@ -119,14 +120,14 @@ class UCF101(VideoSource):
 
     def _names(self, lists: Storage) -> tuple[str, ...]:
         """The classes in the order of classInd.txt, which counts from 1."""
-        found = [line.split() for line in _lines_of(lists, _CLASSES)]
-        if not found or [line[:-1] for line in found] != [[str(i)] for i in range(1, len(found) + 1)]:
-            first = " ".join(found[0]) if found else "nothing"
+        lines = [line.split() for line in _lines_of(lists, _CLASSES)]
+        if not lines or [line[:-1] for line in lines] != [[str(i)] for i in range(1, len(lines) + 1)]:
+            first = " ".join(lines[0]) if lines else "nothing"
             raise DataError(
                 f"{lists.full(_CLASSES)} does not number its classes: found {first!r} first; expected lines as "
                 "'1 ApplyEyeMakeup', in order. Restore the official file."
             )
-        names = tuple(line[1] for line in found)
+        names = tuple(line[1] for line in lines)
         if unknown := sorted(set(self.classes) - set(names)):
             raise DataError(
                 f"source.classes names {', '.join(unknown)}, which {lists.full(_CLASSES)} does not have. "
@@ -134,7 +135,7 @@ class UCF101(VideoSource):
             )
         return names
 
-    def _listed_clips(self, lists: Storage, names: Sequence[str]) -> Iterator[Listed]:
+    def _listed_clips(self, lists: Storage, names: Sequence[str]) -> Iterator[ListedClip]:
         """The clips of the official lists, "train" before "test"."""
         number = {name.lower(): i for i, name in enumerate(names, start=1)}
         for split in ("train", "test"):
@@ -147,31 +148,33 @@ class UCF101(VideoSource):
                         f"{lists.full(file)} has the line {line!r}; expected CLASS/v_CLASS_gXX_cXX.avi and the number "
                         f"of a class in {_CLASSES}. Take both files from the same release of the lists."
                     )
-                yield Listed(path, names[at - 1], split)
+                yield ListedClip(path, names[at - 1], split)
 
-    def _files(self, top: str, listed: Sequence[Listed]) -> tuple[list[tuple[Listed, Entry]], list[BadRecord]]:
+    def _files(self, top: str, listed: Sequence[ListedClip]) -> tuple[list[tuple[ListedClip, Entry]], list[BadRecord]]:
         """The file of each clip, and the clips that are not there. Raises DataError where most are not."""
         files = {entry.path[len(top) :].lower(): entry for entry in self.storage.list(top, recursive=True)}
-        there = [(line, files[line.path.lower()]) for line in listed if line.path.lower() in files]
-        if 2 * len(there) < len(listed) or not there:
+        present = [(line, files[line.path.lower()]) for line in listed if line.path.lower() in files]
+        if 2 * len(present) < len(listed) or not present:
             place = self.storage.full(top)
             raise DataError(
-                f"{place} has {len(there)} of the {len(listed)} clips in the lists: found {self.listed(top)}; expected "
-                f"such as {listed[0].path if listed else 'CLASS/v_CLASS_gXX_cXX.avi'}. Point the root (--data) at the "
-                f"whole of UCF101, or choose what is there with --set source.classes=NAME,NAME."
+                f"{place} has {len(present)} of the {len(listed)} clips in the lists: found {self.listed(top)}; "
+                f"expected such as {listed[0].path if listed else 'CLASS/v_CLASS_gXX_cXX.avi'}. Point the root "
+                f"(--data) at the whole of UCF101, or choose what is there with --set source.classes=NAME,NAME."
             )
         missing = [
             BadRecord(f"{top}{line.path}", "missing (it is in the list)")
             for line in listed
             if line.path.lower() not in files
         ]
-        return there, missing
+        return present, missing
 
-    def _splits(self, lines: Sequence[Listed]) -> list[str]:
+    def _splits(self, lines: Sequence[ListedClip]) -> list[str]:
         """The split of each clip: as in the lists, but some groups of "train" are "validation"."""
         groups = {line.group: line.name for line in lines if line.split == "train"}
         shares = (1 - self.validation, self.validation, 0)
-        taken = dict(zip(groups, drawn(list(groups), list(groups.values()), shares, self.split_seed), strict=True))
+        taken = dict(
+            zip(groups, assign_splits(list(groups), list(groups.values()), shares, self.split_seed), strict=True)
+        )
         return [taken[line.group] if line.split == "train" else "test" for line in lines]
 
 

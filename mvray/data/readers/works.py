@@ -35,9 +35,9 @@ def by_volumes(titles: Iterable[str], volumes: str) -> list[str]:
     ]  # fmt: skip
 
 
-def check_known(setting: str, asked: Iterable[str], titles: Collection[str], place: str) -> None:
+def check_known(setting: str, named: Iterable[str], titles: Collection[str], place: str) -> None:
     """Raises DataError where a setting names works that are not there."""
-    if unknown := sorted(set(asked) - set(titles)):
+    if unknown := sorted(set(named) - set(titles)):
         raise DataError(
             f"source.{setting} names {', '.join(unknown)}, which {place} does not have. "
             f"It has: {', '.join(sorted(titles))}."
@@ -70,51 +70,51 @@ def _author_table(path: str) -> dict[str, str]:
     return {row["title"].strip(): row["author"].strip() for row in table}
 
 
-def in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
+def shuffled(names: Iterable[str], seed: int) -> list[str]:
     """``names`` by a hash of each and the seed: other names do not change which of two comes first."""
     return sorted(names, key=lambda name: (hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), name))
 
 
-def check_asked(asked: float, kind: str) -> float:
+def check_unseen(amount: float, kind: str) -> float:
     """The setting source.unseen. Raises SettingError where it is neither a share nor a number."""
-    asked = float(asked)
-    if not asked >= 0 or (asked > 1 and asked % 1):
-        raise SettingError(f"source.unseen is {asked:g}; expected a share from 0 to 1 or a number of {kind}.")
-    return asked
+    amount = float(amount)
+    if not amount >= 0 or (amount > 1 and amount % 1):
+        raise SettingError(f"source.unseen is {amount:g}; expected a share from 0 to 1 or a number of {kind}.")
+    return amount
 
 
-def how_many(asked: float, there: int, kind: str) -> int:
-    """``asked`` as a number: a share of what is ``there`` up to 1, a number above. Raises DataError for too many."""
-    count = int(asked * there + 0.5) if asked <= 1 else int(asked)
-    if count > there:
+def unseen_count(amount: float, count_of_all: int, kind: str) -> int:
+    """``amount`` as a number: a share of ``count_of_all`` up to 1, a number above. Raises DataError for too many."""
+    count = int(amount * count_of_all + 0.5) if amount <= 1 else int(amount)
+    if count > count_of_all:
         raise DataError(
-            f"Found {there} {kind}; source.unseen asks for {count} that training never sees. "
+            f"Found {count_of_all} {kind}; source.unseen asks for {count} that training never sees. "
             "Ask for fewer, or for a share: --set source.unseen=0.2."
         )
     return count
 
 
-def set_apart(titles: Sequence[str], asked: float, seed: int) -> list[str]:
-    """The works that training never sees: ``asked`` of them, whole series, in drawn order.
+def set_apart(titles: Sequence[str], amount: float, seed: int) -> list[str]:
+    """The works that training never sees: ``amount`` of them, whole series, in drawn order.
 
     A series that is larger than what is left to draw is passed over.
     """
-    left = how_many(asked, len(titles), "works")
-    found: list[str] = []
-    for series in in_drawn_order({series_of(title) for title in titles}, seed):
+    left = unseen_count(amount, len(titles), "works")
+    apart: list[str] = []
+    for series in shuffled({series_of(title) for title in titles}, seed):
         members = [title for title in sorted(titles) if series_of(title) == series]
         if len(members) <= left:
-            found += members
+            apart += members
             left -= len(members)
-    return found
+    return apart
 
 
 def one_per_author(titles: Iterable[str], authors: dict[str, str], named: Collection[str], seed: int) -> list[str]:
-    """Of ``titles``, those that are ``named``, and the first in drawn order of each author who has none there."""
+    """The ``titles`` that are ``named``, and one title, drawn by ``seed``, of each author without a named one."""
     taken = {authors[title] for title in named}
-    found = [title for title in titles if title in named]
-    for title in in_drawn_order(set(titles) - set(named), seed):
+    kept = [title for title in titles if title in named]
+    for title in shuffled(set(titles) - set(named), seed):
         if authors[title] not in taken:
             taken.add(authors[title])
-            found.append(title)
-    return sorted(found)
+            kept.append(title)
+    return sorted(kept)

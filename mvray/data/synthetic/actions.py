@@ -21,7 +21,7 @@ from mvray.data.synthetic.drawings import NOTICE
 from mvray.data.synthetic.film import HEIGHT, WIDTH, shoot
 from mvray.data.synthetic.motions import MOTIONS
 from mvray.data.synthetic.staging import ACTOR, CLIPS_PER_GROUP, MOST_ACTORS, THING, film_of
-from mvray.data.synthetic.whole import done, is_whole, replacing
+from mvray.data.synthetic.whole import check, is_whole, produce, replacing
 from mvray.errors import SettingError
 
 VERSION = 2
@@ -74,10 +74,10 @@ def compose(
     works = [Work(name, group, clips[group], seed) for group in range(len(clips)) for name in names_of(classes)]
     with replacing(out, settings) as part:
         filmed: dict[Work, list[Video]] = {}
-        for work, made in done(_film, part, works, processes):
-            filmed[work] = made
+        for work, clips_of_work in produce(_film, part, works, processes):
+            filmed[work] = clips_of_work
             if progress:
-                progress(sum(len(each) for each in filmed.values()), classes * videos)
+                progress(sum(len(clips_filmed) for clips_filmed in filmed.values()), classes * videos)
         in_order = sorted(filmed, key=lambda work: (work.name, work.group))
         write_lists(part / LISTS, names_of(classes), clips)
         _write_instances(part / INSTANCES, [video for work in in_order for video in filmed[work]])
@@ -95,10 +95,7 @@ def _check(classes: int, videos: int, seed: int, processes: int | None) -> None:
             f"videos is {videos}; expected {FEWEST_GROUPS} to {MOST_ACTORS} of each class, "
             f"{CLIPS_PER_GROUP} to a group."
         )
-    if seed < 0:
-        raise SettingError(f"seed is {seed}; expected 0 or more.")
-    if processes is not None and processes < 1:
-        raise SettingError(f"processes is {processes}; expected 1 or more.")
+    check(seed, processes)
 
 
 def names_of(classes: int) -> list[str]:
@@ -119,8 +116,8 @@ def file_of(name: str, group: int, clip: int) -> str:
 
 def groups_tested(groups: int, split: int) -> range:
     """The groups (from 0) that split 1, 2 or 3 tests on: 3 of 10, as 7 of 25 in UCF101, other ones in each."""
-    each = max(1, groups * 3 // 10)
-    return range((split - 1) * each, split * each)
+    share = max(1, groups * 3 // 10)
+    return range((split - 1) * share, split * share)
 
 
 def write_lists(folder: Path, names: Sequence[str], clips: Sequence[int]) -> None:
@@ -181,7 +178,7 @@ def _track(category: str, masks_THW: np.ndarray) -> dict[str, Any]:
     boxes = [[float(side) for side in box] for box in coco.toBbox(rles)]
     texts = [{"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")} for rle in rles]
     return {
-        "category_id": next(each["id"] for each in CATEGORIES if each["name"] == category),
+        "category_id": next(known["id"] for known in CATEGORIES if known["name"] == category),
         "iscrowd": 0,
         "width": masks_THW.shape[2],
         "height": masks_THW.shape[1],

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from mvray.data.synthetic.casting import Troupe
 from mvray.data.synthetic.habits import Habits
-from mvray.data.synthetic.ink import INK, screened, sprite
+from mvray.data.synthetic.ink import INK, apply_screen, sprite
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Scene:
         if not names:
             return
         name = names[int(self.rng.integers(len(names)))]
-        made = sprite(
+        drawn = sprite(
             self.troupe.artist, name, size_px, mirror=bool(self.rng.random() < 0.5), fade=fade, tone=0.7, line_px=2.0
         )
-        box = made.mask.getbbox() or (0, 0, 1, 1)
-        self.image.paste(made.image, (round(x - made.image.width / 2), round(foot - box[3])), made.mask)
+        box = drawn.mask.getbbox() or (0, 0, 1, 1)
+        self.image.paste(drawn.image, (round(x - drawn.image.width / 2), round(foot - box[3])), drawn.mask)
 
 
 def backdrop(
@@ -46,9 +46,9 @@ def backdrop(
     scene = Scene(Image.new("L", size, habits.paper), troupe, habits, origin, rng)
     _PAINTERS[kind](scene)
     if kind in ("tone", "gradient"):
-        return screened(scene.image, habits.screen, origin)
+        return apply_screen(scene.image, habits.screen, origin)
     if kind in ("outdoors", "indoors"):  # scenery must stay readable through the screen
-        return Image.blend(scene.image, screened(scene.image, habits.screen, origin), 0.4)
+        return Image.blend(scene.image, apply_screen(scene.image, habits.screen, origin), 0.4)
     return scene.image
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from mvray.data.synthetic.annotations import Rect
 from mvray.data.synthetic.habits import Habits
-from mvray.data.synthetic.ink import INK, grown
+from mvray.data.synthetic.ink import INK, grow
 
 Point = tuple[float, float]
 
@@ -21,12 +21,12 @@ _ROOM = {"ellipse": 1.42, "rounded": 1.12, "cloud": 1.46, "spiky": 1.6, "box": 1
 @cache
 def font(size_px: int) -> ImageFont.FreeTypeFont:
     """Pillow's own font."""
-    made = ImageFont.load_default(size_px)
-    assert isinstance(made, ImageFont.FreeTypeFont), "this Pillow was built without FreeType"
-    return made
+    loaded = ImageFont.load_default(size_px)
+    assert isinstance(loaded, ImageFont.FreeTypeFont), "this Pillow was built without FreeType"
+    return loaded
 
 
-def wrapped(text: str, habits: Habits, width_px: float) -> str:
+def wrap(text: str, habits: Habits, width_px: float) -> str:
     """The text in the title's lettering, broken into lines of at most ``width_px`` where words allow."""
     lines: list[str] = []
     for word in (text.upper() if habits.capitals else text).split():
@@ -60,16 +60,16 @@ def balloon_size(text: str, habits: Habits) -> tuple[float, float]:
 
 
 def draw_balloons(
-    canvas: Image.Image, said: Sequence[tuple[str, Rect, Point]], habits: Habits, rng: np.random.Generator
+    canvas: Image.Image, speeches: Sequence[tuple[str, Rect, Point]], habits: Habits, rng: np.random.Generator
 ) -> list[Rect]:
     """Balloons for (text, box of the balloon, where its tail points). Returns the boxes of the texts.
 
     All outlines are drawn first, then all insides, so that a tail never crosses another's words.
     """
-    if not said:
+    if not speeches:
         return []
-    bodies = [_outline(habits.balloon, box, rng) for _, box, _ in said]
-    tails = [tail for _, box, target in said for tail in _tail(habits.tail, box, target)]
+    bodies = [_outline(habits.balloon, box, rng) for _, box, _ in speeches]
+    tails = [tail for _, box, target in speeches for tail in _tail(habits.tail, box, target)]
     points = np.array([point for shape in bodies + tails for point in shape])
     pad = habits.balloon_px + 3
     x0, y0 = (int(v) - pad for v in points.min(axis=0))
@@ -82,9 +82,9 @@ def draw_balloons(
         else:
             ImageDraw.Draw(strokes).line(double, 255, 4 * habits.balloon_px)
     inside = inside.reduce(2)
-    canvas.paste(INK, (x0, y0), ImageChops.lighter(grown(inside, habits.balloon_px)[0], strokes.reduce(2)))
+    canvas.paste(INK, (x0, y0), ImageChops.lighter(grow(inside, habits.balloon_px)[0], strokes.reduce(2)))
     canvas.paste(habits.balloon_grey, (x0, y0), inside)
-    return [draw_text(canvas, middle_of(box), text, habits, INK) for text, box, _ in said]
+    return [draw_text(canvas, middle_of(box), text, habits, INK) for text, box, _ in speeches]
 
 
 def middle_of(box: Rect) -> Point:

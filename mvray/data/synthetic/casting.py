@@ -90,11 +90,11 @@ def _heads(artist: str) -> frozenset[str]:
 
 @cache
 def _busts(artist: str) -> frozenset[str]:
-    found = set(subjects.BUSTS_ALONE)
+    names = set(subjects.BUSTS_ALONE)
     for role in subjects.BUSTS:
         pair = {f"man-{role}", f"woman-{role}"} & drawings.names(artist)
-        found |= pair or {role, f"person-{role}"}
-    return frozenset(found) & drawings.names(artist)
+        names |= pair or {role, f"person-{role}"}
+    return frozenset(names) & drawings.names(artist)
 
 
 @cache
@@ -129,13 +129,13 @@ def troupes(titles: int, rng: np.random.Generator) -> list[Troupe]:
         )
     rounds = [artist for turn in range(titles) for artist in order if turn < casts(artist)]
     shuffled = {artist: [_shuffled(rng, people) for people in _characters(artist)] for artist in order}
-    made = []
+    crews = []
     for number, artist in enumerate(rounds[:titles]):
         turn = rounds[:number].count(artist)
         faces, figures = shuffled[artist]
         cast = faces[turn * FACES_PER_CAST :][:FACES_PER_CAST] + figures[turn * FIGURES_PER_CAST :][:FIGURES_PER_CAST]
-        made.append(_troupe(artist, cast, rng))
-    return made
+        crews.append(_troupe(artist, cast, rng))
+    return crews
 
 
 def _troupe(artist: str, cast: list[Character], rng: np.random.Generator) -> Troupe:

@@ -21,7 +21,7 @@ from mvray.data.synthetic.drawings import NOTICE
 from mvray.data.synthetic.habits import habits_of
 from mvray.data.synthetic.page import draw_spread
 from mvray.data.synthetic.script import Title, script_of
-from mvray.data.synthetic.whole import done, is_whole, replacing
+from mvray.data.synthetic.whole import check, is_whole, produce, replacing
 from mvray.errors import SettingError
 
 VERSION = 1
@@ -83,10 +83,7 @@ def _check(titles: int, pages: int, seed: int, processes: int | None) -> None:
         raise SettingError(
             f"titles is {titles}; expected 2 or more, since shifted pages borrow another title's habits."
         )
-    if seed < 0:
-        raise SettingError(f"seed is {seed}; expected 0 or more.")
-    if processes is not None and processes < 1:
-        raise SettingError(f"processes is {processes}; expected 1 or more.")
+    check(seed, processes)
 
 
 def titles_of(titles: int, seed: int) -> list[Title]:
@@ -128,21 +125,21 @@ def _works(titles: int, pages: int, seed: int) -> list[Work]:
 
 def _draw(part: Path, work: Work) -> list[list[Region]]:
     """Write the JPEG files of some spreads; returns what is on each."""
-    found = []
+    regions_of_spreads = []
     folder = part / work.folder / "images" / work.title.name
     folder.mkdir(parents=True, exist_ok=True)
     for spread in work.spreads:
         script = script_of(work.title, spread, generator(work, spread, 0))
         image, regions = draw_spread(work.title, script, generator(work, spread, 1))
         image.save(folder / f"{spread:03d}.jpg", quality=QUALITY)
-        found.append(regions)
-    return found
+        regions_of_spreads.append(regions)
+    return regions_of_spreads
 
 
 def _compose(part: Path, works: list[Work], processes: int | None, progress: Callable[[int, int], None] | None) -> None:
     total, finished = sum(len(work.spreads) for work in works), 0
     drawn: dict[Work, list[list[Region]]] = {}
-    for work, regions in done(_draw, part, works, processes):
+    for work, regions in produce(_draw, part, works, processes):
         drawn[work] = regions
         finished += len(regions)
         if progress:

@@ -27,24 +27,24 @@ EDGE = 24.0
 LUMA_3 = np.array((0.3, 0.59, 0.11))
 
 
-def dressed(look: Look, name: str, worn: Sequence[Worn]) -> Image.Image:
+def dress(look: Look, name: str, worn: Sequence[Worn]) -> Image.Image:
     """One of the character's drawings in his colours with what he wears: premultiplied, FINE pixels to one of
     the drawing's, MARGIN of them around it."""
     base = look.base
     face = heads.face_of(base.artist, name, base.person)
-    image = recoloured(look, name) if base.person else turned(_art(base.artist, name), look.fur_deg)
+    image = recolour(look, name) if base.person else turn_hue(_art(base.artist, name), look.fur_deg)
     side = FINE * (SIDE + 2 * MARGIN)
     canvas = Image.new("RGBA", (side, side))
     if name in heads.ALONE:
         _shoulders(canvas, face, look)
-    for each in worn:
-        if each.place == "ears":
-            _put(canvas, face, each)  # behind the cheeks
+    for garment in worn:
+        if garment.place == "ears":
+            _put(canvas, face, garment)  # behind the cheeks
     large = image.convert("RGBa").resize((FINE * SIDE, FINE * SIDE), Image.Resampling.LANCZOS)
     canvas.alpha_composite(large.convert("RGBA"), (FINE * MARGIN, FINE * MARGIN))
-    for each in worn:
-        if each.place != "ears":
-            _put(canvas, face, each)
+    for garment in worn:
+        if garment.place != "ears":
+            _put(canvas, face, garment)
     return canvas.convert("RGBa")
 
 
@@ -70,7 +70,7 @@ def _shaded(colour: Colour, factor: float) -> Colour:
 
 def _put(canvas: Image.Image, face: Face, worn: Worn) -> None:
     """What is worn, cut at what is drawn of it, where it belongs on this face."""
-    image = turned(_art(worn.artist, worn.name), worn.turn_deg).crop(drawings.extent(worn.artist, worn.name))
+    image = turn_hue(_art(worn.artist, worn.name), worn.turn_deg).crop(drawings.extent(worn.artist, worn.name))
     if worn.name == "glasses":
         image = _see_through(image)
     w, brow = face.width, face.eyes - face.crown
@@ -101,16 +101,16 @@ def _see_through(image: Image.Image) -> Image.Image:
 # -- colours -------------------------------------------------------------------------------------
 
 
-def turned(image: Image.Image, by_deg: int) -> Image.Image:
+def turn_hue(image: Image.Image, by_deg: int) -> Image.Image:
     """The picture with its hues turned; what has none gets a tint, so that grey and white change too."""
     if by_deg == 0:
         return image
     hue, saturation, value = image.convert("RGB").convert("HSV").split()
     hue = hue.point([(h + round(by_deg * 256 / 360)) % 256 for h in range(256)])
     saturation = saturation.point([max(s, 80) for s in range(256)])
-    made = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    made.putalpha(image.getchannel("A"))
-    return made
+    recoloured = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    recoloured.putalpha(image.getchannel("A"))
+    return recoloured
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Paint:
 
 
 @lru_cache(32)
-def recoloured(look: Look, name: str) -> Image.Image:
+def recolour(look: Look, name: str) -> Image.Image:
     """A person's drawing with the look's hair, skin and clothes in place of those that the artist always paints."""
     rgba_HW4 = np.array(_art(look.base.artist, name)).astype(np.float32)
     flat_P4 = rgba_HW4.reshape(-1, 4)
@@ -149,14 +149,14 @@ def _paints(look: Look) -> list[Paint]:
     """A shade stays as much darker as it was."""
     artist, moods = look.base.artist, look.base.subject.endswith("-of-moods")
     skin, *shades = heads.SKIN[artist]
-    made = [Paint("skin", skin, look.skin)]
-    made += [Paint("shade", old, _as_dark(look.skin, old, skin)) for old in shades]
+    paints = [Paint("skin", skin, look.skin)]
+    paints += [Paint("shade", old, _as_dark(look.skin, old, skin)) for old in shades]
     if look.base.subject not in heads.OLD:
         hairs = heads.HAIR[artist]
-        made += [Paint("hair", old, _as_dark(look.hair, old, hairs[0])) for old in hairs]
+        paints += [Paint("hair", old, _as_dark(look.hair, old, hairs[0])) for old in hairs]
     if moods:
-        made += [Paint("cloth", old, look.cloth) for old in heads.CLOTHES[artist]]
-    return made
+        paints += [Paint("cloth", old, look.cloth) for old in heads.CLOTHES[artist]]
+    return paints
 
 
 def _as_dark(colour: Colour, old: Colour, as_to: Colour) -> Colour:

@@ -17,7 +17,7 @@ import numpy as np
 from mvray.data.synthetic.drawings import NOTICE
 from mvray.data.synthetic.looks import MOST_CHARACTERS, Look, looks
 from mvray.data.synthetic.portraits import portrait
-from mvray.data.synthetic.whole import done, is_whole, replacing
+from mvray.data.synthetic.whole import check, is_whole, produce, replacing
 from mvray.errors import SettingError
 
 VERSION = 1
@@ -72,10 +72,10 @@ def compose(
     works = works_of(characters, pictures, seed)
     with replacing(out, settings) as part:
         finished = 0
-        for work, _ in done(_draw, part, works, processes):
+        for work, _ in produce(_draw, part, works, processes):
             finished += work.pictures
             if progress:
-                progress(finished, sum(each.pictures for each in works))
+                progress(finished, sum(work.pictures for work in works))
         (part / "README.txt").write_text(ABOUT, encoding="utf-8")
         shutil.copyfile(NOTICE, part / "NOTICE.md")
 
@@ -85,16 +85,13 @@ def _check(characters: int, pictures: int, seed: int, processes: int | None) -> 
         raise SettingError(f"characters is {characters}; expected 2 to {MOST_CHARACTERS}.")
     if not 2 <= pictures <= MOST_PICTURES:
         raise SettingError(f"pictures is {pictures}; expected 2 to {MOST_PICTURES} of each character.")
-    if seed < 0:
-        raise SettingError(f"seed is {seed}; expected 0 or more.")
-    if processes is not None and processes < 1:
-        raise SettingError(f"processes is {processes}; expected 1 or more.")
+    check(seed, processes)
 
 
 def works_of(characters: int, pictures: int, seed: int) -> list[Work]:
     """The characters of a sample with their names, looks and numbers of pictures."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
-    every = [f"{given}_{family}" for given in GIVEN for family in FAMILY]
+    every = [f"{first}_{family}" for first in GIVEN for family in FAMILY]
     names = [every[i] for i in rng.permutation(len(every))[:characters]]
     counts = rng.integers(-(-pictures // 2), pictures + 1, characters)
     counts[rng.random(characters) < 0.5] = pictures

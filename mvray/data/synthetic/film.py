@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from mvray.data.synthetic.sprites import OPAQUE, Pose, Sprite, warped
+from mvray.data.synthetic.sprites import OPAQUE, Pose, Sprite, warp
 
 WIDTH, HEIGHT = 160, 120
 MARGIN_X, MARGIN_Y = 28, 14
@@ -52,10 +52,10 @@ def shoot(film: Film) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         masks_NHW = np.zeros((len(film.layers), HEIGHT, WIDTH), bool)
         for n, layer in enumerate(film.layers):
             pose = layer.poses[t]
-            seen = Pose(pose.x - right, pose.y - down, pose.angle_deg, pose.scale, pose.face)
-            made = warped(layer.sprite, seen, (WIDTH, HEIGHT))
-            if made is not None:
-                where, rgba_hw4 = made
+            on_screen = Pose(pose.x - right, pose.y - down, pose.angle_deg, pose.scale, pose.face)
+            layer_drawn = warp(layer.sprite, on_screen, (WIDTH, HEIGHT))
+            if layer_drawn is not None:
+                where, rgba_hw4 = layer_drawn
                 frame_HW3[where] = _over(rgba_hw4, frame_HW3[where])
                 covered_hw = rgba_hw4[..., 3] >= OPAQUE
                 masks_NHW[:n, where[0], where[1]] &= ~covered_hw

@@ -112,16 +112,16 @@ LEAST_FACE_PX = 34
 @cache
 def bases() -> tuple[Base, ...]:
     """Everybody who can be a character, in a fixed order."""
-    made = [_family(artist, who) for artist in FOUR for who in ("man", "woman")]
-    made += [_family(artist, "person") for artist in ("noto", "twemoji", "emojione")]
-    made += [Base(artist, name, (name,), True, True) for name, by in PEOPLE.items() for artist in by]
+    known = [_family(artist, who) for artist in FOUR for who in ("man", "woman")]
+    known += [_family(artist, "person") for artist in ("noto", "twemoji", "emojione")]
+    known += [Base(artist, name, (name,), True, True) for name, by in PEOPLE.items() for artist in by]
     for artist in FOUR:
         roles = [f"{who}-{role}" for role in ROLES for who in ("man", "woman")]
-        made += [Base(artist, name, (name,), True, False) for name in (*roles, *HATTED)]
+        known += [Base(artist, name, (name,), True, False) for name in (*roles, *HATTED)]
     for artist in drawings.artists():
-        made.append(Base(artist, "cat", tuple(n for n in CAT_MOODS if n in drawings.names(artist)), False, True))
-        made += [Base(artist, name, (name,), False, True) for name in CREATURES]
-    return tuple(base for base in map(_visible, made) if base.names)
+        known.append(Base(artist, "cat", tuple(n for n in CAT_MOODS if n in drawings.names(artist)), False, True))
+        known += [Base(artist, name, (name,), False, True) for name in CREATURES]
+    return tuple(base for base in map(_visible, known) if base.names)
 
 
 def _family(artist: str, who: str) -> Base:

@@ -88,7 +88,7 @@ def sprite(
         mask = mask.rotate(angle_deg, Image.Resampling.BILINEAR, expand=True)
     mask = mask.point(_curve(128 + max(1.0, side / drawings.SIDE) * (GREYS - 128)))
     grey = grey.point(_curve(_faded(255 * (GREYS / 255) ** tone, fade)))
-    body, edge = grown(mask, line_px, line_px + halo_px)
+    body, edge = grow(mask, line_px, line_px + halo_px)
     image = Image.composite(grey, Image.new("L", grey.size, round(_faded(INK, fade))), mask)
     if halo_px:
         image = Image.composite(image, Image.new("L", grey.size, 255), body)
@@ -96,19 +96,19 @@ def sprite(
     return Sprite(image, edge, body, centre, side / drawings.SIDE, angle_deg, mirror)
 
 
-def grown(mask: Image.Image, *by_px: float) -> list[Image.Image]:
+def grow(mask: Image.Image, *by_px: float) -> list[Image.Image]:
     """The mask with so much more all around, or less where it is negative; once for each of ``by_px``."""
     # A box blur of radius r makes of an edge a ramp 2 r wide. The largest growth reads it at 15 %.
     radius = max(abs(by) for by in by_px) / 0.7
     ramp = mask.filter(ImageFilter.BoxBlur(radius))
-    made = []
+    levels = []
     for by in by_px:
         level = ramp.point(_curve((GREYS / 255 - 0.5 + by / (2 * radius)) * 2 * radius * 255 + 128))
-        made.append(ImageChops.lighter(level, mask) if by > 0 else ImageChops.darker(level, mask))
-    return made
+        levels.append(ImageChops.lighter(level, mask) if by > 0 else ImageChops.darker(level, mask))
+    return levels
 
 
-def rounded(mask: Image.Image, radius_px: float) -> Image.Image:
+def round_corners(mask: Image.Image, radius_px: float) -> Image.Image:
     """The mask with its corners cut round."""
     blurred = mask.filter(ImageFilter.GaussianBlur(radius_px))
     return blurred.point(_curve((GREYS - 128) * 10 + 128))
@@ -147,7 +147,7 @@ def _threshold(screen: tuple[str, int, int]) -> np.ndarray:
     return tile
 
 
-def screened(image: Image.Image, screen: tuple[str, int, int], origin: tuple[int, int]) -> Image.Image:
+def apply_screen(image: Image.Image, screen: tuple[str, int, int], origin: tuple[int, int]) -> Image.Image:
     """The grey image as the title's screentone would print it; ``origin`` is its place on the spread.
 
     Almost white stays white and almost black stays black.
@@ -161,5 +161,5 @@ def screened(image: Image.Image, screen: tuple[str, int, int], origin: tuple[int
     ink_HW = np.clip((255 - grey_HW - threshold_HW) * 5 + 128, 0, 255)
     ink_HW[grey_HW > 246] = 0
     ink_HW[grey_HW < 40] = 255
-    made = Image.fromarray((255 - ink_HW).astype(np.uint8))
-    return Image.blend(image, made, 0.5) if screen[0] == "grain" else made
+    shaded = Image.fromarray((255 - ink_HW).astype(np.uint8))
+    return Image.blend(image, shaded, 0.5) if screen[0] == "grain" else shaded

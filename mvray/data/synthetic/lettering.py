@@ -16,46 +16,46 @@ from mvray.data.synthetic.script import Panel, Title
 
 
 def draw_effects(
-    canvas: Image.Image, title: Title, panel: Panel, seen: Sequence[Region], rng: np.random.Generator
+    canvas: Image.Image, title: Title, panel: Panel, regions: Sequence[Region], rng: np.random.Generator
 ) -> None:
-    """A panel's sound and the mark beside a head; ``seen`` are its bodies and faces."""
+    """A panel's sound and the mark beside a head; ``regions`` are its bodies and faces."""
     if panel.mark and panel.shots:
-        _draw_mark(canvas, title, panel, seen, rng)
+        _draw_mark(canvas, title, panel, regions, rng)
     if panel.sound:
-        _draw_sound(canvas, panel, _boxes(seen, "face"), rng)
+        _draw_sound(canvas, panel, _boxes(regions, "face"), rng)
 
 
 def draw_words(
     canvas: Image.Image,
     habits: Habits,
     panel: Panel,
-    seen: Sequence[Region],
+    regions: Sequence[Region],
     faces: Sequence[Rect],
     taken: list[Rect],
     rng: np.random.Generator,
 ) -> list[Region]:
-    """Letters a panel whose bodies and faces are ``seen``, and returns the boxes of the texts.
+    """Letters a panel whose bodies and faces are ``regions``, and returns the boxes of the texts.
 
     ``faces`` are those of the whole spread; ``taken``, where words stand already, grows. Like
     Manga109's annotations, the boxes are of balloons and captions, not of sounds.
     """
     texts: list[str] = []
-    found: list[Rect] = []
+    boxes: list[Rect] = []
     caption = _draw_caption(canvas, panel, faces, taken, habits) if panel.caption else None
     if caption:
         texts.append(caption[0])
-        found.append(caption[1])
+        boxes.append(caption[1])
         taken.append(_wider(caption[1], 14))
-    said: list[tuple[str, Rect, tuple[float, float]]] = []
+    speeches: list[tuple[str, Rect, tuple[float, float]]] = []
     for speaker, line in panel.lines:
-        head = _head(seen, panel.shots[speaker].who)
-        place = head and _place(line, panel, head, _boxes(seen, "body"), faces, taken, habits, rng)
+        head = _head(regions, panel.shots[speaker].who)
+        place = head and _place(line, panel, head, _boxes(regions, "body"), faces, taken, habits, rng)
         if head and place:
-            said.append((*place, _rim(head, balloons.middle_of(place[1]))))
+            speeches.append((*place, _rim(head, balloons.middle_of(place[1]))))
             taken.append(place[1])
-    found += balloons.draw_balloons(canvas, said, habits, rng)
-    texts += [text for text, _, _ in said]
-    return [Region("text", inside(_wider(box, 3)), words=_flat(text)) for text, box in zip(texts, found, strict=True)]
+    boxes += balloons.draw_balloons(canvas, speeches, habits, rng)
+    texts += [text for text, _, _ in speeches]
+    return [Region("text", inside(_wider(box, 3)), words=_flat(text)) for text, box in zip(texts, boxes, strict=True)]
 
 
 def _draw_caption(
@@ -63,7 +63,7 @@ def _draw_caption(
 ) -> tuple[str, Rect] | None:
     """The caption in the corner where it hides least of the faces: its text and that text's box."""
     x0, y0, x1, y1 = bounds(panel.polygon)
-    text = balloons.wrapped(panel.caption, habits, 9 * habits.font_px)
+    text = balloons.wrap(panel.caption, habits, 9 * habits.font_px)
     w, h = balloons.caption_size(text, habits)
     gap = habits.border_px + 6
     left, right = max(4, x0 + gap), min(WIDTH - 4, x1 - gap) - w
@@ -87,7 +87,7 @@ def _place(
 ) -> tuple[str, Rect] | None:
     """The line broken into lines, and the box of its balloon: a wide one, or else a narrow one."""
     for ems in (8.5, 5.5):
-        text = balloons.wrapped(line, habits, ems * habits.font_px)
+        text = balloons.wrap(line, habits, ems * habits.font_px)
         size = balloons.balloon_size(text, habits)
         box = placing.best_place(size, bounds(panel.polygon), head, bodies, faces, taken, rng)
         if box:
@@ -95,11 +95,11 @@ def _place(
     return None
 
 
-def _head(seen: Sequence[Region], who: int) -> Rect | None:
+def _head(regions: Sequence[Region], who: int) -> Rect | None:
     """The face of somebody, or the upper half of a body without one; None if nothing can be seen."""
-    for face in (region for region in seen if region.kind == "face" and region.who == who):
+    for face in (region for region in regions if region.kind == "face" and region.who == who):
         return face.box
-    for body in (region for region in seen if region.kind == "body" and region.who == who):
+    for body in (region for region in regions if region.kind == "body" and region.who == who):
         x0, y0, x1, y1 = body.box
         return (x0, y0, x1, (y0 + y1) / 2)
     return None
@@ -128,16 +128,16 @@ def _draw_sound(canvas: Image.Image, panel: Panel, faces: Sequence[Rect], rng: n
 
 
 def _draw_mark(
-    canvas: Image.Image, title: Title, panel: Panel, seen: Sequence[Region], rng: np.random.Generator
+    canvas: Image.Image, title: Title, panel: Panel, regions: Sequence[Region], rng: np.random.Generator
 ) -> None:
     """A drop of sweat, a heart, an anger mark beside somebody's head."""
-    head = _head(seen, panel.shots[0].who)
+    head = _head(regions, panel.shots[0].who)
     if head is None:
         return
-    made = sprite(title.troupe.artist, panel.mark, 0.32 * (head[3] - head[1]), rng.uniform(-15, 15), halo_px=3.0)
+    drawn = sprite(title.troupe.artist, panel.mark, 0.32 * (head[3] - head[1]), rng.uniform(-15, 15), halo_px=3.0)
     right = rng.random() < 0.5
-    x = head[2] - 0.3 * made.image.width if right else head[0] - 0.7 * made.image.width
-    canvas.paste(made.image, (round(x), round(head[1] - 0.3 * made.image.height)), made.mask)
+    x = head[2] - 0.3 * drawn.image.width if right else head[0] - 0.7 * drawn.image.width
+    canvas.paste(drawn.image, (round(x), round(head[1] - 0.3 * drawn.image.height)), drawn.mask)
 
 
 def draw_number(canvas: Image.Image, number: int, right: bool, habits: Habits, panels: Sequence[Panel]) -> None:

@@ -80,16 +80,16 @@ TURNS = (0, 0, 70, 140, 210, 280)
 
 def looks(count: int, rng: np.random.Generator) -> list[Look]:
     """``count`` characters, no two alike."""
-    made: list[Look] = []
+    drawn: list[Look] = []
     order = _order(count, rng)
-    while len(made) < count:
-        new = _look(order[len(made)], rng) if len(made) < 2 or rng.random() < 0.67 else _double(_one(made, rng), rng)
-        if new is not None and all(told_apart(new, old) for old in made):
-            made.append(new)
-    return made
+    while len(drawn) < count:
+        new = _look(order[len(drawn)], rng) if len(drawn) < 2 or rng.random() < 0.67 else _double(_one(drawn, rng), rng)
+        if new is not None and all(distinguishable(new, old) for old in drawn):
+            drawn.append(new)
+    return drawn
 
 
-def told_apart(one: Look, other: Look) -> bool:
+def distinguishable(one: Look, other: Look) -> bool:
     """Whether somebody who looks can tell them apart: other drawings, other colours, or nothing worn in common.
 
     Not every picture shows all that is worn: what is under the chin is often cut off, and one of two things

@@ -13,7 +13,7 @@ from mvray.data.synthetic.annotations import HEIGHT, WIDTH, Rect, Region, inside
 from mvray.data.synthetic.backdrop import backdrop
 from mvray.data.synthetic.casting import face_of
 from mvray.data.synthetic.habits import Habits
-from mvray.data.synthetic.ink import INK, Sprite, grown, rounded, sprite
+from mvray.data.synthetic.ink import INK, Sprite, grow, round_corners, sprite
 from mvray.data.synthetic.panels import Polygon, bounds
 from mvray.data.synthetic.script import Panel, Script, Shot, Title
 
@@ -33,12 +33,12 @@ class Stage:
 @dataclass(frozen=True)
 class Actor:
     """A character as it stands on the spread, its sprite's ``corner`` there, and the masks of what
-    the panel shows of it: ``seen`` with the halo, ``body`` without."""
+    the panel shows of it: ``visible`` with the halo, ``body`` without."""
 
     shot: Shot
-    made: Sprite
+    sprite: Sprite
     corner: tuple[int, int]
-    seen: Image.Image
+    visible: Image.Image
     body: Image.Image
 
 
@@ -47,14 +47,14 @@ def draw_spread(title: Title, script: Script, rng: np.random.Generator) -> tuple
     canvas = Image.new("L", (WIDTH, HEIGHT), title.habits.gutter_grey)
     actors = [_draw_panel(canvas, title, panel, rng) for panel in script.panels]
     for actor in (actor for panel in actors for actor in panel if actor.shot.out):
-        canvas.paste(actor.made.image, actor.corner, actor.seen)
-    seen = [_regions(title, cast) for cast in actors]
-    for panel, own in zip(script.panels, seen, strict=True):
+        canvas.paste(actor.sprite.image, actor.corner, actor.visible)
+    regions_of_panels = [_regions(title, cast) for cast in actors]
+    for panel, own in zip(script.panels, regions_of_panels, strict=True):
         lettering.draw_effects(canvas, title, panel, own, rng)
-    faces = [region.box for own in seen for region in own if region.kind == "face"]
+    faces = [region.box for own in regions_of_panels for region in own if region.kind == "face"]
     regions: list[Region] = []
     taken: list[Rect] = []
-    for panel, own in zip(script.panels, seen, strict=True):
+    for panel, own in zip(script.panels, regions_of_panels, strict=True):
         texts = lettering.draw_words(canvas, title.habits, panel, own, faces, taken, rng)
         regions += [Region("frame", inside(bounds(panel.polygon))), *own, *texts]
     for right, number in zip((True, False), script.numbers, strict=True):
@@ -73,7 +73,7 @@ def _draw_panel(canvas: Image.Image, title: Title, panel: Panel, rng: np.random.
     actors = [_actor(title, panel, shot, stage) for shot in panel.shots]
     for actor in actors:
         if not actor.shot.out:
-            canvas.paste(actor.made.image, actor.corner, actor.seen)
+            canvas.paste(actor.sprite.image, actor.corner, actor.visible)
     for ring in _rings(stage.mask, habits):
         canvas.paste(INK if habits.gutter_grey > 100 else 240, stage.corner, ring)
     return actors
@@ -87,7 +87,7 @@ def _stage(title: Title, polygon: Polygon, rng: np.random.Generator) -> Stage:
     mask = Image.new("L", (2 * (x1 - x0 + 2 * pad), 2 * (y1 - y0 + 2 * pad)))
     ImageDraw.Draw(mask).polygon([(2 * (x - x0 + pad), 2 * (y - y0 + pad)) for x, y in points], 255)
     mask = mask.reduce(2)
-    return Stage(rounded(mask, 12) if habits.border == "rounded" else mask, (x0 - pad, y0 - pad))
+    return Stage(round_corners(mask, 12) if habits.border == "rounded" else mask, (x0 - pad, y0 - pad))
 
 
 def _shaken(polygon: Polygon, rng: np.random.Generator) -> list[tuple[float, float]]:
@@ -105,13 +105,13 @@ def _rings(mask: Image.Image, habits: Habits) -> list[Image.Image]:
     """The lines of the border, from the panel's edge inwards."""
     if habits.border == "double":
         thin = max(2.0, habits.border_px / 2.5)
-        first, second, third = grown(mask, -thin, -2.5 * thin, -3.5 * thin)
+        first, second, third = grow(mask, -thin, -2.5 * thin, -3.5 * thin)
         return [ImageChops.subtract(mask, first), ImageChops.subtract(second, third)]
-    return [ImageChops.subtract(mask, grown(mask, -habits.border_px)[0])]
+    return [ImageChops.subtract(mask, grow(mask, -habits.border_px)[0])]
 
 
 def _actor(title: Title, panel: Panel, shot: Shot, stage: Stage) -> Actor:
-    made = sprite(
+    drawn = sprite(
         title.troupe.artist,
         shot.drawing,
         shot.size_px,
@@ -121,19 +121,19 @@ def _actor(title: Title, panel: Panel, shot: Shot, stage: Stage) -> Actor:
         shot.fade,
         halo_px=3.0 if panel.backdrop in ("black", "focus", "speed", "tone", "gradient") else 1.5,
     )
-    corner = (round(shot.x - made.centre[0]), round(shot.y - made.centre[1]))
+    corner = (round(shot.x - drawn.centre[0]), round(shot.y - drawn.centre[1]))
     offset = (corner[0] - stage.corner[0], corner[1] - stage.corner[1])
-    clip = stage.mask.crop((*offset, offset[0] + made.mask.width, offset[1] + made.mask.height))
+    clip = stage.mask.crop((*offset, offset[0] + drawn.mask.width, offset[1] + drawn.mask.height))
     if shot.out:
         # Free above the panel's middle: the head stands over the border, the foot does not.
         free = max(0, min(clip.height, stage.mask.height // 2 - offset[1]))
         clip.paste(255, (0, 0, clip.width, free))
-    return Actor(shot, made, corner, ImageChops.multiply(made.mask, clip), ImageChops.multiply(made.body, clip))
+    return Actor(shot, drawn, corner, ImageChops.multiply(drawn.mask, clip), ImageChops.multiply(drawn.body, clip))
 
 
 def _regions(title: Title, actors: Sequence[Actor]) -> list[Region]:
     """Boxes of the bodies and faces that can be seen; later actors stand in front of earlier ones."""
-    found = []
+    regions = []
     for i, actor in enumerate(actors):
         extent = actor.body.point(HALF).getbbox()
         if extent is None:
@@ -141,25 +141,25 @@ def _regions(title: Title, actors: Sequence[Actor]) -> list[Region]:
         bare = actor.body.copy()
         for other in actors[i + 1 :]:
             at = (other.corner[0] - actor.corner[0], other.corner[1] - actor.corner[1])
-            bare.paste(0, at, other.seen)
-        if _share(bare, actor.made.body, (0, 0, *bare.size)) < LEAST_BODY:
+            bare.paste(0, at, other.visible)
+        if _share(bare, actor.sprite.body, (0, 0, *bare.size)) < LEAST_BODY:
             continue
-        found.append(Region("body", inside(extent, actor.corner), actor.shot.who))
+        regions.append(Region("body", inside(extent, actor.corner), actor.shot.who))
         name = actor.shot.drawing
         face = face_of(title.troupe.artist, name)
         if face is None:
             continue
-        whole = (0, 0, *bare.size) if face == drawings.extent(title.troupe.artist, name) else actor.made.follow(face)
+        whole = (0, 0, *bare.size) if face == drawings.extent(title.troupe.artist, name) else actor.sprite.follow(face)
         box = _overlap(whole, extent)
-        if box and _share(bare, actor.made.body, whole) >= LEAST_FACE:
-            found.append(Region("face", inside(box, actor.corner), actor.shot.who))
-    return found
+        if box and _share(bare, actor.sprite.body, whole) >= LEAST_FACE:
+            regions.append(Region("face", inside(box, actor.corner), actor.shot.who))
+    return regions
 
 
 def _share(part: Image.Image, whole: Image.Image, box: Rect) -> float:
     """How much of what ``whole`` has in the box is also in ``part``."""
-    there = (round(box[0]), round(box[1]), round(box[2]), round(box[3]))
-    return float(np.asarray(part.crop(there)).sum()) / max(1.0, float(np.asarray(whole.crop(there)).sum()))
+    corners = (round(box[0]), round(box[1]), round(box[2]), round(box[3]))
+    return float(np.asarray(part.crop(corners)).sum()) / max(1.0, float(np.asarray(whole.crop(corners)).sum()))
 
 
 def _overlap(a: Rect, b: Rect) -> Rect | None:

@@ -54,23 +54,23 @@ def _grid(
         return [1.0 if even else rng.uniform(1 - spread, 1 + spread) * (1.35 if n == 1 else 1.0) for n in of]
 
     bands = _strips(habits, whole, weights(parts, 0.25), rows_first, rng)
-    made = []
+    polygons = []
     for band, n in zip(bands, parts, strict=True):
-        made += _strips(habits, band, weights([2] * n, 0.35), not rows_first, rng)
-    return made
+        polygons += _strips(habits, band, weights([2] * n, 0.35), not rows_first, rng)
+    return polygons
 
 
 def _strips(
     habits: Habits, polygon: Polygon, weights: list[float], rows: bool, rng: np.random.Generator
 ) -> list[Polygon]:
     """The polygon cut into strips of these weights: from the top, or from the right."""
-    made = []
+    polygons = []
     while len(weights) > 1:
         share = weights[0] / sum(weights)
         head, polygon = _cut(habits, polygon, share, rows, rng)
-        made.append(head)
+        polygons.append(head)
         weights = weights[1:]
-    return [*made, polygon]
+    return [*polygons, polygon]
 
 
 def _mosaic(habits: Habits, polygon: Polygon, count: int, rng: np.random.Generator) -> list[Polygon]:

@@ -75,5 +75,5 @@ def _prop(rng: np.random.Generator, in_front: bool) -> Prop:
 
 def _artists_of(name: str, rng: np.random.Generator) -> list[str]:
     """Those who drew the subject itself rather than a picture of it, shuffled."""
-    found = [a for a in drawings.artists() if name in drawings.names(a) and not drawings.is_card(a, name)]
-    return [found[i] for i in rng.permutation(len(found))]
+    artists = [a for a in drawings.artists() if name in drawings.names(a) and not drawings.is_card(a, name)]
+    return [artists[i] for i in rng.permutation(len(artists))]

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from mvray.data.synthetic import heads
-from mvray.data.synthetic.dressing import FINE, MARGIN, dressed
+from mvray.data.synthetic.dressing import FINE, MARGIN, dress
 from mvray.data.synthetic.heads import Face
 from mvray.data.synthetic.looks import Look, Worn
 from mvray.data.synthetic.surroundings import INK, behind, put_before
@@ -53,7 +53,7 @@ def portrait(look: Look, seed: int, rng: np.random.Generator) -> Image.Image:
 
 @lru_cache(24)
 def _dressed(look: Look, name: str, worn: tuple[Worn, ...]) -> np.ndarray:
-    return np.asarray(dressed(look, name, worn)).astype(np.float32)
+    return np.asarray(dress(look, name, worn)).astype(np.float32)
 
 
 # -- pose ----------------------------------------------------------------------------------------
@@ -165,11 +165,11 @@ def _lit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     cast_3 = rng.uniform(0.68, 1.0, 3) if rng.random() < 0.25 else rng.uniform(0.9, 1.06, 3)
     part_HW3 = part_HW3 * cast_3 * rng.uniform(0.85, 1.12)
     part_HW3 = 0.5 + (part_HW3 - 0.5) * rng.uniform(0.75, 1.2)
-    made = Image.fromarray(np.clip(part_HW3 * 255, 0, 255).astype(np.uint8))
+    picture = Image.fromarray(np.clip(part_HW3 * 255, 0, 255).astype(np.uint8))
     if (kind := rng.random()) < 0.12:
-        grey = ImageOps.grayscale(made)
+        grey = ImageOps.grayscale(picture)
         return grey.convert("RGB") if kind < 0.09 else ImageOps.colorize(grey, (40, 26, 16), (255, 240, 214))
-    return ImageEnhance.Color(made).enhance(rng.uniform(0.65, 1.3))
+    return ImageEnhance.Color(picture).enhance(rng.uniform(0.65, 1.3))
 
 
 def _printed(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -84,11 +84,11 @@ def _page(title: Title, players: Sequence[int], right: bool, cover: bool, rng: n
     count = 1 if splash else int(rng.integers(habits.panels[0], habits.panels[1] + 1))
     polygons = panels_of(habits, _area(habits, right, rng), count, rng)
     crowds = _crowds(polygons, len(players), rng)
-    made, unseen = [], list(players)
+    panels, unseen = [], list(players)
     for i, (polygon, crowd) in enumerate(zip(polygons, crowds, strict=True)):
         here = _enter(players, unseen, crowd, sum(crowds[i + 1 :]), rng)
-        made.append(_panel(title, polygon, here, COVER_PX if splash else MOST_PX, rng))
-    return made
+        panels.append(_panel(title, polygon, here, COVER_PX if splash else MOST_PX, rng))
+    return panels
 
 
 def _area(habits: Habits, right: bool, rng: np.random.Generator) -> tuple[float, float, float, float]:

@@ -68,7 +68,7 @@ def half_extent(width: Any, height: Any, angle_deg: Any) -> tuple[Any, Any]:
     return (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
 
 
-def warped(of: Sprite, pose: Pose, frame: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray] | None:
+def warp(of: Sprite, pose: Pose, frame: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray] | None:
     """The sprite as it stands in a frame of (width, height): the rows and columns that it may cover and its
     premultiplied colours there, h x w x 4 uint8. None where it is out of view."""
     level = next((one for one in reversed(of.levels) if _factor(of, one)[1] >= pose.scale), of.levels[0])

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from mvray.data.synthetic import drawings, subjects, words
 from mvray.data.synthetic.balloons import font
-from mvray.data.synthetic.dressing import turned
+from mvray.data.synthetic.dressing import turn_hue
 from mvray.data.synthetic.scenery import KINDS, scenery
 
 SCENES = 24
@@ -140,7 +140,7 @@ def _paste(
     rng: np.random.Generator,
 ) -> None:
     """A drawing around a place, of a ``size`` in parts of the picture, at any angle."""
-    drawn = turned(drawings.drawing(artist, name).image, turn_deg).convert("RGBa")
+    drawn = turn_hue(drawings.drawing(artist, name).image, turn_deg).convert("RGBa")
     side = max(6, round(size * image.width))
     drawn = drawn.resize((side, side), Image.Resampling.LANCZOS)
     drawn = drawn.rotate(rng.uniform(0, 360), Image.Resampling.BICUBIC, expand=True).convert("RGBA")

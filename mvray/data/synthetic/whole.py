@@ -15,7 +15,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mvray.errors import DataError
+from mvray.errors import DataError, SettingError
 
 RECORD = "sample.json"
 """The settings of a sample, and size and checksum of every file."""
@@ -23,6 +23,14 @@ MOST_PROCESSES = 8
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+
+
+def check(seed: int, processes: int | None) -> None:
+    """Raises SettingError for what no sample takes."""
+    if seed < 0:
+        raise SettingError(f"seed is {seed}; expected 0 or more.")
+    if processes is not None and processes < 1:
+        raise SettingError(f"processes is {processes}; expected 1 or more.")
 
 
 def is_whole(out: Path, settings: dict[str, Any]) -> bool:
@@ -88,7 +96,7 @@ def _checksum(path: Path) -> list[int]:
     return [len(content), zlib.crc32(content)]
 
 
-def done(
+def produce(
     make: Callable[[Path, Work], Result], part: Path, works: Sequence[Work], processes: int | None
 ) -> Iterator[tuple[Work, Result]]:
     """Each piece of work with what ``make(part, work)`` returned, as they are finished.

@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mvray.data.bad_files import Unreadable
+from mvray.data.decoding import Unreadable
 
 if TYPE_CHECKING:
     from av.packet import Packet as Coded
@@ -36,7 +36,7 @@ class FrameTable:
     turned: int = 0
 
     def number(self, time: int | None) -> int | None:
-        """The number of the frame that is shown at ``time``; None where there is none."""
+        """The number of the frame shown at ``time``; None where no frame has that time."""
         at = bisect_left(self.times, time) if time is not None else self.count
         return at if at < self.count and self.times[at] == time else None
 
@@ -80,7 +80,7 @@ class Packet:
 
 
 def leading(packets: Sequence[Packet]) -> set[int]:
-    """The times before the first key of what is coded after it, as B-frames at the start of MPEG-2."""
+    """The times of frames shown before the first key frame but coded after it, as B-frames at the start of MPEG-2."""
     first = next((at for at, packet in enumerate(packets) if packet.is_key), len(packets))
     start = packets[first].shown_at if first < len(packets) else None
     times = (packet.shown_at for packet in packets[first:] if packet.is_shown)

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from mvray.data.bad_files import MAX_MEGAPIXELS, Unreadable
+from mvray.data.decoding import MAX_MEGAPIXELS, Unreadable
 from mvray.data.video.frame_table import FrameTable, Packet, counted, leading, table_of, unpacked_table
 from mvray.data.video.video_file import check_whole, why_not
 
@@ -53,7 +53,7 @@ class Video:
         self._file, self._table = file, table
         self._container: Any = None
         self._fresh = False
-        with _opened(file) as opened:
+        with _open_file(file) as opened:
             check_whole(opened)
         self._open()
 
@@ -106,15 +106,15 @@ class Video:
 
     def every(self, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """(number, H x W x 3) of every ``step``-th frame from the first on, in the memory of a few frames."""
-        wanted: Sequence[int] = range(0, self.count, step)
+        numbers: Sequence[int] = range(0, self.count, step)
         done = 0
         try:
-            for frame in self._found(wanted):
-                yield wanted[done], self._rgb(frame, self.height, self.width)
+            for frame in self._frames_at(numbers):
+                yield numbers[done], self._rgb(frame, self.height, self.width)
                 done += 1
         except _Unordered:
-            wanted = wanted[done:]
-            for number, frame in zip(wanted, self._found(self._count_instead(wanted)), strict=True):
+            numbers = numbers[done:]
+            for number, frame in zip(numbers, self._frames_at(self._count_instead(numbers)), strict=True):
                 yield number, self._rgb(frame, self.height, self.width)
 
     def _clip(self, numbers: Sequence[int], height: int, width: int) -> np.ndarray:
@@ -122,7 +122,7 @@ class Video:
         places: dict[int, list[int]] = {}
         for place in sorted(range(len(numbers)), key=numbers.__getitem__):
             places.setdefault(numbers[place], []).append(place)
-        for frame, taking in zip(self._found(list(places)), places.values(), strict=True):
+        for frame, taking in zip(self._frames_at(list(places)), places.values(), strict=True):
             clip_THWC[taking] = self._rgb(frame, height, width)
         return clip_THWC
 
@@ -139,14 +139,14 @@ class Video:
 
     # -- finding frames --------------------------------------------------------------------------
 
-    def _found(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
-        """The frame of each of ``wanted``, which ascend."""
+    def _frames_at(self, numbers: Sequence[int]) -> Iterator[VideoFrame]:
+        """The frame of each of ``numbers``, which ascend."""
         table = self.table
         sparing = None
-        if table.times and len(wanted) < table.count:
-            sparing = {table.times[number] for number in wanted}
+        if table.times and len(numbers) < table.count:
+            sparing = {table.times[number] for number in numbers}
         run: _Run | None = None
-        for number in wanted:
+        for number in numbers:
             key = table.key(number)
             if run is None or table.key_numbers[key] > run.number + _SEEK_FRAMES:
                 run = self._run(key, sparing)
@@ -177,9 +177,9 @@ class Video:
             except av.error.FFmpegError:  # a container that cannot seek
                 self._open()
         self._fresh = False
-        return _Run(self._decoded(table, sparing))
+        return _Run(self._decode(table, sparing))
 
-    def _decoded(self, table: FrameTable, sparing: Set[int] | None = None) -> Iterator[tuple[int, VideoFrame]]:
+    def _decode(self, table: FrameTable, sparing: Set[int] | None = None) -> Iterator[tuple[int, VideoFrame]]:
         """(number, frame) from here on. Frames at other times than ``sparing`` may be left out where no other
         needs them, which spares decoding most B-frames. Raises Unreadable and _Unordered."""
         import av
@@ -197,10 +197,10 @@ class Video:
                 for frame in self._context.decode(packet):
                     if table.times and frame.pts is not None and frame.pts < table.times[0]:
                         continue  # leads to the first key, but cannot be decoded without what came before
-                    last, given = number, table.number(frame.pts) if table.times else number + 1
-                    if given is None or given <= last:
+                    last, by_time = number, table.number(frame.pts) if table.times else number + 1
+                    if by_time is None or by_time <= last:
                         raise _Unordered
-                    number = given
+                    number = by_time
                     yield number, frame
         except av.error.FFmpegError as error:
             place = f"after frame {number}" if number >= 0 else "from the start on"
@@ -257,18 +257,18 @@ class Video:
         """When frames are shown that come before the first key, but are coded after it and can be decoded."""
         import av
 
-        times, found, started = leading(packets), set[int](), False
+        times, early, started = leading(packets), set[int](), False
         if not times:
-            return found
+            return early
         self._open()
         for packet in chain(self._packets(unpack=False), (None,)):
             started = started or packet is None or packet.is_keyframe
             with suppress(av.error.FFmpegError):  # as above
                 for frame in self._context.decode(packet) if started else ():
                     if frame.pts not in times:
-                        return found
-                    found.add(frame.pts)
-        return found
+                        return early
+                    early.add(frame.pts)
+        return early
 
     def _count_instead(self, numbers: Sequence[int]) -> list[int]:
         """Trust the file's times no more. There may be fewer frames than packets, which ``numbers`` counted."""
@@ -277,7 +277,7 @@ class Video:
 
     def _counted_table(self, turned: int) -> FrameTable:
         self._open()
-        count = sum(1 for _ in self._decoded(counted(sys.maxsize, turned)))
+        count = sum(1 for _ in self._decode(counted(sys.maxsize, turned)))
         if not count:
             raise Unreadable("has no frames")
         return counted(count, turned)
@@ -299,7 +299,7 @@ class Video:
         except av.error.EOFError as error:
             raise Unreadable("has no frames (it ends after its header)") from error
         except (av.error.FFmpegError, ValueError) as error:
-            with _opened(file) as opened:
+            with _open_file(file) as opened:
                 raise Unreadable(why_not(opened) or f"broken header ({getattr(error, 'strerror', error)})") from error
         try:
             self._stream = _video_stream(self._container)
@@ -336,8 +336,8 @@ class _Run:
 
 
 @contextmanager
-def _opened(file: str | Path | bytes | IO[bytes]) -> Iterator[IO[bytes]]:
-    """The file at its start; what was open before stays open."""
+def _open_file(file: str | Path | bytes | IO[bytes]) -> Iterator[IO[bytes]]:
+    """The file at its start; a file that the caller opened stays open."""
     if isinstance(file, str | Path | bytes):
         with io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
             yield opened

@@ -1,11 +1,11 @@
-"""Cheap checks of a video file as a whole: is it all there, and if it is no video, what is it?"""
+"""Cheap checks of a video file: whether it is complete, and what it is where it is no video."""
 
 from __future__ import annotations
 
 import os
 from typing import IO
 
-from mvray.data.bad_files import Unreadable, is_picture, looks_like
+from mvray.data.decoding import Unreadable, is_picture, looks_like
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
@@ -23,16 +23,16 @@ def check_whole(file: IO[bytes]) -> None:
     head = file.read(256)
     if not head:
         raise Unreadable("empty (0 bytes)")
-    said = size
+    stated = size
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         length = int.from_bytes(head[4:8], "little")
-        said = 8 + length if length != 0xFFFFFFFF else size
+        stated = 8 + length if length != 0xFFFFFFFF else size
     elif head[4:8] in _BOXES:
-        said = _boxes_end(file, size)
+        stated = _boxes_end(file, size)
     elif head.startswith(_EBML):
-        said = _segment_end(head) or size
-    if said > size + 1:  # one byte of padding may be missing at the end
-        raise Unreadable(f"truncated ({size} bytes, but its header says {said})")
+        stated = _segment_end(head) or size
+    if stated > size + 1:  # one byte of padding may be missing at the end
+        raise Unreadable(f"truncated ({size} bytes, but its header says {stated})")
 
 
 def why_not(file: IO[bytes]) -> str | None:

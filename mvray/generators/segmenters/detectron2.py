@@ -55,15 +55,15 @@ class Config(SegmenterConfig):
 
     def check(self) -> None:
         """Raises SettingError where Detectron2 is not installed, or its model zoo has no such configuration."""
-        found = util.find_spec("detectron2")
-        if found is None or not found.submodule_search_locations:
+        spec = util.find_spec("detectron2")
+        if spec is None or not spec.submodule_search_locations:
             raise SettingError(
                 "The segmenter detectron2 needs Detectron2, which is not installed here. To have it for the torch of "
                 f"this environment, with a C++ compiler and, for GPUs, the CUDA toolkit that torch was built for: "
                 f"{INSTALL} (more in infra/README.md). Without it, set generator.segmenter to mask_rcnn "
                 "(torchvision's) or files."
             )
-        zoo = Path(found.submodule_search_locations[0]) / "model_zoo/configs"
+        zoo = Path(spec.submodule_search_locations[0]) / "model_zoo/configs"
         if not self.config_file and not (zoo / self.config).is_file():
             names = [path.relative_to(zoo).as_posix() for path in zoo.glob("*/*.yaml")]
             close = difflib.get_close_matches(self.config, names, n=1)
@@ -141,10 +141,10 @@ class Detectron2Segmenter(Segmenter):
     def __call__(self, frames: Sequence[Frame]) -> list[Instances]:
         with ThreadPoolExecutor(min(len(frames), torch.get_num_threads()) or 1) as pool:
             inputs = list(pool.map(self._input, frames))
-        return in_passes(self._found, inputs, [self._padded(each) for each in inputs], self._device, self._most)
+        return in_passes(self._segment, inputs, [self._padded_shape(one) for one in inputs], self._device, self._most)
 
-    def _found(self, inputs: list[dict[str, Any]]) -> list[Instances]:
-        return [_instances(each["instances"]) for each in self._model(inputs)]
+    def _segment(self, inputs: list[dict[str, Any]]) -> list[Instances]:
+        return [_instances(output["instances"]) for output in self._model(inputs)]
 
     def _input(self, frame: Frame) -> dict[str, Any]:
         """What DefaultPredictor gives to the model, but as uint8: it becomes float on the device."""
@@ -153,13 +153,13 @@ class Detectron2Segmenter(Segmenter):
         image_3HW = torch.tensor(resized_HW3).permute(2, 0, 1)
         return {"image": image_3HW.flip(0) if self._blue_first else image_3HW, "height": height, "width": width}
 
-    def _padded(self, given: dict[str, Any]) -> tuple[int, ...]:
+    def _padded_shape(self, inputs: dict[str, Any]) -> tuple[int, ...]:
         """Height and width of the image as the network sees it."""
-        return tuple(-(-side // self._multiple) * self._multiple for side in given["image"].shape[1:])
+        return tuple(-(-side // self._multiple) * self._multiple for side in inputs["image"].shape[1:])
 
 
-def _instances(found: Any) -> Instances:
-    return Instances(found.pred_masks, found.pred_classes, found.scores, found.pred_boxes.tensor)
+def _instances(output: Any) -> Instances:
+    return Instances(output.pred_masks, output.pred_classes, output.scores, output.pred_boxes.tensor)
 
 
 def _load(model: torch.nn.Module, place: str) -> None:
@@ -170,15 +170,15 @@ def _load(model: torch.nn.Module, place: str) -> None:
         """Detectron2's own only logs what does not fit, and leaves random weights there."""
 
         def _load_model(self, checkpoint: Any) -> Any:
-            found = super()._load_model(checkpoint)
-            missing = [*found.missing_keys, *(name for name, *_ in found.incorrect_shapes)]
+            incompatible = super()._load_model(checkpoint)
+            missing = [*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)]
             if missing:
                 raise DataError(
                     f"{place} does not hold weights of this Detectron2 configuration: {len(missing)} entries are "
                     f"missing or of another shape, such as {', '.join(missing[:3])}. Name the configuration that "
                     "the file was made with."
                 )
-            return found
+            return incompatible
 
     try:
         Strict(model).load(place)

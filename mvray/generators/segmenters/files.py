@@ -59,9 +59,9 @@ class FilesSegmenter(Segmenter):
         except ValueError as error:
             raise DataError(f"{path} is not JSON ({error}); expected masks in {LAYOUT}.") from None
         try:
-            categories = sorted(whole["categories"], key=lambda each: int(each["id"]))
-            self.classes = tuple(str(each["name"]) for each in categories)
-            self._labels = {each["id"]: label for label, each in enumerate(categories)}
+            categories = sorted(whole["categories"], key=lambda category: int(category["id"]))
+            self.classes = tuple(str(category["name"]) for category in categories)
+            self._labels = {category["id"]: label for label, category in enumerate(categories)}
             self._found = _by_name(whole)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(
@@ -81,10 +81,10 @@ class FilesSegmenter(Segmenter):
                 f"{self._path} has no frame {frame.number} of {frame.key}, but {len(numbers)}: {has} ...; expected one "
                 "for every frame that is looked at. See generator.every."
             )
-        given = numbers[frame.number]
+        annotations = numbers[frame.number]
         try:
-            runs = [_run(each["segmentation"], height, width) for each in given]
-            labels = [self._labels[each["category_id"]] for each in given]
+            runs = [_run(annotation["segmentation"], height, width) for annotation in annotations]
+            labels = [self._labels[annotation["category_id"]] for annotation in annotations]
             masks_NHW = rle.decode(runs, height, width)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
@@ -110,14 +110,14 @@ Annotation = dict[str, Any]
 
 
 def _by_name(whole: dict[str, Any]) -> dict[str, dict[int, list[Annotation]]]:
-    """name of the picture or video -> number of the frame -> what is in it."""
+    """Annotations by the picture's or video's name, then by the frame's number."""
     if "videos" in whole:
         return _videos(whole["videos"], whole["annotations"])
-    found: dict[Any, list[Annotation]] = {image["id"]: [] for image in whole["images"]}
-    for each in whole["annotations"]:
-        if not each.get("iscrowd"):
-            found[each["image_id"]].append(each)
-    return {str(image["file_name"]): {0: found[image["id"]]} for image in whole["images"]}
+    by_image: dict[Any, list[Annotation]] = {image["id"]: [] for image in whole["images"]}
+    for annotation in whole["annotations"]:
+        if not annotation.get("iscrowd"):
+            by_image[annotation["image_id"]].append(annotation)
+    return {str(image["file_name"]): {0: by_image[image["id"]]} for image in whole["images"]}
 
 
 def _videos(
@@ -133,9 +133,9 @@ def _videos(
         frames = by_id[track["video_id"]]
         if len(track["segmentations"]) != len(frames):
             raise IndexError(f"{len(track['segmentations'])} segmentations in a video of {len(frames)} frames")
-        for found, mask in zip(frames.values(), track["segmentations"], strict=True):
+        for of_frame, mask in zip(frames.values(), track["segmentations"], strict=True):
             if mask is not None and not track.get("iscrowd"):
-                found.append({"segmentation": mask, "category_id": track["category_id"]})
+                of_frame.append({"segmentation": mask, "category_id": track["category_id"]})
     return by_name
 
 
@@ -164,7 +164,7 @@ class _Names:
                 folders, own = _folders(key), _folders(name)
                 shared = min(len(folders), len(own))
                 if folders[len(folders) - shared :] == own[len(own) - shared :]:
-                    alike = sum(each == last for each in (*_lasts(key)[:1], *_lasts(name)[:1]))
+                    alike = sum(end == last for end in (*_lasts(key)[:1], *_lasts(name)[:1]))
                     fits.setdefault((shared, alike), []).append(name)
         return fits[max(fits)] if fits else []
 

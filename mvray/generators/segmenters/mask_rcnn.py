@@ -51,9 +51,9 @@ class Config(SegmenterConfig):
     def check(self) -> None:
         """Raises SettingError unless there are weights from exactly one place."""
         if bool(self.weights) == (self.of is not None):
-            found = "both segmenter.of and segmenter.weights" if self.weights else "no weights"
+            stated = "both segmenter.of and segmenter.weights" if self.weights else "no weights"
             raise SettingError(
-                f"The segmenter mask_rcnn has {found}; expected either of, a Train step of the job, or weights, "
+                f"The segmenter mask_rcnn has {stated}; expected either of, a Train step of the job, or weights, "
                 "the path of a state dict of torchvision's Mask R-CNN (--set STEP.generator.segmenter.weights=FILE)."
             )
 

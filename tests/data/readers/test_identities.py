@@ -12,9 +12,9 @@ from PIL import Image
 
 from mvray.data.bad_files import check
 from mvray.data.fingerprint import fingerprint
-from mvray.data.readers.base import drawn
 from mvray.data.readers.folder import Folder
 from mvray.data.readers.identities import Identities
+from mvray.data.splits import assign_splits
 from mvray.errors import DataError, SettingError
 from mvray.experiment.source import Index
 from mvray.storage.storage import Storage
@@ -106,14 +106,14 @@ def test_without_training_all_may_be_elsewhere(make: Make) -> None:
 
 def test_drawing_for_all_in_a_small_set_keeps_the_rest_in_order() -> None:
     keys, classes = [f"{i}" for i in range(10)], list("abcdefghij")
-    assert drawn(keys, classes, (0.7, 0.1, 0.2), 0, all_train=True) == ["train"] * 10
+    assert assign_splits(keys, classes, (0.7, 0.1, 0.2), 0, all_train=True) == ["train"] * 10
     keys, classes = [*keys, "10", "11"], [*classes, "a", "b"]
-    assert Counter(drawn(keys, classes, (0.7, 0.1, 0.2), 0, all_train=True)) == {
+    assert Counter(assign_splits(keys, classes, (0.7, 0.1, 0.2), 0, all_train=True)) == {
         "train": 10,
         "validation": 1,
         "test": 1,
     }
-    assert Counter(drawn(keys, classes, (3, 2, 2), 0, all_train=True)) == {"train": 10, "validation": 2}
+    assert Counter(assign_splits(keys, classes, (3, 2, 2), 0, all_train=True)) == {"train": 10, "validation": 2}
 
 
 def test_one_identity_in_clear_words(make: Make) -> None:

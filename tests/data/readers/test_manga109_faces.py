@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 import mvray.data.crops
-from mvray.data.bad_files import Note, Unreadable, check
+from mvray.data.bad_files import Note, check
+from mvray.data.decoding import Unreadable
 from mvray.data.fingerprint import fingerprint
 from mvray.data.loader import loader
 from mvray.data.pictures import PictureDataset
@@ -356,13 +357,13 @@ def test_the_folder_around_a_release(write: Write, tmp_path: Path) -> None:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every picture that is decoded for its crops."""
     seen: list[int] = []
-    plain = mvray.data.crops.picture
+    plain = mvray.data.crops.open_upright
 
     def picture(data: bytes, *given: object, **how: object) -> Image.Image:
         seen.append(len(data))
         return plain(data, *given, **how)
 
-    monkeypatch.setattr(mvray.data.crops, "picture", picture)
+    monkeypatch.setattr(mvray.data.crops, "open_upright", picture)
     return seen
 
 
@@ -370,12 +371,12 @@ ANOTHER = """
 import sys
 import mvray.data.crops as crops
 from mvray.data.readers.manga109_faces import Manga109Faces
-count, plain = 0, crops.picture
+count, plain = 0, crops.open_upright
 def picture(*given, **how):
     global count
     count += 1
     return plain(*given, **how)
-crops.picture = picture
+crops.open_upright = picture
 source = Manga109Faces(root=sys.argv[1], unseen=0)
 sums = [source.read(row["location"], row["part"]).sum() for row in source.index().rows.to_pylist()]
 print(count, sums[0])

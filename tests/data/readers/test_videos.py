@@ -13,7 +13,8 @@ from footage import film, numbers_in
 from PIL import Image
 
 from mvray import Job
-from mvray.data.bad_files import Note, Unreadable, check
+from mvray.data.bad_files import Note, check
+from mvray.data.decoding import Unreadable
 from mvray.data.readers.base import ROWS
 from mvray.data.readers.folder import Folder
 from mvray.data.readers.ucf101 import UCF101

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,14 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvray.cli import main
 from mvray.data.synthetic import drawings, players
 from mvray.data.synthetic.actions import clips_of, compose, groups_tested, names_of
 from mvray.data.synthetic.film import HEIGHT, WIDTH, Film, Layer, shoot
 from mvray.data.synthetic.motions import MOTIONS
-from mvray.data.synthetic.sprites import Pose, Sprite, sprite, warped
+from mvray.data.synthetic.sprites import Pose, Sprite, sprite, warp
 from mvray.data.synthetic.staging import film_of
-from mvray.errors import DataError, SettingError
 
 CLASSES, VIDEOS, SEED = 3, 3, 5
 
@@ -35,17 +28,13 @@ pytestmark = pytest.mark.slow  # drawn samples, some seconds each
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("art") / "actions"
-    compose(out, classes=CLASSES, videos=VIDEOS, seed=SEED, processes=2)
+    compose(out, classes=CLASSES, videos=VIDEOS, seed=SEED, processes=1)
     return out
 
 
 @pytest.fixture(scope="module")
 def instances(sample: Path) -> dict[str, Any]:
     return dict(json.loads((sample / "instances.json").read_text(encoding="utf-8")))
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def lines(root: Path, name: str) -> list[str]:
@@ -229,7 +218,7 @@ def test_a_sprite_that_is_not_moved_is_the_drawing() -> None:
     drawn_HW4 = np.asarray(drawings.drawing("noto", "penguin").image.convert("RGBa"))[y0:y1, x0:x1]
     for angle, face, expected in ((0, 1, drawn_HW4), (0, -1, drawn_HW4[:, ::-1]), (90, 1, np.rot90(drawn_HW4, -1))):
         h, w = expected.shape[:2]
-        made = warped(cut, Pose(20 + w / 2, 10 + h / 2, angle, 1.0, face), (200, 200))
+        made = warp(cut, Pose(20 + w / 2, 10 + h / 2, angle, 1.0, face), (200, 200))
         assert made is not None
         (rows, columns), rgba_hw4 = made
         whole = np.zeros((200, 200, 4), np.uint8)
@@ -238,19 +227,7 @@ def test_a_sprite_that_is_not_moved_is_the_drawing() -> None:
         outside = whole.copy()
         outside[10 : 10 + h, 20 : 20 + w] = 0
         assert outside[..., 3].max() < 128
-    assert warped(cut, Pose(-200, 50, 0, 1.0, 1), (200, 200)) is None
-
-
-def test_sprites_move_by_fractions_of_a_pixel() -> None:
-    cut = sprite("noto", "soccer-ball")
-    middles = []
-    for x in np.arange(60, 62, 0.25):
-        made = warped(cut, Pose(x, 60.0, 30.0, 0.4, 1.0), (160, 120))
-        assert made is not None
-        (_, columns), rgba_hw4 = made
-        weight_w = rgba_hw4[..., 3].sum(axis=0).astype(float)
-        middles.append((weight_w * (np.arange(columns.start, columns.stop) + 0.5)).sum() / weight_w.sum())
-    assert np.abs(np.diff(middles) - 0.25).max() < 0.03
+    assert warp(cut, Pose(-200, 50, 0, 1.0, 1), (200, 200)) is None
 
 
 # -- what tells the class ------------------------------------------------------------------------
@@ -276,12 +253,6 @@ def test_every_class_has_the_same_actors_and_scenes() -> None:
     walks = [films()["Walk", group, clip] for group in range(10) for clip in range(2)]
     assert len({actor_of(film).drawing for film in walks}) == 20, "an actor in two clips of a class"
     assert len({film.backdrop.tobytes() for film in walks}) == 20
-
-
-def test_things_in_view_are_each_videos_own() -> None:
-    things = [{layer.drawing for layer in film.layers if layer.category == "object"} for film in films().values()]
-    assert len({frozenset(each) for each in things}) > 0.95 * len(things)
-    assert len(set.union(*things)) > 150
 
 
 def nearest(train_NF: np.ndarray, labels_N: np.ndarray, test_MF: np.ndarray, k: int) -> np.ndarray:
@@ -316,66 +287,12 @@ def test_the_motion_tells_the_class_and_a_single_frame_does_not() -> None:
     assert from_motion > 0.85
 
 
-def test_actors_are_large_and_in_view() -> None:
-    heights = []
-    for film in list(films().values())[::23]:
-        n = film.layers.index(actor_of(film))
-        masks_THW = np.stack([masks[n] for _, masks in shoot(film)])
-        alone_THW = np.stack([masks[0] for _, masks in shoot(replace(film, layers=(film.layers[n],)))])
-        shares_T = masks_THW.sum(axis=(1, 2)) / alone_THW.sum(axis=(1, 2))
-        assert shares_T.min() > 0.3
-        assert shares_T.mean() > 0.6
-        heights += [np.ptp(np.nonzero(mask_HW.any(axis=1))) / HEIGHT for mask_HW in alone_THW]
-    assert 0.35 < np.median(heights) < 0.7
-    assert np.quantile(heights, 0.05) > 0.2
-
-
-def test_cameras_rest_pan_and_are_held_by_hand() -> None:
-    spans = np.array([np.ptp(film.camera, axis=0) for film in films().values()])
-    assert 0.15 < (spans.max(axis=1) == 0).mean() < 0.55
-    assert (spans[:, 0] > 12).mean() > 0.15
-    assert (spans[:, 1] > 0.5).mean() > 0.15
-    for film in films().values():
-        assert np.abs(film.camera[:, 0]).max() < 27
-        assert np.abs(film.camera[:, 1]).max() < 13
-
-
 def test_every_subject_was_drawn_by_somebody() -> None:
     for name in (*players.PEOPLE, *players.ANIMALS, *players.STANDING, *players.FLYING):
         assert [artist for artist in drawings.artists() if name in drawings.names(artist)], name
     assert not {*players.PEOPLE, *players.ANIMALS} & {*players.STANDING, *players.FLYING}
     every = players.actors(99, np.random.default_rng(0))
     assert len(set(every)) == 99
-
-
-@pytest.mark.parametrize("name", MOTIONS)
-def test_motions_are_smooth_and_never_rest_long(name: str) -> None:
-    for group in range(3):
-        layer = actor_of(film_of(name, group, 0, seed=7))
-        size_px = layer.poses[0].scale * layer.sprite.height
-        track_T4 = np.array([(p.x / size_px, p.y / size_px, np.deg2rad(p.angle_deg), p.scale) for p in layer.poses])
-        steps_T4 = np.abs(np.diff(track_T4, axis=0))
-        assert steps_T4[:, :2].max() < 0.3, "it leaps"
-        assert steps_T4[:, 2].max() < np.deg2rad(30)
-        changes_T = steps_T4.max(axis=1) + np.abs(np.diff([p.face for p in layer.poses]))
-        still = max(len(run) for run in "".join("." if c < 1e-3 else "#" for c in changes_T).split("#"))
-        assert still <= 20
-
-
-# -- whole or not at all -------------------------------------------------------------------------
-
-
-def test_composing_again_leaves_what_is_whole_and_mends_what_is_not(sample: Path, tmp_path: Path) -> None:
-    out = tmp_path / "actions"
-    shutil.copytree(sample, out)
-    made = out.stat().st_ino
-    compose(out, classes=CLASSES, videos=VIDEOS, seed=SEED, processes=1)
-    assert out.stat().st_ino == made, "composed again although nothing was missing"
-    next(out.rglob("*.avi")).write_bytes(b"broken")
-    compose(out, classes=CLASSES, videos=VIDEOS, seed=SEED, processes=1)
-    assert out.stat().st_ino != made
-    assert contents(out) == contents(sample), "one process films otherwise than two"
-    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_fewer_classes_are_the_same_videos() -> None:
@@ -388,76 +305,3 @@ def test_another_seed_gives_other_films() -> None:
     first, again, other = (next(shoot(film))[0] for film in films)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-
-
-def test_interrupted_composing_leaves_nothing(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-
-    def interrupt(done: int, total: int) -> None:
-        calls.append((done, total))
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        compose(tmp_path / "actions", classes=2, videos=4, processes=1, progress=interrupt)
-    assert calls == [(2, 8)]
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_killed_composing_leaves_no_sample_and_no_worker(tmp_path: Path) -> None:
-    out = tmp_path / "actions"
-    code = (
-        f"import pathlib; from mvray.data.synthetic import actions as c; "
-        f"c.compose(pathlib.Path({str(out)!r}), processes=2)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("*.avi")):
-        assert child.poll() is None, "it ended before it filmed anything"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    child.kill()
-    child.wait()
-    assert not out.exists()
-    deadline = time.monotonic() + 60
-    while _alive(child.pid):
-        assert time.monotonic() < deadline, "a worker lives on without its parent"
-        time.sleep(0.05)
-
-
-def _alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("kind", ["thesis", "comics"])
-def test_refuses_a_place_where_something_else_is(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "sample.json").write_text(json.dumps({"sample": kind}))
-    with pytest.raises(DataError, match="expected a new or empty folder, or sample actions to replace"):
-        compose(tmp_path, classes=2, videos=3)
-    assert json.loads((tmp_path / "sample.json").read_text()) == {"sample": kind}
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"classes": 13}, "classes is 13; expected 2 to 12, the number of motions"),
-        ({"classes": 1}, "classes is 1; expected 2 to 12"),
-        ({"videos": 2}, "videos is 2; expected 3 to 300 of each class"),
-        ({"videos": 301}, "videos is 301; expected 3 to 300"),
-        ({"seed": -1}, "seed is -1"),
-        ({"processes": 0}, "processes is 0"),
-    ],
-)
-def test_refuses_numbers_that_do_not_fit(settings: dict[str, int], said: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=said):
-        compose(tmp_path / "actions", **settings)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_says_what_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", "actions", str(tmp_path / "actions"), "--classes", "40"]) == 2
-    assert "classes is 40; expected 2 to 12" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from footage import film, numbers_in
 
-from mvray.data.bad_files import Unreadable
+from mvray.data.decoding import Unreadable
 from mvray.data.readers.videos import Videos
 from mvray.data.video.video import Video
 

@@ -16,7 +16,7 @@ import pytest
 from footage import NOT_CODED, film, numbered, numbers_in, packed, packets_of, remade
 from PIL import Image
 
-from mvray.data.bad_files import Unreadable
+from mvray.data.decoding import Unreadable
 from mvray.data.video.video import Video
 
 COUNT = 40
