@@ -14,7 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
-from account import LAB, REGION, ROOT, Stack, filled_cluster
+from account import LAB, ROOT, Stack, filled_cluster
 
 GPU = ("gpu-spot", "gpu-on-demand")
 WORKERS = (*GPU, "cpu")
@@ -38,32 +38,21 @@ def cluster(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield bootstrap_aws(config)
 
 
-def test_of_everyones_checks(stack: Stack) -> None:
+def test_workers_cost_nothing_while_nobody_computes(stack: Stack) -> None:
     config = filled_cluster(stack)
     assert config["cluster_name"] == stack.template["Parameters"]["ClusterName"]["Default"], (
         "the head's policy names it"
     )
-    assert config["head_node_type"] == "head"
     types = config["available_node_types"]
     assert set(types) == {"head", *WORKERS}
-    for name, node in types.items():
-        settings = node["node_config"]
-        assert settings["MetadataOptions"]["HttpTokens"] == "required", name
-        assert settings["MetadataOptions"]["HttpPutResponseHopLimit"] == 1, name
-        assert all(disk["Ebs"]["Encrypted"] is True for disk in settings["BlockDeviceMappings"]), name
-        assert settings["SecurityGroupIds"] == [stack.outputs["SecurityGroup"]], "Ray's own opens SSH to everyone"
-        assert settings["SubnetIds"] == [stack.outputs[f"Subnet{zone}"] for zone in "ABC"], name
-        assert node["min_workers"] == 0, "workers cost nothing while nobody computes"
-    assert "InstanceMarketOptions" not in types["head"]["node_config"]
-    assert "InstanceMarketOptions" not in types["gpu-on-demand"]["node_config"]
-    assert types["gpu-spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert types["gpu-spot"]["priority"] > types["gpu-on-demand"]["priority"] == 0
+    assert {node["min_workers"] for node in types.values()} == {0}
+    assert config["idle_timeout_minutes"] <= 15
+    assert types["head"]["resources"] == {"CPU": 0}, "no work on the head"
     spot, demand = (dict(types[name]["node_config"]) for name in GPU)
-    assert spot.pop("InstanceMarketOptions")
+    assert spot.pop("InstanceMarketOptions") == {"MarketType": "spot"}
     assert spot == demand, "the fallback is the same machine"
     assert types["gpu-spot"]["resources"] == types["gpu-on-demand"]["resources"]
-    assert types["head"]["resources"]["CPU"] == 0
-    assert config["idle_timeout_minutes"] <= 15
+    assert types["gpu-spot"]["priority"] > types["gpu-on-demand"]["priority"] == 0
 
 
 def test_no_keys_and_no_secret(stack: Stack) -> None:
@@ -168,14 +157,6 @@ def test_a_node_of_each_type(cluster: dict[str, Any], stack: Stack, name: str) -
     assert opened == [LAB], "Ray added nothing"
 
 
-def test_gpus_are_seen_before_there_is_a_node(cluster: dict[str, Any]) -> None:
-    """What the autoscaler tells jobs of nodes that do not run yet."""
-    types = cluster["available_node_types"]
-    assert [types[name]["resources"]["GPU"] for name in GPU] == [1, 1]
-    assert "GPU" not in types["cpu"]["resources"]
-    assert types["head"]["resources"] == {"CPU": 0}
-
-
 @pytest.mark.slow
 def test_the_template_itself_starts_nothing(tmp_path: Path) -> None:
     """`ray up cluster.yaml`, unfilled: ends before anything is asked of AWS, and its last line says what to do."""
@@ -189,10 +170,3 @@ def test_the_template_itself_starts_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "fill it in with infra/fill.py" in done.stderr.strip().splitlines()[-1]
-
-
-def test_the_region_in_use(stack: Stack) -> None:
-    config = filled_cluster(stack)
-    assert config["provider"]["region"] == REGION
-    assert f"--env AWS_DEFAULT_REGION={REGION}" in config["docker"]["run_options"]
-    assert config["docker"]["image"] == f"{stack.outputs['Repository']}:abc1234"
