@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def test_the_secrets_reach_the_workers_from_the_head(cluster: dict[str, Any], st
     assert "ab" * 32 not in text, "the token itself is in no configuration"
 
 
-def start_node(cluster: dict[str, Any], name: str) -> dict[str, Any]:
+@contextmanager
+def started_node(cluster: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """One node of a type, as Ray's launcher (head) and autoscaler (workers) make it, read back from EC2."""
     from ray.autoscaler import tags
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
@@ -131,30 +133,30 @@ def start_node(cluster: dict[str, Any], name: str) -> dict[str, Any]:
         1,
     )
     (instance,) = made
-    found = boto3.client("ec2").describe_instances(InstanceIds=[instance])
-    return dict(found["Reservations"][0]["Instances"][0])
+    yield dict(boto3.client("ec2").describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0])
+    provider.terminate_node(instance)  # the account is that of other files, too
 
 
 @pytest.mark.parametrize("name", ["head", *WORKERS])
 def test_a_node_of_each_type(cluster: dict[str, Any], stack: Stack, name: str) -> None:
-    found = start_node(cluster, name)
-    machines = {"head": "m6i.xlarge", "gpu-spot": "g5.2xlarge", "gpu-on-demand": "g5.2xlarge", "cpu": "c6i.4xlarge"}
-    assert found["InstanceType"] == machines[name]
-    assert (found.get("InstanceLifecycle") == "spot") == (name in ("gpu-spot", "cpu"))
-    assert found["ImageId"] == stack.outputs["ImageId"]
-    profile = stack.outputs["HeadInstanceProfile" if name == "head" else "WorkerInstanceProfile"]
-    assert found["IamInstanceProfile"]["Arn"].endswith(f"/{profile}")
-    assert found["MetadataOptions"]["HttpTokens"] == "required"
-    assert found["SubnetId"] in [stack.outputs[f"Subnet{zone}"] for zone in "ABC"]
-    assert [group["GroupId"] for group in found["SecurityGroups"]] == [stack.outputs["SecurityGroup"]]
-    ec2 = boto3.client("ec2")
-    volumes = [disk["Ebs"]["VolumeId"] for disk in found["BlockDeviceMappings"]]
-    disks = ec2.describe_volumes(VolumeIds=volumes)["Volumes"]
-    assert [disk["Encrypted"] for disk in disks] == [True]
-    assert {tag["Key"]: tag["Value"] for tag in found["Tags"]}["ray-cluster-name"] == "mvray"
-    group = ec2.describe_security_groups(GroupIds=[stack.outputs["SecurityGroup"]])["SecurityGroups"][0]
-    opened = [place["CidrIp"] for rule in group["IpPermissions"] for place in rule["IpRanges"]]
-    assert opened == [LAB], "Ray added nothing"
+    with started_node(cluster, name) as node:
+        machines = {"head": "m6i.xlarge", "gpu-spot": "g5.2xlarge", "gpu-on-demand": "g5.2xlarge", "cpu": "c6i.4xlarge"}
+        assert node["InstanceType"] == machines[name]
+        assert (node.get("InstanceLifecycle") == "spot") == (name in ("gpu-spot", "cpu"))
+        assert node["ImageId"] == stack.outputs["ImageId"]
+        profile = stack.outputs["HeadInstanceProfile" if name == "head" else "WorkerInstanceProfile"]
+        assert node["IamInstanceProfile"]["Arn"].endswith(f"/{profile}")
+        assert node["MetadataOptions"]["HttpTokens"] == "required"
+        assert node["SubnetId"] in [stack.outputs[f"Subnet{zone}"] for zone in "ABC"]
+        assert [group["GroupId"] for group in node["SecurityGroups"]] == [stack.outputs["SecurityGroup"]]
+        ec2 = boto3.client("ec2")
+        volumes = [disk["Ebs"]["VolumeId"] for disk in node["BlockDeviceMappings"]]
+        disks = ec2.describe_volumes(VolumeIds=volumes)["Volumes"]
+        assert [disk["Encrypted"] for disk in disks] == [True]
+        assert {tag["Key"]: tag["Value"] for tag in node["Tags"]}["ray-cluster-name"] == "mvray"
+        group = ec2.describe_security_groups(GroupIds=[stack.outputs["SecurityGroup"]])["SecurityGroups"][0]
+        opened = [place["CidrIp"] for rule in group["IpPermissions"] for place in rule["IpRanges"]]
+        assert opened == [LAB], "Ray added nothing"
 
 
 @pytest.mark.slow
