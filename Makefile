@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := samples/comics
 JOB := jobs/gradcam_masking.py
 
-.PHONY: help demo test test-fast drills check format bench clean
+.PHONY: help demo test test-fast drill drills check format bench clean
 
 .DEFAULT_GOAL := help
 help:
@@ -35,7 +35,10 @@ test: test-fast .venv/detectron2 ## all tests but the drills (with Ray, MLflow a
 test-fast: .venv/ready ## tests without Ray and servers
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not drill"
 
-drills: .venv/ready ## what happens when processes, nodes and servers are taken away under real jobs
+drill: .venv/ready ## the short drill: one submitted job while a node, S3 and MLflow are lost
+	$(BIN)/python -m pytest -m short_drill
+
+drills: .venv/ready ## all drills: processes, nodes and servers are taken away under real jobs
 	$(BIN)/python -m pytest -m drill
 
 check: .venv/ready ## ruff, mypy, layers and budgets

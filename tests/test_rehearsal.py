@@ -129,6 +129,7 @@ def undisturbed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {file.parent.name: file.read_bytes() for file in place.glob("*/weights.safetensors")}
 
 
+@pytest.mark.short_drill
 def test_a_job_among_faults(lab: Lab, undisturbed: dict[str, bytes]) -> None:
     id_ = lab.submit("--only", "masked")
     lab.wait_for(id_, lambda: lab.files("phase1", "checkpoints"))

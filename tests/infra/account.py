@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,7 @@ class Stack:
     ids: dict[str, str]
 
 
+@cache
 def template() -> dict[str, Any]:
     """infra/aws.yaml as plain values, CloudFormation's short forms (``!Ref``) written out."""
     from cfnlint.decode import cfn_yaml

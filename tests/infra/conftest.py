@@ -1,4 +1,4 @@
-"""An AWS account of moto's in this process, for one test module each."""
+"""An AWS account of moto's in this process, and the stack in it, made once for the files of this folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("slow")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def account() -> Iterator[None]:
-    """An empty account; ends with the test module, as moto stands before all of boto3 while it lasts."""
+    """An empty account; ends with this folder's tests, as moto stands before all of boto3 while it lasts."""
     from moto import mock_aws
 
     with pytest.MonkeyPatch.context() as patch:
@@ -29,7 +29,7 @@ def account() -> Iterator[None]:
             yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def stack(account: None) -> Stack:
     """The stack with everything in it: MLflow and the role for Kubernetes too."""
     return deploy("mvray", MlflowTag="abc1234", OidcProvider=OIDC)

@@ -1,4 +1,4 @@
-"""The images and the compose file, without a Docker here: their text, their packages, and the scripts they run."""
+"""The images' packages, the compose file and the scripts that they run, without a Docker here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ import yaml
 from account import ROOT
 from nodes import free_ports
 
-DOCKERFILE = (ROOT / "infra/Dockerfile").read_text()
 SCHEMA = json.loads(gzip.decompress((Path(__file__).parent / "schemas/compose-2021.json.gz").read_bytes()))
 
 
@@ -35,14 +34,6 @@ def pins(path: str) -> dict[str, set[str]]:
     for name, version in re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", (ROOT / path).read_text(), re.MULTILINE):
         found.setdefault(name, set()).add(version)
     return found
-
-
-def stages() -> dict[str, str]:
-    """The text of each stage, by name."""
-    parts = re.split(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
-    return {
-        name: f"FROM {base}\n{text}" for base, name, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
-    }
 
 
 @pytest.mark.parametrize("lock", ["infra/requirements.lock", "infra/mlflow/requirements.lock"])
@@ -71,44 +62,6 @@ def test_detectron2_changes_nothing_that_mvray_has_but_setuptools() -> None:
     changed = {name for name, versions in more.items() if name in image and not versions <= image[name]}
     assert changed == {"setuptools"}
     assert "torch" not in more
-    assert re.search(r"^ARG DETECTRON2=[0-9a-f]{40}$", DOCKERFILE, re.MULTILINE)
-    assert "FORCE_CUDA=1" in stages()["detectron2"]
-
-
-def test_the_compilers_cuda_is_that_of_torch() -> None:
-    compiler = re.search(r"^ARG CUDA=nvidia/cuda:(\d+\.\d+)", DOCKERFILE, re.MULTILINE)
-    assert compiler is not None
-    (runtime,) = pins("infra/requirements.lock")["nvidia-cuda-runtime"]
-    assert runtime.startswith(f"{compiler[1]}.")
-
-
-def test_images_run_as_a_user_and_hold_no_build_tools() -> None:
-    found = stages()
-    assert {"gpu", "cpu", "mlflow"} <= set(found)
-    for name in ("gpu", "cpu", "mlflow"):
-        users = re.findall(r"^USER (\S+)$", found[name], re.MULTILINE)
-        assert users == ["1000"], "a number: Kubernetes checks runAsNonRoot by it"
-    for name in ("base", "mlflow"):
-        assert "build-essential" not in found[name]
-        assert "pip install" not in found[name]
-    installed = set(found["base"].split("rm -rf")[0].split())
-    assert {"rsync", "openssh-client"} <= installed, "Ray's launcher wants them"
-    assert "wget" in installed, "KubeRay before 1.6 probes every pod with it, and none would ever be ready"
-    assert "tini" in installed
-    assert "--uid 1000" in found["base"]
-    assert not re.search(r":latest\b", DOCKERFILE)
-    assert all("--require-hashes" in line for line in DOCKERFILE.splitlines() if ".lock" in line and "uv pip" in line)
-
-
-def test_what_the_dockerfile_copies_is_there_and_is_sent() -> None:
-    ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert ignored[1] == "*"
-    sent = {line[1:] for line in ignored if line.startswith("!")}
-    copied = set()
-    for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
-        copied |= set(line.split()[:-1])
-    assert copied == sent
-    assert all((ROOT / path).exists() for path in copied)
 
 
 def compose() -> dict[str, Any]:
@@ -124,27 +77,12 @@ def test_compose_schema() -> None:
         jsonschema.Draft7Validator(SCHEMA).validate(given)
 
 
-def test_compose_is_closed_and_waits_for_what_it_needs() -> None:
-    given = compose()
-    services = given["services"]
-    assert set(services) == {"postgres", "s3", "bucket", "mlflow"}
-    ports = [port for service in services.values() for port in service.get("ports", [])]
+def test_compose_is_reached_from_this_machine_alone() -> None:
+    settings = compose()
+    ports = [port for service in settings["services"].values() for port in service.get("ports", [])]
     assert sorted(ports) == ["127.0.0.1:5000:5000", "127.0.0.1:8333:8333"]
-    assert given["networks"]["inside"] == {"internal": True}
-    assert services["postgres"]["networks"] == ["inside"]
-    for name, service in services.items():
-        for key, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|SECRET|JWT|^AWS_ACCESS_KEY_ID$", key):
-                assert re.fullmatch(r"\$\{[A-Z_]+:\?run python infra/secrets_env.py infra/.env first\}", value), (
-                    name,
-                    key,
-                )
-        for needed, how in service.get("depends_on", {}).items():
-            check = services[needed]
-            assert how["condition"] == "service_completed_successfully" or "test" in check["healthcheck"], name
-    assert "HEALTHCHECK" in stages()["mlflow"]
-    volumes = {volume.split(":")[0] for service in services.values() for volume in service.get("volumes", [])}
-    assert volumes == set(given["volumes"])
+    assert settings["networks"]["inside"] == {"internal": True}
+    assert settings["services"]["postgres"]["networks"] == ["inside"]
 
 
 @pytest.mark.slow

@@ -150,27 +150,15 @@ def test_schema(name: str) -> None:
             jsonschema.validate(document["spec"], {**spec, **KUBERNETES})
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("authOptions", "mode"), "tokens"),
-        (("workerGroupSpecs", 0, "maxReplica"), 3),
-        (("headGroupSpec", "rayStartParams", "num-cpus"), 0),
-        (("headGroupSpec", "template", "spec", "containers", 0, "volumeMount"), []),
-    ],
-)
-def test_the_schema_refuses_mistakes(path: tuple[Any, ...], value: Any) -> None:
+def test_the_schema_refuses_a_misspelt_field() -> None:
     spec = cluster_specs()[0]
-    inner = spec
-    for step in path[:-1]:
-        inner = inner[step]
-    inner[path[-1]] = value
+    spec["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMount"] = []
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(spec, {**CLUSTER, **KUBERNETES})
 
 
-@pytest.mark.parametrize("spec", cluster_specs(), ids=("cluster", "job"))
-def test_pods_are_closed_and_bounded(spec: dict[str, Any]) -> None:
+def test_pods_are_closed_and_bounded() -> None:
+    spec = cluster_specs()[0]
     assert spec["authOptions"] == {"mode": "token"}
     groups = {"head": spec["headGroupSpec"], **{group["groupName"]: group for group in spec["workerGroupSpecs"]}}
     assert list(groups) == ["head", "gpu", "cpu"]
@@ -195,17 +183,17 @@ def test_pods_are_closed_and_bounded(spec: dict[str, Any]) -> None:
     assert {(group["minReplicas"], group["replicas"]) for group in spec["workerGroupSpecs"]} == {(0, 0)}
 
 
-@pytest.mark.parametrize("spec", cluster_specs(), ids=("cluster", "job"))
-def test_the_autoscaler_writes_to_the_heads_logs(spec: dict[str, Any]) -> None:
+def test_the_autoscaler_writes_to_the_heads_logs() -> None:
     """KubeRay adds a volume at /tmp/ray to both containers, but not to one that has its own there (addEmptyDir)."""
+    spec = cluster_specs()[0]
     (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
     (mount,) = spec["autoscalerOptions"]["volumeMounts"]
     assert mount["mountPath"] == "/tmp/ray"  # noqa: S108  in a pod
     assert mount in head["volumeMounts"]
 
 
-@pytest.mark.parametrize("spec", cluster_specs(), ids=("cluster", "job"))
-def test_the_head_says_what_all_workers_have(spec: dict[str, Any]) -> None:
+def test_the_head_says_what_all_workers_have() -> None:
+    spec = cluster_specs()[0]
     total: Counter[str] = Counter()
     for group in spec["workerGroupSpecs"]:
         (container,) = group["template"]["spec"]["containers"]

@@ -122,7 +122,7 @@ print(json.dumps(drained()), flush=True)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_ray_drains_the_node(metadata: tuple[str, type[FakeMetadata]], tmp_path: Path) -> None:
     """The real script against a real Ray with a token: Ray knows that the node goes away, and when."""
     host, handler = metadata
