@@ -11,6 +11,7 @@ from typing import Any
 
 from mvray.cli.options import FAILED, STORAGE
 from mvray.errors import SettingError
+from mvray.storage import Storage
 
 
 def add(commands: Any) -> None:
@@ -47,14 +48,12 @@ def _ui(given: argparse.Namespace) -> int:
         return _server(given)
     if given.add_user or given.artifacts or given.backend_store:
         raise SettingError("--add-user, --artifacts and --backend-store belong to a server. Add --server.")
-    from mvray.storage import Storage
     from mvray.tracking import tracking_uri, ui
 
     return ui(tracking_uri(Storage(given.storage)), given.host, given.port)
 
 
 def _server(given: argparse.Namespace) -> int:
-    from mvray.storage import Storage
     from mvray.tracking import add_user, serve
 
     if given.add_user:
@@ -69,7 +68,6 @@ def _server(given: argparse.Namespace) -> int:
 
 
 def _deliver(given: argparse.Namespace) -> int:
-    from mvray.storage import Storage
     from mvray.tracking import Outbox, deliver, outbox_folder, refuge, tracking_uri, waiting_for, without_password
 
     storage = Storage(given.storage)
@@ -92,7 +90,6 @@ def _deliver(given: argparse.Namespace) -> int:
 
 def _doctor(given: argparse.Namespace) -> int:
     from mvray.cli import doctor
-    from mvray.storage import Storage
     from mvray.tracking import tracking_uri
 
     findings = doctor.examine(given.storage, tracking_uri(Storage(given.storage)), os.environ.get("RAY_ADDRESS"))

@@ -15,6 +15,7 @@ from mvray.cli.jobs import run_options
 from mvray.cli.options import FAILED, INTERRUPTED, STORAGE, job_of, same_options
 from mvray.cli.searching import check_options
 from mvray.errors import DataError, SettingError
+from mvray.storage import Storage
 
 if TYPE_CHECKING:
     from mvray.cluster import Jobs, Shipment, Submitted
@@ -89,8 +90,6 @@ def _check_job(given: argparse.Namespace) -> None:
 
 
 def _check_places(given: argparse.Namespace) -> None:
-    from mvray.storage import Storage
-
     if given.storage == STORAGE or not _is_everywhere(given.storage):
         found = "no --storage" if given.storage == STORAGE else f"--storage {given.storage}"
         raise SettingError(

@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mvray.cluster.code_archive import LOCK, Shipment
+from mvray.cluster.connection import unheard
 from mvray.errors import ClusterError, SettingError
 from mvray.tracking import loopback, without_password
 
@@ -264,8 +265,6 @@ def _dashboard(address: str) -> str:
     if "://" in address and not address.startswith("ray://"):
         return address
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray lets win over what it is given
-    from mvray.cluster.connection import unheard
-
     with unheard("gcs_client.cc"), unheard("rpc_client.h"):  # what they warn of is raised, too
         from ray.dashboard.utils import get_address_for_submission_client
 

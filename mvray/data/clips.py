@@ -8,6 +8,7 @@ import numpy as np
 
 from mvray.data.dataset import SampleDataset
 from mvray.data.geometry import ClipView, View
+from mvray.data.readers.base import VideoSource
 from mvray.errors import SettingError
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ class ClipDataset(SampleDataset):
         columns: Mapping[str, ColumnReader] | None = None,
         **how: Any,
     ) -> None:
-        from mvray.data.readers.base import VideoSource
-
         super().__init__(rows, columns, **how)
         if not isinstance(source, VideoSource):
             raise SettingError(

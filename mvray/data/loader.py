@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mvray.data.clips import ClipDataset
 from mvray.data.dataset import SampleDataset
+from mvray.data.pictures import PictureDataset
+from mvray.data.readers.base import FileSource
+from mvray.experiment import Clips
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,18 +33,11 @@ def dataset(
     train: bool = False,
 ) -> SampleDataset:
     """The samples of ``rows`` as ``data`` says: clips of videos, or pictures."""
-    from mvray.data.readers.base import FileSource
-    from mvray.experiment import Clips
-
     if isinstance(data.source, FileSource):
         data.source.expect(rows)
     options = {"seed": seed, "train": train, "max_bad_fraction": data.max_bad_fraction}
     if isinstance(data.pictures, Clips):
-        from mvray.data.clips import ClipDataset
-
         return ClipDataset(data.source, rows, data.pictures, columns, **options)
-    from mvray.data.pictures import PictureDataset
-
     return PictureDataset(data.source, rows, data.pictures, columns, **options)
 
 

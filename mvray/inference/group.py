@@ -19,7 +19,8 @@ from mvray.errors import DataError, SettingError
 from mvray.inference import contact_sheet, output_folder
 from mvray.inference.contact_sheet import Part, Shot
 from mvray.inference.model import ENDINGS, Model, PictureVectors, printable
-from mvray.metrics import retrieval
+from mvray.metrics import Hdbscan, Umap, retrieval
+from mvray.metrics import group_vectors as clustered
 from mvray.tracking import Progress
 
 ALONE = "alone"
@@ -105,9 +106,6 @@ def find_groups(vectors_ND: np.ndarray, min_size: int | None = None) -> Grouping
     elif count < FEWEST:
         labels_N = np.full(count, -1)
     else:
-        from mvray.metrics import Hdbscan, Umap
-        from mvray.metrics import group_vectors as clustered
-
         least = min(min_size or least_size(count), count)
         how = Hdbscan(min_cluster_size=least, min_samples=1)
         labels_N = clustered(vectors_ND, Umap(dimensions=32, neighbours=NEIGHBOURS), how, seed=0)

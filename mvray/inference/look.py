@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mvray.data import ClipView, Unreadable, open_upright
@@ -13,6 +14,7 @@ from mvray.data.readers import SUFFIXES
 from mvray.data.video import Video
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Clips, Facts, Generator, Train
+from mvray.generators import gradcam
 from mvray.inference.model import ENDINGS, load_step, network_input, picture_files
 from mvray.nn import Method
 from mvray.reports import figures
@@ -31,8 +33,6 @@ def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> P
     where no file can be read; single bad files are named and left out. Raises SettingError for a method for clips
     without attention.
     """
-    from mvray.generators import gradcam
-
     method, step, facts = load_step(step_path)
     if isinstance(step.data.pictures, Clips):
         return _look_at_videos(step, facts, method, files, out)
@@ -101,8 +101,6 @@ def _read(path: Path, facts: Facts) -> np.ndarray:
 
 def _own_attention(method: Method, frames_THWC: np.ndarray, name: str) -> tuple[np.ndarray, int, float]:
     """As `_looked`, the method's own map of each frame."""
-    import torch
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clip_BCTHW = torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)[None].to(device)
     with torch.inference_mode():
@@ -115,8 +113,6 @@ def _own_attention(method: Method, frames_THWC: np.ndarray, name: str) -> tuple[
 
 def _prediction(generator: Generator, image_CHW: np.ndarray) -> tuple[np.ndarray, int, float]:
     """The attention map, the predicted class, and its probability."""
-    import torch
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = {"image": torch.from_numpy(image_CHW)[None].to(device), "label": torch.tensor([-1], device=device)}
     columns = generator(batch)

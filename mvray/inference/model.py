@@ -15,13 +15,15 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mvray.data import Unreadable, View, cut_view, open_upright, pixels_of
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Clips, Facts, Step, Train, decoded, job_file
+from mvray.generators import features
 from mvray.metrics import retrieval
-from mvray.nn import Method
+from mvray.nn import Method, layers
 from mvray.pipeline import MANIFEST
 from mvray.storage import Storage
 from mvray.training import load_method
@@ -203,8 +205,6 @@ class Model:
 
     def _vectors(self, images_BCHW: np.ndarray) -> np.ndarray:
         """B x D float32, each of length 1."""
-        import torch
-
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         images = torch.from_numpy(images_BCHW).to(device)
         batch = {"image": images, "label": torch.full((len(images),), -1, device=device)}
@@ -219,10 +219,6 @@ class Model:
 
 
 def _best_layer(method: Method, facts: Facts) -> str:
-    import torch
-
-    from mvray.nn import layers
-
     device = next(method.parameters()).device
     image = torch.zeros(1, facts.channels, facts.height, facts.width, dtype=torch.uint8, device=device)
     with torch.inference_mode():
@@ -237,8 +233,6 @@ def _best_layer(method: Method, facts: Facts) -> str:
 
 
 def _features(step: Train, method: Method, layer: str) -> Features:
-    from mvray.generators import features
-
     generator = features.Config(of=step, layers=(layer,)).build(method, lambda path: Path(path).read_bytes())
     assert isinstance(generator, features.Features)
     return generator
@@ -253,8 +247,6 @@ def _copy_sharing_weights(method: Method) -> Method:
 @contextmanager
 def _single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """Threads in each of which torch uses one core."""
-    import torch
-
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count, "look", initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -22,7 +22,7 @@ import torch
 from mvray.errors import DataError, SettingError
 from mvray.experiment import FILE, Batch, Facts, MethodConfig
 from mvray.metrics import retrieval
-from mvray.nn import EpochWork, Method, balanced, networks
+from mvray.nn import EpochWork, Method, balanced, margins, networks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,8 +126,6 @@ class ArcFace(Method):
                     layer.p = config.dropout
         self.attention_layer = "network." + networks.last_convolution(self.network)
         if config.loss in CENTRED:
-            from mvray.nn import margins
-
             self.centres = margins.centres(len(facts.classes), config.dimensions, self.per_class)
         for name, values in (("mean", config.mean), ("std", config.std)):
             self.register_buffer(name, 255 * torch.tensor(values).reshape(3, 1, 1), persistent=False)
@@ -166,8 +164,6 @@ class ArcFace(Method):
         return {self.config.loss: compute(embedding_BE, label_B)}
 
     def _centre_loss(self, embedding_BE: Tensor, label_B: Tensor) -> Tensor:
-        from mvray.nn import margins
-
         config, cosine_BC = self.config, self._cosines(embedding_BE)
         if config.loss == "cosface":
             logits_BC = margins.cosface(cosine_BC, label_B, config.margin_or_own, config.scale)
@@ -192,8 +188,6 @@ class ArcFace(Method):
         return loss_value
 
     def _cosines(self, embedding_BE: Tensor) -> Tensor:
-        from mvray.nn import margins
-
         return margins.cosines(embedding_BE, self.centres, self.per_class)
 
     def class_scores(self, images_BCHW: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 
 from mvray.errors import SettingError
@@ -140,8 +141,6 @@ class Classifier(Method):
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
         """``accuracy``, ``accuracy_per_class_mean`` (over the classes that occur) and ``loss``, the mean
         negative log-likelihood in nats. Shares are 0..1."""
-        import numpy as np
-
         label, scores = columns["label"], columns["scores"]
         right = columns["predicted"] == label
         likelihood = scores[np.arange(len(label)), label].astype(np.float64)

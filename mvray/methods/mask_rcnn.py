@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 
 from mvray.errors import DataError, SettingError
 from mvray.experiment import FILE, Batch, Facts, Instances, MethodConfig
-from mvray.nn import Method, detectors, draws
+from mvray.nn import CopyPaste, Method, detectors, draws, segment, weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,15 +86,11 @@ class MaskRcnn(Method):
     """A Mask R-CNN on every frame of the batch."""
 
     def __init__(self, config: Config) -> None:
-        from mvray.nn import CopyPaste
-
         super().__init__()
         self.config, self.classes = config, config.classes
         self.model = detectors.mask_rcnn(config.network, len(config.classes))
         self.paste = CopyPaste(config.paste)
         if config.weights:
-            from mvray.nn import weights
-
             weights.load(self.model, config.network, config.weights, "")
         if config.learns == PIXELS:
             for waiting in detectors.unseen_by_pixels(self.model):
@@ -116,8 +113,6 @@ class MaskRcnn(Method):
 
     def segment(self, images: Sequence[Tensor]) -> list[Instances]:
         """The instances of pictures, 3 x H x W uint8 of any sizes, with any score."""
-        from mvray.nn import segment
-
         if self.config.learns == PIXELS:
             return detectors.regions(self.model, images)
         return segment(self.model, images)
@@ -161,8 +156,6 @@ class MaskRcnn(Method):
 
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
         """``mask_iou`` and ``union_iou``, means over the samples with instances. Raises DataError without masks."""
-        import numpy as np
-
         if "mask_iou" not in columns:
             raise DataError(
                 "The validation samples have no instance masks to be compared with; expected the masks' Generate step "

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 
 from mvray.errors import SettingError
 from mvray.experiment import FILE, Batch, Facts, MethodConfig
-from mvray.nn import Method, sharpness, x3d
+from mvray.nn import AttentionBranch, Method, apply, sharpness, x3d
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,8 +93,6 @@ class ObjectAbn(Method):
     """``extractor`` and ``perception`` are the two parts of X3D, ``branch`` the attention branch between them."""
 
     def __init__(self, config: Config, facts: Facts) -> None:
-        from mvray.nn import AttentionBranch
-
         super().__init__()
         self.config = config
         network = x3d.x3d(config.network, len(facts.classes), config.weights, dropout=config.dropout)
@@ -104,8 +103,6 @@ class ObjectAbn(Method):
     def outputs(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Scores before softmax of the perception branch (B x K); the map (B x T x h x w) and the attention
         branch's scores (B x K), None for X3D alone."""
-        from mvray.nn import apply
-
         normal_BCTHW = (clips_BCTHW.float() / 255 - self.config.mean) / self.config.std
         features_BCThw = self.extractor(normal_BCTHW)
         if self.config.attention == "none":
@@ -144,8 +141,6 @@ class ObjectAbn(Method):
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
         """``top1``, ``top5`` (0..1), ``loss`` (mean negative log-likelihood, nats), and the means of what `predict`
         says of the attention, over the clips for which it is known."""
-        import numpy as np
-
         label, scores = columns["label"], columns["scores"].astype(np.float64)
         own = scores[np.arange(len(label)), label]
         numbers = {

@@ -15,7 +15,7 @@ import torch
 
 from mvray.errors import SettingError
 from mvray.experiment import Instances
-from mvray.nn.small_pyramid import FINEST
+from mvray.nn.small_pyramid import FINE, FINEST, OUT, Anchors, BoxHead, ProposalHead, RoiPool, SmallMaskRcnn, norm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +49,6 @@ def _small(classes: int) -> Any:
     """
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-
-    from mvray.nn.small_pyramid import FINE, OUT, Anchors, BoxHead, ProposalHead, RoiPool, SmallMaskRcnn, norm
 
     anchors = Anchors()
     return SmallMaskRcnn(

@@ -16,6 +16,7 @@ import torch
 
 from mvray.errors import SettingError
 from mvray.nn import weights as files
+from mvray.nn.resnet_small import resnet_small
 
 SMALL, SMALL_VGG, SMALL_RESNET = "alexnet-small", "vgg-small", "resnet-small"
 OURS = (SMALL, SMALL_VGG, SMALL_RESNET)
@@ -50,8 +51,6 @@ def network(name: str, classes: int, weights: str = "", channels: int = 3) -> to
 
 def _ours(name: str, classes: int) -> torch.nn.Module:
     if name == SMALL_RESNET:
-        from mvray.nn.resnet_small import resnet_small
-
         return resnet_small(classes)
     return alexnet_small(classes) if name == SMALL else vgg_small(classes)
 

@@ -22,6 +22,7 @@ import torch
 
 from mvray.errors import SettingError
 from mvray.nn import weights as files
+from mvray.nn import x3d_layers as layers
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,6 @@ def x3d(name: str, classes: int, weights: str = "", dropout: float = 0.5) -> tor
     where it has another number of classes. ``dropout`` is the rate before that layer. Raises
     SettingError for an unknown name, DataError for weights that do not fit.
     """
-    from mvray.nn import x3d_layers as layers
-
     check_name(name)
     size = SIZES[name]
     widths = [round_width(width, size.width) for width in _X2D_WIDTHS]

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import torch
+
 from mvray import errors
 from mvray.cluster import Cluster, placement, ray_internals
 from mvray.errors import DataError, Interrupted, StepFailed
@@ -57,8 +59,6 @@ def _pool(name: str, missing: list[int], cluster: Cluster) -> tuple[Callable[[],
     if not missing:
         return list, False
     if cluster.workers == 0:
-        import torch
-
         return actor_progress.this_process, torch.cuda.is_available()
     return actor_progress.Actors(name).hosts, bool(cluster.gpus())
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from mvray.data import (
     ColumnReader,
@@ -33,7 +34,7 @@ from mvray.errors import DataError
 from mvray.experiment import Facts, Frame, FrameGenerator, Generate, Generator, Packed
 from mvray.pipeline.plan import Planned
 from mvray.storage import Storage
-from mvray.training import gpu_use, load_method
+from mvray.training import gpu_use, load_method, use_given_threads
 
 SHARD_ROWS = 256
 """Samples in a shard, or frames where every frame is looked at."""
@@ -106,8 +107,6 @@ class Maker:
 
     def gpu_busy(self) -> float:
         """How busy this node's GPUs are, in percent; NaN where it has none, or is not asked for any."""
-        import torch
-
         busy = gpu_use().here if self._work.step.gpus_per_actor and torch.cuda.is_available() else None
         return math.nan if busy is None else busy
 
@@ -117,8 +116,6 @@ class Maker:
 
     @cached_property
     def _generator(self) -> Generator | FrameGenerator:
-        from mvray.training import use_given_threads
-
         use_given_threads()
         work, of = self._work, self._work.step.of
         method = load_method(of, work.facts, Storage(work.weights)) if of and work.weights and work.facts else None
@@ -154,8 +151,6 @@ class Maker:
 
     def _of_samples(self, generator: Generator, rows: pa.Table) -> tuple[list[pa.Table], dict[int, str]]:
         """The columns of each batch, and the rows that could not be read."""
-        import torch
-
         step = self._work.step
         samples = dataset(step.data, rows, self._columns, seed=self._work.seed)
         size = step.generator.samples_per_batch

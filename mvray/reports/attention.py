@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from mvray.data import dataset
 from mvray.errors import DataError
@@ -124,8 +125,6 @@ def _sheet(sheet: Sheet, examples: Sequence[_Example], variants: Sequence[str], 
 
 
 def _hidden(page_HWC: np.ndarray, map_HW: np.ndarray, sheet: Sheet) -> np.ndarray:
-    import torch
-
     assert sheet.masked is not None
     config: Any = sheet.masked.method
     batch = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from mvray.reports import figures
 from mvray.reports.figures import DPI, FAINT, INK, LINES, WIDTH_PX
@@ -159,8 +160,6 @@ def _many(count: int) -> list[str]:
 
 def _square(picture: Picture, side_px: int = 96) -> Picture:
     """``picture`` whole on a white square."""
-    from PIL import Image, ImageOps
-
     image = ImageOps.contain(Image.fromarray(picture), (side_px, side_px), Image.Resampling.LANCZOS)
     whole = Image.new("RGB", (side_px, side_px), "white")
     whole.paste(image, ((side_px - image.width) // 2, (side_px - image.height) // 2))

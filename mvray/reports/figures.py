@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont
 
     Picture = np.ndarray[Any, np.dtype[np.uint8]]
@@ -42,7 +42,6 @@ def overlay(image_HWC: Picture, map_HW: np.ndarray[Any, Any]) -> Picture:
     readable where nothing was found.
     """
     from matplotlib import colormaps
-    from PIL import Image
 
     height, width = image_HWC.shape[:2]
     small = Image.fromarray(np.ascontiguousarray(map_HW, np.float32))
@@ -84,8 +83,6 @@ def animation(
     moment_ms: int = 200,
 ) -> bytes:
     """Contact sheets one after another, as a GIF that begins again: ``moments[t][row][column]`` are pictures."""
-    from PIL import Image
-
     # One palette for all, so that still parts do not flicker.
     grids = [_grid(rows, column_titles, row_titles, title, ANIMATION_PX) for rows in moments]
     palette = grids[0].quantize(255, dither=Image.Dither.NONE)
@@ -117,9 +114,7 @@ def _grid(
     row_titles: Sequence[str],
     title: str,
     width_px: int = WIDTH_PX,
-) -> Image:
-    from PIL import Image, ImageDraw
-
+) -> Image.Image:
     small, large = load_font(TEXT_PX), load_font(TITLE_PX)
     sides = ["\n".join(shorten(line) for line in name.splitlines()) for name in row_titles]
     widest = max((small.getlength(line) for name in sides for line in name.splitlines()), default=0)
@@ -145,9 +140,7 @@ def _grid(
     return whole
 
 
-def _paste(whole: Image, picture: Image, cell: tuple[int, int, int, int]) -> None:
-    from PIL import Image, ImageDraw, ImageOps
-
+def _paste(whole: Image.Image, picture: Image.Image, cell: tuple[int, int, int, int]) -> None:
     x, y, width, height = cell
     fitted = ImageOps.contain(picture, (width, height), Image.Resampling.LANCZOS)
     corner = (x + (width - fitted.width) // 2, y + (height - fitted.height) // 2)
@@ -260,15 +253,13 @@ def figure_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def picture_png(picture: Image) -> bytes:
+def picture_png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
 
 
 def load_font(size_px: int) -> FreeTypeFont:
-    from PIL import ImageFont
-
     return ImageFont.truetype(_font_path(), size_px)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image, ImageDraw
 
 from mvray.data import dataset
 from mvray.errors import DataError
@@ -21,7 +22,6 @@ from mvray.reports.figures import FAINT, INK, LINES, PAD_PX, TEXT_PX, TITLE_PX, 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from PIL.ImageDraw import ImageDraw
 
 SAME, OTHER = "#1a9850", "#d73027"
 CHOSEN_ON = "validation"
@@ -130,8 +130,6 @@ def _picture(data: Data, table: pa.Table, row: int) -> np.ndarray | None:
 
 
 def _sheet(lines: Sequence[_Line], threshold: float, title: str) -> bytes:
-    from PIL import Image, ImageDraw
-
     top, height = 3 * PAD_PX + TITLE_PX + TEXT_PX + PAD_PX, CELL_PX + TEXT_PX + 2 * PAD_PX
     step = CELL_PX + GAP_PX
     matches_x = WIDTH_PX - PAD_PX - NEAREST * step
@@ -158,9 +156,9 @@ def _sheet(lines: Sequence[_Line], threshold: float, title: str) -> bytes:
     return figures.picture_png(whole)
 
 
-def _paste_framed(whole: Any, pen: ImageDraw, picture: np.ndarray, corner: tuple[int, int], colour: str) -> None:
-    from PIL import Image
-
+def _paste_framed(
+    whole: Any, pen: ImageDraw.ImageDraw, picture: np.ndarray, corner: tuple[int, int], colour: str
+) -> None:
     x, y = corner
     inner = CELL_PX - 2 * FRAME_PX
     fitted = Image.fromarray(picture)
@@ -169,7 +167,7 @@ def _paste_framed(whole: Any, pen: ImageDraw, picture: np.ndarray, corner: tuple
     whole.paste(fitted, (x + (CELL_PX - fitted.width) // 2, y + (CELL_PX - fitted.height) // 2))
 
 
-def _legend(pen: ImageDraw, y: int, threshold: float) -> None:
+def _legend(pen: ImageDraw.ImageDraw, y: int, threshold: float) -> None:
     font = figures.load_font(TEXT_PX - 3)
     x = float(PAD_PX)
     for colour, text in ((INK, "example"), (SAME, "the same"), (OTHER, "another")):

@@ -19,6 +19,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mvray.experiment import Column, Table
+from mvray.metrics import mean_interval
 from mvray.reports import search_table
 from mvray.reports.web_page import web_page
 from mvray.tracking import duration
@@ -66,8 +67,6 @@ def verdict(rows: Sequence[Row], column: Column) -> str:
 
 def _comparison(best: Row, other: Row, column: Column) -> str:
     """How far ``best`` is above ``other``, and what that means; "" where less than two seeds have both."""
-    from mvray.metrics import mean_interval
-
     pairs = zip(best["values"][column.metric], other["values"][column.metric], strict=True)
     differences = [one - two for one, two in pairs if one is not None and two is not None]
     if len(differences) < 2:

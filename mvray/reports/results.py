@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mvray.experiment import Groups, Matches, Row, Sheet
+from mvray.metrics import mean_interval
 from mvray.pipeline import Plan
-from mvray.reports import attention
+from mvray.reports import attention, figures, group_sheet, match_sheet, search_figures
 from mvray.tuning import Study
 
 
@@ -44,8 +45,6 @@ def _search(plan: Plan) -> dict[str, Any] | None:
 
 
 def _row(plan: Plan, row: Row) -> dict[str, Any]:
-    from mvray.metrics import mean_interval
-
     assert plan.job.table is not None
     measured = [plan.of(row.measure, seed).metrics() for seed in plan.job.seeds]
     values = {column.metric: [m.get(column.metric) for m in measured] for column in plan.job.table.columns}
@@ -70,8 +69,6 @@ def pictures(plan: Plan) -> dict[str, bytes]:
     """The job's sheets of pictures for each seed, by artifact path, as far as their steps are finished."""
     drawn: dict[str, bytes] = {}
     if study := _study(plan):
-        from mvray.reports import search_figures
-
         drawn |= search_figures.pictures(study.search, study.collected())
     for sheet in plan.job.sheets:
         for seed in plan.job.seeds:
@@ -81,12 +78,8 @@ def pictures(plan: Plan) -> dict[str, bytes]:
 
 def _sheet_pictures(plan: Plan, sheet: Sheet | Groups | Matches, seed: int) -> dict[str, bytes]:
     if isinstance(sheet, Groups):
-        from mvray.reports import group_sheet
-
         return group_sheet.draw(plan, sheet, seed)
     if isinstance(sheet, Matches):
-        from mvray.reports import match_sheet
-
         return match_sheet.draw(plan, sheet, seed)
     return attention.draw(plan, sheet, seed)
 
@@ -96,8 +89,6 @@ def comparison(plan: Plan) -> dict[str, bytes]:
 
     A row whose Measure does not give that number is left out.
     """
-    from mvray.reports import figures
-
     table, seeds = plan.job.table, plan.job.seeds
     if table is None or not all(plan.of(row.measure, seed).finished for row in table.rows for seed in seeds):
         return {}

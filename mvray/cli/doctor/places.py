@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mvray.cli.doctor.finding import GB, Finding
 from mvray.errors import ClusterError
+from mvray.storage import Storage
 
 DISK_LOW_GB, DISK_EMPTY_GB = 10, 1
 RAY_DISK_SHARE = 0.95
@@ -18,8 +19,6 @@ PORTS = {5000: "mvray ui", 6379: "a Ray head", 8265: "Ray's dashboard"}
 
 
 def disk(storage_uri: str) -> Iterator[Finding]:
-    from mvray.storage import Storage
-
     places = {"Ray's temporary files": Path(tempfile.gettempdir())}
     folder = Storage(storage_uri).local()
     if folder is not None:
@@ -39,8 +38,6 @@ def disk(storage_uri: str) -> Iterator[Finding]:
 
 
 def storage(storage_uri: str) -> Iterator[Finding]:
-    from mvray.storage import Storage
-
     try:
         storage = Storage(storage_uri)
         folder = storage.local()

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata, util
 
+from packaging.requirements import Requirement
+
 from mvray.cli.doctor.finding import Finding
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
@@ -21,8 +23,6 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    from packaging.requirements import Requirement
-
     good = []
     for line in metadata.requires("mvray") or []:
         needed = Requirement(line)
