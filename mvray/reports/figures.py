@@ -229,7 +229,7 @@ def comparison(
 def empty_figure(title: str, message: str) -> bytes:
     """A picture that says why there is nothing to draw, as PNG."""
     figure, axes = _axes(title, WIDTH_PX, 420)
-    axes.text(0.5, 0.5, message, ha="center", va="center", color=INK, transform=axes.transAxes, fontsize=12)
+    axes.text(0.5, 0.5, plain_text(message), ha="center", va="center", color=INK, transform=axes.transAxes, fontsize=12)
     axes.set_axis_off()
     return figure_png(figure)
 

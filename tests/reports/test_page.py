@@ -84,7 +84,7 @@ def test_verdict_without_values_or_without_others():
 
 def test_text_has_mean_interval_seeds_and_the_papers_figure():
     lines = pages.as_text(a_report(THREE, [step("plain", 0), step("masked", 1, "missing")]), TABLE).splitlines()
-    assert lines[0] == "gradcam_masking: 1 of 2 steps finished, 1 min 15 s of work"
+    assert lines[0] == "gradcam_masking: 1 of 2 steps finished, 75 s of work"
     first = next(k for k, line in enumerate(lines) if line.startswith("A: plain"))
     low, high = (100 * end for end in THREE[0]["interval95"]["test/accuracy"])
     assert lines[first].split() == [
@@ -118,7 +118,7 @@ def test_text_is_folded_to_the_width(width):
 
 def test_a_job_without_a_table():
     said = pages.as_text(a_report([], [step("plain", 0)]), None)
-    assert said == "gradcam_masking: 1 of 1 steps finished, 1 min 15 s of work"
+    assert said == "gradcam_masking: 1 of 1 steps finished, 75 s of work"
     assert "<h2>Steps</h2>" in pages.as_html(a_report([], [step("plain", 0)]), None, {})
 
 
@@ -155,7 +155,7 @@ def test_the_page_stands_alone_and_has_it_all():
     assert "://" not in html
     (source,) = page.sources
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == file.getvalue()
-    for expected in ("where it looks seed0", "84.6", "84.0 85.1 84.8", "paper 85.2", "0123456789ab", "1 min 15 s"):
+    for expected in ("where it looks seed0", "84.6", "84.0 85.1 84.8", "paper 85.2", "0123456789ab", "75 s"):
         assert expected in text, expected
     for expected in ("partial", "missing", "finished", TABLE.note, pages.verdict(THREE, ACCURACY)):
         assert expected in text, expected
