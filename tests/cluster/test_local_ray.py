@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from mvray import Job
-from mvray.cluster import ray_train
+from mvray.cluster import local_ray
 from mvray.cluster.fork_server import Forker
 from mvray.cluster.session import Cluster
 from mvray.storage.storage import Storage
@@ -25,9 +25,9 @@ from mvray.storage.storage import Storage
 PREPARED = """
 import sys
 import ray.train
-from mvray.cluster import ray_train
+from mvray.cluster import local_ray
 
-trainer = ray_train.trainer(print, None, scaling_config=ray.train.ScalingConfig(num_workers=1))
+trainer = local_ray.trainer(print, None, scaling_config=ray.train.ScalingConfig(num_workers=1))
 names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
 assert "torch" not in sys.modules, "the driver has imported torch"
 print(*names)
@@ -54,7 +54,7 @@ def test_what_is_overridden_is_still_there():
     assert "dataset_shard_provider" in inspect.getsource(DatasetsCallback.before_init_train_context)
     assert "_maybe_send_resource_request" in dir(FixedScalingPolicy)
     assert "after_controller_start" in dir(FixedScalingPolicy)
-    assert ENABLE_PREEMPTION_WATCHER_ENV_VAR == ray_train.PREEMPTION_WATCHER
+    assert ENABLE_PREEMPTION_WATCHER_ENV_VAR == local_ray.PREEMPTION_WATCHER
     assert "self._initialize_and_run_controller(" in inspect.getsource(DataParallelTrainer.fit)
     torch_backend = config.TorchConfig().backend_cls
     assert torch_backend.share_cuda_visible_devices is True
