@@ -163,7 +163,8 @@ def command_of(process: psutil.Process) -> str:
 def environ_of_nodes() -> dict[str, str]:
     """With which nodes find mvray and the tests' toys, on one thread per worker."""
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here.parent), str(here)])
+    folders = [path for path in sorted(here.iterdir()) if path.is_dir()]  # a test's own functions are sent by name
+    path = os.pathsep.join(map(str, (here.parent, here, *folders)))
     wanted = {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"}
     wanted["PATH"] = os.pathsep.join([str(RAY.parent), os.environ["PATH"]])  # `python` starts what was submitted
     return {**os.environ, **wanted}

@@ -65,8 +65,8 @@ LATE = {
 }
 """What may be imported inside a function, and why."""
 ONLY = {
-    "ray": {"cluster", "pipeline", "tuning", "cli"},
-    "mlflow": {"tracking", "cli"},
+    "ray": {"cluster", "pipeline", "tuning"},
+    "mlflow": {"tracking"},
 }
 INTERNAL = {"cluster/local_ray.py", "cluster/fork_server.py", "cluster/ray_internals.py"}
 

@@ -4,6 +4,7 @@ from mvray.cluster import placement, ray_internals
 from mvray.cluster.code_archive import LIMIT_MIB, Shipment, pack
 from mvray.cluster.connection import HEADROOM_CPUS
 from mvray.cluster.job_client import ENDED, Jobs, Submitted, beside, environment
+from mvray.cluster.node_reports import NodeReport, joined, node_reports, versions_here
 from mvray.cluster.node_versions import check_here
 from mvray.cluster.placement import NODE_ID
 from mvray.cluster.session import Cluster
@@ -17,6 +18,7 @@ __all__ = [
     "NODE_ID",
     "Cluster",
     "Jobs",
+    "NodeReport",
     "Scoreboard",
     "Shipment",
     "Submitted",
@@ -24,7 +26,10 @@ __all__ = [
     "beside",
     "check_here",
     "environment",
+    "joined",
+    "node_reports",
     "pack",
     "placement",
     "ray_internals",
+    "versions_here",
 ]

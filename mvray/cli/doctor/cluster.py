@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import platform
 import re
 from collections.abc import Iterator
-from importlib import metadata
-from typing import Any
 
 from mvray.cli.doctor.finding import Finding
 from mvray.cli.doctor.places import listening
-
-TASK_TIMEOUT_S = 60
+from mvray.cluster import NodeReport, joined, node_reports, versions_here
 
 
 def examined(address: str | None, storage_uri: str) -> Iterator[Finding]:
@@ -24,52 +19,26 @@ def examined(address: str | None, storage_uri: str) -> Iterator[Finding]:
     if where and not listening(where[1], int(where[2])):
         yield Finding("Ray", "bad", f"Nobody listens at {address}.", remedy)
         return
-    import ray
-
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with joined(address):
+            nodes = list(node_reports())
     except Exception as error:  # Ray raises many kinds
         yield Finding("Ray", "bad", f"The cluster at {address} was not joined. {type(error).__name__}: {error}", remedy)
         return
-    try:
-        everywhere = ray.nodes()  # type: ignore[no-untyped-call]
-        nodes = [node for node in everywhere if node["Alive"]]
-        yield from _nodes(nodes)
-    finally:
-        ray.shutdown()
-    if len(nodes) > 1 and "://" not in storage_uri:
-        said = f"{len(nodes)} nodes, but the storage is the local folder {storage_uri}."
-        yield Finding("Ray", "warn", said, "Use s3://BUCKET/PREFIX, unless every node mounts this very folder.")
-
-
-def _nodes(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    own = _versions()
-    ask = ray.remote(num_cpus=0)(_versions)
-    asked = {
-        node["NodeID"]: ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote()
-        for node in nodes
-    }
+    own = versions_here()
     for node in nodes:
-        has = node["Resources"]
-        said = f"{node['NodeManagerAddress']}: {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs"
-        try:
-            found = ray.get(asked[node["NodeID"]], timeout=TASK_TIMEOUT_S)
-        except Exception as error:  # a node that cannot run a task; Ray raises many kinds
-            remedy = "Is mvray installed on the node, in the environment that Ray runs in?"
-            yield Finding("Ray", "bad", f"{said}; runs no task: {type(error).__name__}: {error}", remedy)
-            continue
-        other = [f"{name} {version} (here {own[name]})" for name, version in found.items() if version != own[name]]
-        if other:
-            yield Finding("Ray", "bad", f"{said}; {', '.join(other)}", "Install the same versions on every node.")
-        else:
-            yield Finding("Ray", "ok", f"{said}; {', '.join(f'{k} {v}' for k, v in found.items())}")
+        yield _finding(node, own)
+    if len(nodes) > 1 and "://" not in storage_uri:
+        message = f"{len(nodes)} nodes, but the storage is the local folder {storage_uri}."
+        yield Finding("Ray", "warn", message, "Use s3://BUCKET/PREFIX, unless every node mounts this very folder.")
 
 
-def _versions() -> dict[str, str]:
-    packages = {name: metadata.version(name) for name in ("ray", "torch", "mvray")}
-    return {"Python": platform.python_version(), **packages}
+def _finding(node: NodeReport, own: dict[str, str]) -> Finding:
+    size = f"{node.address}: {node.cpus:g} CPUs, {node.gpus:g} GPUs"
+    if node.error:
+        remedy = "Is mvray installed on the node, in the environment that Ray runs in?"
+        return Finding("Ray", "bad", f"{size}; runs no task: {node.error}", remedy)
+    other = [f"{name} {version} (here {own[name]})" for name, version in node.versions.items() if version != own[name]]
+    if other:
+        return Finding("Ray", "bad", f"{size}; {', '.join(other)}", "Install the same versions on every node.")
+    return Finding("Ray", "ok", f"{size}; {', '.join(f'{name} {version}' for name, version in node.versions.items())}")
