@@ -58,9 +58,8 @@ class Code:
             return
         here = all(_read(Path(self.folder) / name) == data for name, data in self.files.items())
         folder = self.folder if here else self._unpacked()
-        _make_room(self.names, folder)
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+        _forget(self.names)
+        _first_on_path(folder)
         _loaded[self.folder] = self
 
     def _unpacked(self) -> str:
@@ -143,8 +142,13 @@ def _module_of(path: Path) -> types.ModuleType:
             f"{path}: a module cannot be named {name!r}{' beside Python or its packages' if '.' not in name else ''}; "
             "expected a name of its own, as workers import the job file by its name. Rename the file."
         )
-    _make_room(_names_in(path.parent) | {name}, folder)
-    sys.path.insert(0, folder)
+    files = _files_of(path.parent)
+    before = _loaded.get(folder)
+    same = before is not None and before.files == files  # then what was imported there is as it stands there
+    _forget(_names_in(path.parent) | {name}, but_in=folder if same else None)
+    _first_on_path(folder)
+    if taken is not None and sys.modules.get(name) is taken and Path(str(taken.__file__)).resolve() == path:
+        return taken
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -155,7 +159,6 @@ def _module_of(path: Path) -> types.ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
-    files = _files_of(path.parent)
     _loaded[folder] = Code(folder, path.name, files)
     return module
 
@@ -177,14 +180,20 @@ def _is_below(file: str, folder: str) -> bool:
     return inside and "site-packages" not in Path(file).parts and not Path(file).is_relative_to(sys.prefix)
 
 
-def _make_room(names: set[str], folder: str) -> None:
-    """Let go of other jobs' modules of these names, so that an import finds those in ``folder``."""
+def _forget(names: set[str], but_in: str | None = None) -> None:
+    """Let go of jobs' modules of these names, but for those in the folder ``but_in``."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in names and _is_own(module):
-            del sys.modules[name]
+            if but_in is None or not _is_below(str(module.__file__), but_in):
+                del sys.modules[name]
+
+
+def _first_on_path(folder: str) -> None:
+    """Let imports find what lies in ``folder``, and nothing in other jobs' folders."""
     for other in {*_folders(), folder}:
         while other in sys.path:
             sys.path.remove(other)
+    sys.path.insert(0, folder)
     importlib.invalidate_caches()
 
 

@@ -62,7 +62,7 @@ def trained_step(folder: Storage, step_path: str) -> tuple[Train, Facts]:
     manifest = folder.read_json(MANIFEST, dict)
     step = _step_of(manifest)
     if not isinstance(step, Train):
-        raise DataError(f"{step_path} is a {manifest['kind']} step; expected a Train step.")
+        raise DataError(f"{step_path} is a {step.kind.capitalize()} step; expected a Train step.")
     samples = manifest["data"]["samples"]["train"]
     return step, Facts.of(tuple(manifest["data"]["classes"]), step.data.pictures, samples)
 

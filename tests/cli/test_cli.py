@@ -356,9 +356,9 @@ def test_a_storage_that_is_away_does_not_hide_what_ended_a_search(
     def fails(*_: object) -> None:
         raise StorageFailed("This ended the search.")
 
-    monkeypatch.setattr("mvray.pipeline.run.execute", fails)
-    monkeypatch.setattr("mvray.cli.searching.say_costs", away)
-    monkeypatch.setattr("mvray.cli.searching._log_result", away)
+    monkeypatch.setattr("mvray.api.execute", fails)
+    monkeypatch.setattr("mvray.api._say_costs", away)
+    monkeypatch.setattr("mvray.api._log_search", away)
     job = Path(__file__).parents[1] / "searched.py"
     said = mvray("tune", job, "--data", drawings, "--storage", tmp_path / "runs")
     assert said.code == 1

@@ -44,9 +44,9 @@ class Needy(Linear):
         return super().build(facts)
 """
 SOON = """
-from mvray import alike
+from mvray.cluster import node_versions
 
-alike.TASK_TIMEOUT_S, alike.SOON_S = 1.0, 0.0  # less than the environment takes on the node
+node_versions.TASK_TIMEOUT_S, node_versions.SOON_S = 1.0, 0.0  # less than the environment takes on the node
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

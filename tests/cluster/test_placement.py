@@ -24,6 +24,7 @@ from mvray.cluster import placement
 from mvray.cluster.session import Cluster
 from mvray.data.readers.folder import Folder
 from mvray.errors import ClusterError, DataError, Interrupted, SettingError, StepFailed
+from mvray.experiment import Metric
 from mvray.experiment.steps import Data, Generate, Measure, Scale, Step
 from mvray.pipeline import cost as costs
 from mvray.pipeline import plan, run
@@ -118,7 +119,7 @@ def test_too_few_gpus_are_refused_in_words(cluster: Cluster) -> None:
     step = step_of(Path("/nowhere"), Logged(), workers=4)
     for gpus, have in ((1, "is 1 GPU"), (3, "are 3 GPUs")):
         with pytest.raises(ClusterError, match=rf"4 workers, but there {have}\. Use --workers {gpus}\."):
-            cluster.groups.take(step.scale, gpus, "toy", lambda: True)
+            cluster.groups.take(step.scale, gpus, "toy", "job-toy", lambda: True)
 
 
 @pytest.mark.slow
@@ -227,7 +228,7 @@ def test_actors_are_charged_from_when_they_are_there(cluster: Cluster, drawings:
 
 
 @dataclass(frozen=True)
-class Where:
+class Where(Metric):
     """Says in which process it ran. Files in ``folder`` tell it to wait (``slow``) and to raise (``bad``, ``odd``)."""
 
     folder: str
@@ -323,7 +324,8 @@ def test_the_head_is_spared_where_another_node_will_do(cluster: Cluster) -> None
     assert placement.heads_to_spare({"CPU": 2.0}) == set(), "it has no CPU"
     assert placement.heads_to_spare({}) == {head}
     assert placement.heads_to_spare({"CPU": 3.0}) == set(), "nor has another node so many"
-    group, size = placement.reserve({"CPU": 1.0}, 1, 1, lambda _: None, lambda: False, {head}) or (None, 0)
-    assert size == 1
-    assert head not in placement.nodes_of(group)
-    ray.util.remove_placement_group(group)
+    room = placement.reserve({"CPU": 1.0}, 1, 1, lambda _: None, lambda: False, {head})
+    assert room is not None
+    assert room.size == 1
+    assert head not in placement.nodes_of(room.group)
+    room.release()

@@ -17,6 +17,7 @@ from mvray import Job
 from mvray.cluster.session import Cluster
 from mvray.data.readers.folder import Folder
 from mvray.errors import SettingError
+from mvray.experiment import Metric
 from mvray.experiment.exhibits import Groups
 from mvray.experiment.inputs import Pictures
 from mvray.experiment.source import Index
@@ -42,7 +43,7 @@ class Works(Folder):
 
 
 @dataclass(frozen=True)
-class OfPixels:
+class OfPixels(Metric):
     """Clusters of the pictures themselves, so that no network is needed."""
 
     root: str

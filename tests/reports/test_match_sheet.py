@@ -116,7 +116,7 @@ def test_the_threshold_is_validations(faces: Path, tmp_path: Path, monkeypatch: 
     seen: list[float] = []
     monkeypatch.setattr(match_sheet, "_sheet", lambda lines, threshold, title: seen.append(threshold) or b"")
     match_sheet.draw(made, sheet, 0)
-    assert seen == [retrieval.Retrieval().fit({"validation": vectors}, ()).threshold]
+    assert seen == [retrieval.Retrieval().fitted({"validation": vectors}, ()).threshold]
 
 
 def test_pictures_without_vectors_or_gone_are_left_out(faces: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mvray.experiment.contracts import MethodConfig
 from mvray.experiment.inputs import Pictures
 from mvray.experiment.steps import Train
 from mvray.methods import classifier
+from mvray.storage.local import LocalFiles
 from mvray.storage.storage import Storage
 from mvray.training.checkpoint import Checkpoints
 from mvray.training.environment import Local
@@ -124,14 +125,14 @@ def test_killed_twice(drawings: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_between_any_two_files(drawings, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is written whole or not at all, so these are all the states that a kill can leave behind."""
-    write, left = Storage._write, [0]
+    write, left = LocalFiles._write, [0]
 
-    def dying(self: Storage, files: object, path: str, data: bytes) -> None:
+    def dying(self: LocalFiles, path: str, data: bytes) -> None:
         if path != "progress.json":
             left[0] -= 1
             if left[0] == 0:
                 raise Killed
-        write(self, files, path, data)
+        write(self, path, data)
 
     method = Linear(dropout=0.3)
     whole = task(step(drawings, method), tmp_path / "whole")
@@ -141,7 +142,7 @@ def test_killed_between_any_two_files(drawings, tmp_path, monkeypatch: pytest.Mo
         broken = task(step(drawings, method, checkpoint_steps=INTERVAL), tmp_path / f"file{files}")
         left[0] = files + 1
         with monkeypatch.context() as patched:
-            patched.setattr(Storage, "_write", dying)
+            patched.setattr(LocalFiles, "_write", dying)
             try:
                 train(broken, Here())
                 break
