@@ -49,7 +49,7 @@ from mvray.cluster import node_versions
 node_versions.TASK_TIMEOUT_S, node_versions.SOON_S = 1.0, 0.0  # less than the environment takes on the node
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mvray.errors import SettingError
-from mvray.experiment.identity import code_of, syntax_hash
-from mvray.experiment.serialisation import FAMILIES
+from mvray.experiment.identity import code_of, identify, syntax_hash
+from mvray.experiment.serialisation import FAMILIES, decoded, encoded
 from mvray.experiment.settings import Settings, kind_of, kinds
 
 METHOD = """
@@ -31,35 +31,36 @@ class Config(MethodConfig):
 
 STEP = Train("one", Config(), Data(Folder()))
 """
-SAY = """
-import json, sys
-from mvray.experiment import decoded, encoded, identify
-module = __import__(sys.argv[1])
-step = decoded(json.loads(sys.argv[2])) if len(sys.argv) > 2 else module.STEP
-assert type(step.method) is module.Config
-print(json.dumps([identify(step, 0, "f", str), encoded(step)]))
-"""
 
 
-def _said(folder: Path, module: str, *more: str) -> tuple[str, object]:
-    words = [sys.executable, "-c", SAY, module, *more]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
-    id_, text = json.loads(done.stdout)
-    return id_, text
+def _forget() -> None:
+    for name in ("here", "there", "newer"):
+        sys.modules.pop(name, None)
 
 
-def test_a_class_that_moved_keeps_its_steps_id_and_reads_its_step_json(tmp_path: Path) -> None:
+def _told(module: str, text: object = None) -> tuple[str, object]:
+    """The id and the text of the step in ``module``, or of that in ``text``, which knows its class from ``module``."""
+    _forget()
+    loaded = importlib.import_module(module)
+    step = loaded.STEP if text is None else decoded(json.loads(json.dumps(text)))
+    assert type(step.method) is loaded.Config
+    return identify(step, 0, "f", str), encoded(step)
+
+
+def test_a_class_that_moved_keeps_its_steps_id_and_reads_its_step_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "here.py").write_text(METHOD)
-    (tmp_path / "there.py").write_text(
-        METHOD.replace("class Config", "# a comment\nclass Config").replace(
-            'kind = "stripes"', '"""Another docstring."""\n\n    kind = "stripes"'
-        )
-    )
+    commented = METHOD.replace("class Config", "# a comment\nclass Config")
+    commented = commented.replace('kind = "stripes"', '"""Another docstring."""\n\n    kind = "stripes"')
+    (tmp_path / "there.py").write_text(commented)
     (tmp_path / "newer.py").write_text(METHOD.replace('kind = "stripes"', 'kind = "stripes"\n    version = 2'))
-    here, text = _said(tmp_path, "here")
-    assert _said(tmp_path, "there") == (here, text)
-    assert _said(tmp_path, "there", json.dumps(text)) == (here, text)
-    assert _said(tmp_path, "newer")[0] != here
+    here, text = _told("here")
+    assert _told("there") == (here, text)
+    assert _told("there", text) == (here, text)
+    assert _told("newer")[0] != here
+    _forget()
 
 
 def _all(base: type[Settings]) -> set[type[Settings]]:

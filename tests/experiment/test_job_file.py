@@ -88,7 +88,7 @@ def test_work_is_opened_by_a_process_that_knows_nothing_of_it(tmp_path: Path) ->
     )
     words = [sys.executable, "-c", code, tmp_path / "packed"]
     env = {"HOME": str(tmp_path / "home"), "PATH": ""}
-    for _ in range(2):
+    for _ in range(2):  # the second finds what the first has unpacked
         done = subprocess.run(words, cwd="/", env=env, capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["packed", "share"]
 

@@ -19,6 +19,7 @@ SMALL += tuple(f"{step}.optim.epochs=2" for step in ("plain", "erasing", "masked
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+@pytest.mark.drill
 def test_a_job_lives_on_s3(sample_comics: Path, s3: str, tmp_path: Path) -> None:
     data, storage = f"{s3}/comics", f"{s3}/runs"
     for file in sample_comics.rglob("*"):

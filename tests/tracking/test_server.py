@@ -117,6 +117,7 @@ def test_what_a_killed_server_left_is_ended_by_the_next(mlflow_server):
 
 
 @SLOW
+@pytest.mark.drill
 def test_over_postgresql_and_s3(tmp_path, monkeypatch):
     """Addresses that are given: runs and users are in the one, files in the other; passwords are seen nowhere."""
     if binaries() is None:
