@@ -24,7 +24,7 @@ from mvray import Job
 from mvray.cluster import worker_group
 from mvray.cluster.session import Cluster
 from mvray.experiment.steps import Generate, Scale
-from mvray.pipeline import generate, train
+from mvray.pipeline import generate, shards, train
 from mvray.pipeline.plan import make
 from mvray.pipeline.run import _write_inputs
 from mvray.storage.storage import Storage
@@ -137,7 +137,7 @@ def undisturbed(cluster, drawings, tmp_path_factory):
     return weights
 
 
-@pytest.mark.parametrize("who", ["RayTrainWorker", "Controller", "Desk", "RayTrainWorker, asked to end"])
+@pytest.mark.parametrize("who", ["RayTrainWorker", "TrainController", "TaskQueue", "RayTrainWorker, asked to end"])
 def test_a_killed_process_changes_nothing(net, cluster, said, undisturbed, drawings, tmp_path, who):
     said.clear()
     running = Running(_planned(drawings, tmp_path), cluster)
@@ -210,13 +210,12 @@ def test_fewer_workers_go_on_when_a_node_is_lost_and_more_when_one_comes(
     assert all(np.allclose(found[name], expected[name], rtol=1e-4, atol=1e-6) for name in expected)
 
 
-def test_a_crew_without_work_yields_to_others_and_a_step_waits_for_them(
+def test_a_step_leaves_its_room_to_others_and_the_next_one_waits_for_them(
     net, cluster, said, undisturbed, drawings, tmp_path
 ):
     import ray.util
 
     said.clear()
-    assert cluster.groups._idle
     others = ray.util.placement_group([{"CPU": 1}])
     assert others.wait(120)
     running = Running(_planned(drawings, tmp_path), cluster)
@@ -247,7 +246,7 @@ def test_clocks_that_differ_by_an_hour_change_nothing(net, cluster, said, undist
 
 def test_generated_columns_survive_a_lost_node(net, cluster, drawings, tmp_path, monkeypatch):
     """Two actors on two nodes, of which one is switched off; shards that were there are left alone."""
-    monkeypatch.setattr(generate, "SHARD_ROWS", 5)
+    monkeypatch.setattr(shards, "SHARD_ROWS", 5)
     (tmp_path / "slow").touch()
 
     def planned_at(place):

@@ -143,7 +143,7 @@ def test_nothing_is_held_once_trials_are_stopped(whole: tuple[Study, Lines], clu
 
     def alive() -> Counter[str]:
         found = (a["ActorClassName"] for a in ray._private.state.actors().values() if a["State"] == "ALIVE")
-        return Counter(name for name in found if name != "Desk")  # holds no CPU; it goes when its crew's object does
+        return Counter(name for name in found if name != "TaskQueue")  # holds no CPU; goes with its group
 
     while cluster.groups._idle:
         cluster.groups._idle.pop().free()
