@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_tune.py [--trials 8]
 
-Both use one Ray and one crew that stays, and train every trial to its end, in folders of their own.
+Both use one Ray and one worker group that stays, and train every trial to its end, in folders of their own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     job = job_of(data, scheduler="none", sampler="random")
     made = plan.make(replace(job, steps=(job.steps[0].start_from,)), Storage(str(place / "tuned")))  # type: ignore[attr-defined]
     log = RunLog(Tracker(f"sqlite:///{place}/x.db", "warm", place / ".spool"), made, {})
-    execute(made, cluster, log, Lines())  # phase 1, and a crew
+    execute(made, cluster, log, Lines())  # phase 1, and a worker group
     log.close("FINISHED")
     assert len(chosen(made, None)) == 1
     begun = time.monotonic()

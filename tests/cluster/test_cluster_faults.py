@@ -24,7 +24,8 @@ from mvray import Job
 from mvray.cluster import worker_group
 from mvray.cluster.session import Cluster
 from mvray.experiment.steps import Generate, Scale
-from mvray.pipeline import generate, shards, train
+from mvray.pipeline import generate, train
+from mvray.pipeline import shards as shard_files
 from mvray.pipeline.plan import make
 from mvray.pipeline.run import _write_inputs
 from mvray.storage.storage import Storage
@@ -246,7 +247,7 @@ def test_clocks_that_differ_by_an_hour_change_nothing(net, cluster, said, undist
 
 def test_generated_columns_survive_a_lost_node(net, cluster, drawings, tmp_path, monkeypatch):
     """Two actors on two nodes, of which one is switched off; shards that were there are left alone."""
-    monkeypatch.setattr(shards, "SHARD_ROWS", 5)
+    monkeypatch.setattr(shard_files, "SHARD_ROWS", 5)
     (tmp_path / "slow").touch()
 
     def planned_at(place):

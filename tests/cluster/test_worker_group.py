@@ -1,4 +1,4 @@
-"""When a crew's task is ended early, without a cluster; test_train.py and test_cluster_faults.py have crews on Ray."""
+"""When a group's task is ended early, without a cluster; test_train.py and test_cluster_faults.py have groups on Ray."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_somebody_who_waits_does_so_for_the_grace_period(clock: list[float], sto
         end.begins()
 
 
-def test_the_crews_own_wish_waits_for_a_long_validation(clock: list[float], stopping: Asked, wish: Asked) -> None:
+def test_the_groups_own_wish_waits_for_a_long_validation(clock: list[float], stopping: Asked, wish: Asked) -> None:
     """A notice for a node must not end the job; Ctrl-C after it has its own time."""
     end = _End(stopping, wish)
     wish.says = True

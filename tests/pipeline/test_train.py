@@ -124,7 +124,7 @@ def _wait_for(folder, name):
 @pytest.mark.parametrize("who", ["RayTrainWorker", "Controller", "TaskQueue"])
 def test_a_lost_process_is_made_good(cluster, pictures, tmp_path, who):
     planned = _planned(_step(pictures), tmp_path)
-    train.run(planned, cluster)  # now a crew waits
+    train.run(planned, cluster)  # now a group waits
     for process in _processes(f"ray::{who}"):
         process.kill()
     again = _planned(_step(pictures, epochs=2), tmp_path)
@@ -170,7 +170,7 @@ def test_a_mistake_in_a_method_is_not_tried_again(cluster, pictures, tmp_path):
     assert 'raise KeyError("there is no such thing")' in planned.folder.read("error.txt").decode()
 
 
-def test_room_is_made_by_sending_a_waiting_crew_home(cluster, pictures, tmp_path):
+def test_room_is_made_by_ending_a_waiting_group(cluster, pictures, tmp_path):
     import ray
 
     train.run(_planned(_step(pictures), tmp_path), cluster)
