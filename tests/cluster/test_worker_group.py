@@ -1,4 +1,4 @@
-"""When a group's task is ended early, without a cluster; test_train.py and test_cluster_faults.py have groups on Ray."""
+"""When a group's task is ended early, without a cluster; test_train.py and test_cluster_faults.py have some on Ray."""
 
 from __future__ import annotations
 
