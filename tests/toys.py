@@ -332,11 +332,11 @@ class LoggedMethod(LinearMethod):
         """Goes into checkpoints, so a step that is done again has its number again."""
         self.file = Path(config.folder) / f"{time.time_ns()}-{os.getpid()}.log"
         group = ray.util.get_current_placement_group() if (ray := sys.modules.get("ray")) else None
-        self.crew = group.id.hex() if group else ""
+        self.group = group.id.hex() if group else ""
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         with self.file.open("a") as out:
-            out.write(json.dumps([int(self.step), self.crew, batch["index"].tolist()]) + "\n")
+            out.write(json.dumps([int(self.step), self.group, batch["index"].tolist()]) + "\n")
         self.step += 1
         if (Path(self.logged.folder) / "slow").exists():
             time.sleep(self.logged.pause_s)
@@ -348,8 +348,8 @@ def rows_of_epochs(folder: Path, batches: int) -> dict[int, list[int]]:
     steps: dict[int, dict[str, list[int]]] = {}
     for file in sorted(folder.glob("*.log")):  # in the order in which they began
         for line in file.read_text().splitlines():
-            step, crew, rows = json.loads(line)
-            steps.setdefault(step, {}).setdefault(crew, []).extend(rows)
+            step, group, rows = json.loads(line)
+            steps.setdefault(step, {}).setdefault(group, []).extend(rows)
     epochs: dict[int, list[int]] = {}
     for step, found in steps.items():
         epochs.setdefault(step // batches, []).extend(list(found.values())[-1])

@@ -25,13 +25,13 @@ def falls_back(fallback: Callable[..., T]) -> Callable[[Callable[..., T]], Calla
 
     def decorate(function: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(function)
-        def called(*arguments: Any) -> T:
+        def wrapper(*arguments: Any) -> T:
             try:
                 return function(*arguments)
             except CHANGED:
                 return fallback(*arguments)
 
-        return called
+        return wrapper
 
     return decorate
 

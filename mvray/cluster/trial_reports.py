@@ -1,9 +1,9 @@
-"""Where the trials of a search say what each epoch gave, and hear whether to go on: an actor, and who talks to it.
+"""Where the trials of a search say what each epoch gave, and hear whether to go on: an actor, and who calls it.
 
-    rank 0 of a trial   tells each epoch's numbers                    tell -> Scoreboard.told
-    Tune's trial        takes them one by one to Ray Tune             tuning/ray_tune.py -> Scoreboard.next
-    every rank          waits after some epochs for Tune's word       tell -> Scoreboard.goes_on
-    the driver          says that a trial was stopped, or has ended   tuning/tune.py -> Scoreboard.stop, .end
+    rank 0 of a trial   tells each epoch's numbers                    tell -> TrialReports.add
+    Tune's trial        takes them one by one to Ray Tune             tuning/ray_tune.py -> TrialReports.next
+    every rank          waits after some epochs for Tune's word       tell -> TrialReports.goes_on
+    the driver          says that a trial was stopped, or has ended   tuning/tune.py -> TrialReports.stop, .end
 
 That Tune's trial asks for the next epoch means that Tune lets it go on.
 """
@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mvray.training import Watched
+    from mvray.training import SearchTrial
 
 Row = dict[str, float]
 """Metrics of one epoch."""
 
 
 @dataclass
-class _Told:
+class _TrialState:
     """What is known of a trial."""
 
     rows: list[Row] = field(default_factory=list)
@@ -33,21 +33,21 @@ class _Told:
     ended: bool = False
 
 
-class Scoreboard:
+class TrialReports:
     """The actor. Its methods wait without holding one another up."""
 
     def __init__(self) -> None:
-        self._trials: dict[int, _Told] = {}
+        self._trials: dict[int, _TrialState] = {}
         self._changed = asyncio.Condition()
 
-    def _trial(self, number: int) -> _Told:
-        return self._trials.setdefault(number, _Told())
+    def _trial(self, number: int) -> _TrialState:
+        return self._trials.setdefault(number, _TrialState())
 
-    async def told(self, number: int, rows: list[Row]) -> None:
-        """Epochs of a trial; those that are known already are left as they are."""
+    async def add(self, number: int, rows: list[Row]) -> None:
+        """Add epochs of a trial; those that are there already stay as they are."""
         async with self._changed:
-            known = self._trial(number).rows
-            known += [row for row in rows if row["epoch"] >= len(known)]
+            stored = self._trial(number).rows
+            stored += [row for row in rows if row["epoch"] >= len(stored)]
             self._changed.notify_all()
 
     async def next(self, number: int, done: int) -> list[Row] | None:
@@ -80,12 +80,12 @@ class Scoreboard:
             self._changed.notify_all()
 
 
-def tell(watched: Watched, metrics: Mapping[str, float], rank: int) -> bool:
-    """Tell the scoreboard what an epoch gave; returns whether to go on."""
+def tell(trial: SearchTrial, metrics: Mapping[str, float], rank: int) -> bool:
+    """Report an epoch's metrics to TrialReports; returns whether to go on."""
     import ray
 
-    scores: Any = ray.get_actor(watched.scores)
+    scores: Any = ray.get_actor(trial.scores)
     done = int(metrics["epoch"]) + 1
     if rank == 0:
-        ray.get(scores.told.remote(watched.number, [dict(metrics)]))
-    return done not in watched.waits or bool(ray.get(scores.goes_on.remote(watched.number, done)))
+        ray.get(scores.add.remote(trial.number, [dict(metrics)]))
+    return done not in trial.waits or bool(ray.get(scores.goes_on.remote(trial.number, done)))

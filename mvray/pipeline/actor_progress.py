@@ -36,7 +36,7 @@ class ActorProgress:
         self._done = 0
         self.rows = 0
 
-    def made(self, rows: int, host: str, gpu_busy: float) -> None:
+    def add_shard(self, rows: int, host: str, gpu_busy: float) -> None:
         """A shard was made on ``host``, whose GPUs were busy to ``gpu_busy`` percent (NaN: nobody knows)."""
         self._done, self.rows = self._done + 1, self.rows + rows
         if not math.isnan(gpu_busy):
@@ -87,5 +87,5 @@ class Actors:
         import ray
 
         if node not in self._names:
-            self._names |= {each["NodeID"]: each["NodeManagerHostname"] for each in ray.nodes()}  # type: ignore[no-untyped-call]
+            self._names |= {entry["NodeID"]: entry["NodeManagerHostname"] for entry in ray.nodes()}  # type: ignore[no-untyped-call]
         return self._names.get(node, node)

@@ -59,5 +59,5 @@ class SearchLog(Protocol):
     def ended(self, run: str, reason: str, state: str, value: Mapping[str, float]) -> None:
         """A trial ended in ``state`` (as MLflow's runs) with these numbers, for this reason where there is one."""
 
-    def so_far(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_totals(self, metrics: Mapping[str, float], step: int) -> None:
         """Numbers of the whole search after ``step`` trials."""

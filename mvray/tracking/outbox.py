@@ -274,8 +274,8 @@ class Delivery:
         sentences = []
         for outbox in Outbox.left_in(parent, address):
             self.deliver(outbox, patient=patient)
-            if left := outbox.report():
-                sentences.append(left)
+            if sentence := outbox.report():
+                sentences.append(sentence)
             else:
                 outbox.remove()
         return " ".join(sentences)

@@ -1,6 +1,6 @@
 """When the ranks of a training run stop, and when they write a checkpoint: the same answer on every rank.
 
-What they speak of by the way: how busy their nodes' GPUs are, for rank 0's board.
+The same exchange tells rank 0 how busy the nodes' GPUs are, for its progress line.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ AGREE_EVERY_S = 1.0
 MOST_STEPS = 100
 
 
-class Agreement:
-    """Asked by every rank after every step but the last one of an epoch, and after every epoch (`stopping`)."""
+class Coordination:
+    """Every rank asks it: `reached` after every step but an epoch's last, `stopping` after every epoch."""
 
     def __init__(self, scale: Scale, here: Environment) -> None:
         self._scale, self._here = scale, here
@@ -49,11 +49,11 @@ class Agreement:
             return False, due
         now = time.monotonic()
         busy = self._gpus.here if self._gpus else None
-        wishes = gathered((self._here.stopping(), late, now - self._spoke_at, busy), self._here)
+        votes = gathered((self._here.stopping(), late, now - self._spoke_at, busy), self._here)
         if self._gpus:
-            self._gpus.everywhere = [wish[3] for wish in wishes]
+            self._gpus.everywhere = [vote[3] for vote in votes]
         # Rank 0's clock decides how many steps there are until they speak again.
-        per_step_s = wishes[0][2] / self._steps
+        per_step_s = votes[0][2] / self._steps
         self._steps = self._left = max(1, min(MOST_STEPS, int(AGREE_EVERY_S / max(per_step_s, 1e-6))))
         self._spoke_at = now
-        return any(wish[0] for wish in wishes), due or wishes[0][1]
+        return any(vote[0] for vote in votes), due or votes[0][1]

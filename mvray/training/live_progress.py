@@ -60,8 +60,8 @@ class LiveProgress:
             text = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}"
             text += f", {rate:.1f} steps/s, {self._left(epoch, done, batches, rate)} left" if rate else ""
         text += f", {self._where}{self._gpus.said if self._gpus else ''}"
-        kept = self.checkpoints
-        trouble = f"{kept.damage} {kept.trouble}".strip() if kept else ""
+        checkpoints = self.checkpoints
+        trouble = f"{checkpoints.damage} {checkpoints.trouble}".strip() if checkpoints else ""
         world = self._here.world
         gpus = world if self._gpus else 0
         progress = StepProgress(text, world, gpus=gpus, history=tuple(history), trouble=trouble)
@@ -74,8 +74,8 @@ class LiveProgress:
         epochs = self._epochs - epoch
         left_s = (epochs * batches - done) / rate + epochs * (self.after_s or 0.0)
         left_s += (epochs - 1 if done else epochs) * (self.before_s or 0.0)
-        known = self.before_s is not None and self.after_s is not None
-        return f"{'at most' if known else 'about'} {duration(left_s)}"
+        is_measured = self.before_s is not None and self.after_s is not None
+        return f"{'at most' if is_measured else 'about'} {duration(left_s)}"
 
 
 def where(nodes: list[str]) -> str:
@@ -87,8 +87,8 @@ def where(nodes: list[str]) -> str:
 
 def gpu_words(busy: Iterable[float]) -> str:
     """ ", GPU 93 %", the mean of ``busy``; "" where there is none."""
-    known = list(busy)
-    return f", GPU {sum(known) / len(known):.0f} %" if known else ""
+    percents = list(busy)
+    return f", GPU {sum(percents) / len(percents):.0f} %" if percents else ""
 
 
 class GpuUse:

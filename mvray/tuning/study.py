@@ -78,12 +78,12 @@ def selects(search: Search, step: Train) -> Selects:
 
 def at_epoch(rows: Sequence[dict[str, float]], how: Selects) -> float:
     """The metric of the epoch that would be selected after the epochs ``rows``; NaN where it has none."""
-    chosen = rows[-1]
+    selected = rows[-1]
     if how.select:
         sign = 1 if how.maximise else -1
         usable = [row for row in rows if not math.isnan(row.get(how.select, math.nan))] or [rows[0]]
-        chosen = max(usable, key=lambda row: sign * row.get(how.select, math.nan))
-    return chosen.get(how.metric, math.nan)
+        selected = max(usable, key=lambda row: sign * row.get(how.select, math.nan))
+    return selected.get(how.metric, math.nan)
 
 
 def check(job: Job) -> tuple[Search, Train]:
@@ -117,9 +117,9 @@ def check(job: Job) -> tuple[Search, Train]:
 
 
 def _step(job: Job, name: str) -> Train:
-    found = next(step for step in job.walk() if step.name == name)
-    assert isinstance(found, Train)
-    return found
+    step = next(step for step in job.walk() if step.name == name)
+    assert isinstance(step, Train)
+    return step
 
 
 class Study:
@@ -139,11 +139,11 @@ class Study:
         self._saved_at, self._attempt = 0.0, ""
         self._lock = RLock()
         with contextlib.suppress(FileNotFoundError):
-            known = self.folder.read_json("study.json", dict)
-            if not isinstance(known.get("trials"), int):
+            stored = self.folder.read_json("study.json", dict)
+            if not isinstance(stored.get("trials"), int):
                 raise self.folder.damaged("study.json", "it does not say how many trials there are")
             if self.search.scheduler == "pbt":
-                self.search = replace(self.search, trials=known["trials"])
+                self.search = replace(self.search, trials=stored["trials"])
         with contextlib.suppress(FileNotFoundError):
             self.trials = self._stored()
 
@@ -167,12 +167,12 @@ class Study:
             self.search = replace(self.search, trials=trials)
         return trials
 
-    def summary(self, wanted: int) -> str:
+    def summary(self, trials: int) -> str:
         """What there is to do, for people."""
         ended = sum(trial.state != RUNNING for trial in self.trials)
         if self.search.scheduler == "pbt":
-            return f"a population of {wanted}, {ended} trainings ended before"
-        return f"{wanted} trials, {ended} ended before"
+            return f"a population of {trials}, {ended} trainings ended before"
+        return f"{trials} trials, {ended} ended before"
 
     def again(self) -> list[Trial]:
         """Trials to go on with: those that ran when the search ended, and those that may work a second time."""
@@ -188,23 +188,23 @@ class Study:
     def next(self, epochs: int) -> Trial | None:
         """A new trial; None where all settings have been tried. Call `ready` before."""
         with self._lock:
-            number, known = len(self.trials), [trial.known for trial in self.trials]
-            made: Trial | None
+            number, past = len(self.trials), [trial.known for trial in self.trials]
+            trial: Trial | None
             if self.search.scheduler == "pbt":
                 generation = number // self.search.trials
                 if generation == 0:
-                    made = Trial(number, drawn(self.search, number))
+                    trial = Trial(number, drawn(self.search, number))
                 else:
-                    before = known[(generation - 1) * self.search.trials : generation * self.search.trials]
+                    before = past[(generation - 1) * self.search.trials : generation * self.search.trials]
                     parent, settings = bred(self.search, number, before)
-                    made = Trial(number, settings, parent)
+                    trial = Trial(number, settings, parent)
             else:
-                settings_or_none = suggest(self.search, number, known)
-                made = None if settings_or_none is None else Trial(number, settings_or_none)
-            if made is not None:
-                self.trials.append(made)
+                settings_or_none = suggest(self.search, number, past)
+                trial = None if settings_or_none is None else Trial(number, settings_or_none)
+            if trial is not None:
+                self.trials.append(trial)
                 self.save()
-            return made
+            return trial
 
     def ready(self) -> bool:
         """Whether what the next trial depends on is known: in population-based training, the generation before."""
@@ -232,7 +232,7 @@ class Study:
             return self.base.changed(step)
         parent = self.planned(self.trials[trial.parent], epochs)
         assert isinstance(parent.step, Train)
-        columns = {made.name: self.base.inputs[made.name] for made in step.data.columns}
+        columns = {generated.name: self.base.inputs[generated.name] for generated in step.data.columns}
         return replace(self.base, inputs={**columns, parent.name: parent}).changed(
             replace(step, start_from=parent.step)
         )

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_tune.py [--trials 8]
 
-Both use one Ray and one crew that stays, and train every trial to its end, in folders of their own.
+Both use one Ray and one worker group that stays, and train every trial to its end, in folders of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mvray.api import load_job
 from mvray.cluster.session import Cluster
 from mvray.experiment.overrides import replaced
 from mvray.pipeline import plan
-from mvray.pipeline.run import chosen, execute
+from mvray.pipeline.run import execute, selected_steps
 from mvray.reports.mlflow_runs import RunLog
 from mvray.storage.storage import Storage
 from mvray.tracking.tracker import Tracker
@@ -67,9 +67,9 @@ def main() -> None:
     job = job_of(data, scheduler="none", sampler="random")
     made = plan.make(replace(job, steps=(job.steps[0].start_from,)), Storage(str(place / "tuned")))  # type: ignore[attr-defined]
     log = RunLog(Tracker(f"sqlite:///{place}/x.db", "warm", place / ".spool"), made, {})
-    execute(made, cluster, log, Lines())  # phase 1, and a crew
+    execute(made, cluster, log, Lines())  # phase 1, and a worker group
     log.close("FINISHED")
-    assert len(chosen(made, None)) == 1
+    assert len(selected_steps(made, None)) == 1
     begun = time.monotonic()
     study, _ = searched(job, place / "tuned", cluster, 1, 1)
     first = time.monotonic() - begun

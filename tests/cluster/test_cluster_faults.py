@@ -137,7 +137,7 @@ def undisturbed(cluster, drawings, tmp_path_factory):
     return weights
 
 
-@pytest.mark.parametrize("who", ["RayTrainWorker", "Controller", "Desk", "RayTrainWorker, asked to end"])
+@pytest.mark.parametrize("who", ["RayTrainWorker", "Controller", "TaskQueue", "RayTrainWorker, asked to end"])
 def test_a_killed_process_changes_nothing(net, cluster, said, undisturbed, drawings, tmp_path, who):
     said.clear()
     running = Running(_planned(drawings, tmp_path), cluster)

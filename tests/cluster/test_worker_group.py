@@ -1,4 +1,4 @@
-"""When a crew's task is ended early, without a cluster; test_train.py and test_cluster_faults.py have crews on Ray."""
+"""When a worker group's task is ended early, without a cluster; test_train.py, test_cluster_faults.py: on Ray."""
 
 from __future__ import annotations
 

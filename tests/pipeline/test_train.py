@@ -121,10 +121,10 @@ def _wait_for(folder, name):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("who", ["RayTrainWorker", "Controller", "Desk"])
+@pytest.mark.parametrize("who", ["RayTrainWorker", "Controller", "TaskQueue"])
 def test_a_lost_process_is_made_good(cluster, pictures, tmp_path, who):
     planned = _planned(_step(pictures), tmp_path)
-    train.run(planned, cluster)  # now a crew waits
+    train.run(planned, cluster)  # now a worker group waits
     for process in _processes(f"ray::{who}"):
         process.kill()
     again = _planned(_step(pictures, epochs=2), tmp_path)

@@ -38,8 +38,8 @@ def examined(address: str | None, storage_uri: str) -> Iterator[Finding]:
     finally:
         ray.shutdown()
     if len(nodes) > 1 and "://" not in storage_uri:
-        said = f"{len(nodes)} nodes, but the storage is the local folder {storage_uri}."
-        yield Finding("Ray", "warn", said, "Use s3://BUCKET/PREFIX, unless every node mounts this very folder.")
+        text = f"{len(nodes)} nodes, but the storage is the local folder {storage_uri}."
+        yield Finding("Ray", "warn", text, "Use s3://BUCKET/PREFIX, unless every node mounts this very folder.")
 
 
 def _nodes(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -48,7 +48,7 @@ def _nodes(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
 
     own = _versions()
     ask = ray.remote(num_cpus=0)(_versions)
-    asked = {
+    pending = {
         node["NodeID"]: ask.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote()
@@ -56,18 +56,18 @@ def _nodes(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
     }
     for node in nodes:
         has = node["Resources"]
-        said = f"{node['NodeManagerAddress']}: {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs"
+        text = f"{node['NodeManagerAddress']}: {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs"
         try:
-            found = ray.get(asked[node["NodeID"]], timeout=TASK_TIMEOUT_S)
+            versions = ray.get(pending[node["NodeID"]], timeout=TASK_TIMEOUT_S)
         except Exception as error:  # a node that cannot run a task; Ray raises many kinds
             remedy = "Is mvray installed on the node, in the environment that Ray runs in?"
-            yield Finding("Ray", "bad", f"{said}; runs no task: {type(error).__name__}: {error}", remedy)
+            yield Finding("Ray", "bad", f"{text}; runs no task: {type(error).__name__}: {error}", remedy)
             continue
-        other = [f"{name} {version} (here {own[name]})" for name, version in found.items() if version != own[name]]
+        other = [f"{name} {version} (here {own[name]})" for name, version in versions.items() if version != own[name]]
         if other:
-            yield Finding("Ray", "bad", f"{said}; {', '.join(other)}", "Install the same versions on every node.")
+            yield Finding("Ray", "bad", f"{text}; {', '.join(other)}", "Install the same versions on every node.")
         else:
-            yield Finding("Ray", "ok", f"{said}; {', '.join(f'{k} {v}' for k, v in found.items())}")
+            yield Finding("Ray", "ok", f"{text}; {', '.join(f'{k} {v}' for k, v in versions.items())}")
 
 
 def _versions() -> dict[str, str]:
