@@ -230,7 +230,7 @@ def _session(
     costs: Any,
     at_end: Any = None,
 ) -> Iterator[None]:
-    """Work on a cluster, after which it is left, costs are said and MLflow's run is closed, whatever happens."""
+    """Work on a cluster; afterwards, whatever happens, it is left, costs are shown and MLflow's run is closed."""
     status = "FAILED"
     with _interruptible():
         try:
@@ -283,7 +283,7 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _readable(progress: Progress) -> Iterator[None]:
-    """For what is read from the storage to be shown at a run's end: where that fails it is said, not raised.
+    """Around reads of the storage for what a run shows at its end: an error there is shown, not raised.
 
     The error that ended the run, often of the same storage, must be the one that the user sees.
     """

@@ -19,7 +19,7 @@ PATIENCE_S = 1200.0
 """How long the next child waits for the cluster."""
 SOON_S = 60.0
 MOST_SOON = 3
-"""A child that ended so soon so often in a row ends because of something else."""
+"""How often in a row a child may end that soon; after that the cause is not the cluster."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 

@@ -77,7 +77,7 @@ class Connection:
             folder = Path.cwd()
             import ray
 
-            logging.getLogger("ray").setLevel(logging.ERROR)  # as _quiet, but for what is said while starting
+            logging.getLogger("ray").setLevel(logging.ERROR)  # for Ray's start; `_quiet` sets the rest after it
             ray_internals.never_connect_unasked()
             address = os.environ.get("RAY_ADDRESS")
             if not address:

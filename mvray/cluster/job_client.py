@@ -117,7 +117,7 @@ def _is_loopback(uri: str) -> bool:
 class JobClient:
     """The jobs of the cluster whose dashboard is at ``address``; without it, as Ray's variables say.
 
-    Raises ClusterError, in words, where it does not answer, wants another token, or runs another Ray.
+    Raises ClusterError where it does not answer, wants another token, or runs another Ray.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -128,7 +128,7 @@ class JobClient:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with self._words():
             self.address = _dashboard(self.address)
-        # Ray lets its variables win over what it is given.
+        # In Ray's client these variables override the arguments.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         with self._words():
             import ray
@@ -233,7 +233,7 @@ class JobClient:
 
     @contextmanager
     def _words(self, missing: str = "") -> Iterator[None]:
-        """What Ray's client raises, in one message; ``missing`` is the one for what is not there."""
+        """Turn errors of Ray's client into ClusterError, and a 404 into SettingError(``missing``) where that is set."""
         try:
             yield
         except (ClusterError, SettingError):
@@ -265,8 +265,8 @@ def _dashboard(address: str) -> str:
         return f"http://{address}"
     if "://" in address and not address.startswith("ray://"):
         return address
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray lets win over what it is given
-    with unheard("gcs_client.cc"), unheard("rpc_client.h"):  # what they warn of is raised, too
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which overrides the argument in Ray's client
+    with unheard("gcs_client.cc"), unheard("rpc_client.h"):  # what they warn of is also raised
         from ray.dashboard.utils import get_address_for_submission_client
 
         logging.getLogger("ray.client_builder").setLevel(logging.ERROR)

@@ -34,17 +34,17 @@ HEAD = "node:__internal_head__"
 CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the autoscaler's configuration (JSON) on the head, and nowhere else."""
 GIVEN = "MVRAY_AUTOSCALER_MAX"
-"""The same where nobody leaves such a file (Kubernetes), said by hand on the head: GPU=8,CPU=116."""
+"""The same limits where there is no such file (Kubernetes), set by hand on the head: GPU=8,CPU=116."""
 NO_LIMIT = 1_000_000.0
-"""Stands for as much as is asked for; Ray says 2^63 - 1, which sums and products do not bear."""
+"""Stands for an unlimited amount: Ray's 2^63 - 1 would overflow sums and products."""
 
 Bundle = Mapping[str, float]
 
 
 def most() -> dict[str, float]:
-    """What the autoscaler's configuration allows of each resource; empty where nobody says.
+    """What the autoscaler's configuration allows of each resource; empty where it is not known.
 
-    Ray has a place for it, which is asked first; Ray 2.60's own autoscaler leaves it empty. Raises SettingError for a
+    Ray's own record of it is asked first; Ray 2.60's autoscaler leaves that empty. Raises SettingError for a
     MVRAY_AUTOSCALER_MAX that cannot be read.
     """
     limits: Mapping[str, float] | None = ray_internals.autoscaler_limits()
@@ -161,7 +161,7 @@ class RoomRequest:
 
 
 def heads_to_spare(bundle: Bundle) -> set[str]:
-    """Ids of the head, where ``bundle`` would fit there and on another node, too: what fills its memory ends all."""
+    """The head's id, where ``bundle`` fits on another node too: what fills the head's memory ends the whole cluster."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

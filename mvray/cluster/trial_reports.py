@@ -1,11 +1,11 @@
-"""Where the trials of a search say what each epoch gave, and hear whether to go on: an actor, and who calls it.
+"""The actor to which a search's trials report each epoch's metrics, and which tells them whether to go on.
 
-    rank 0 of a trial   tells each epoch's numbers                    tell -> TrialReports.add
-    Tune's trial        takes them one by one to Ray Tune             tuning/ray_tune.py -> TrialReports.next
-    every rank          waits after some epochs for Tune's word       tell -> TrialReports.goes_on
-    the driver          says that a trial was stopped, or has ended   tuning/tune.py -> TrialReports.stop, .end
+    rank 0 of a trial   reports each epoch's metrics                  tell -> TrialReports.add
+    Tune's trial        hands them one by one to Ray Tune             tuning/ray_tune.py -> TrialReports.next
+    every rank          waits after some epochs for Tune's answer     tell -> TrialReports.goes_on
+    the driver          notes that a trial was stopped, or has ended  tuning/tune.py -> TrialReports.stop, .end
 
-That Tune's trial asks for the next epoch means that Tune lets it go on.
+When Tune's trial asks for the next epoch, Tune has let the trial go on.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class _TrialState:
 
     rows: list[Row] = field(default_factory=list)
     allowed: int = 0
-    """How many epochs it may end and go on."""
+    """After how many epochs Tune has let it go on."""
     stopped: bool = False
     ended: bool = False
 
 
 class TrialReports:
-    """The actor. Its methods wait without holding one another up."""
+    """The actor. Its methods are coroutines: one that waits does not block the others."""
 
     def __init__(self) -> None:
         self._trials: dict[int, _TrialState] = {}

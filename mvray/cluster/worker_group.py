@@ -45,7 +45,7 @@ GRACE_S = 60.0
 
 
 class TaskQueue:
-    """Where a group's workers ask for work; an actor. Tasks are numbered from 0; None means end."""
+    """An actor from which a group's workers take tasks, numbered from 0; None tells a worker to end."""
 
     def __init__(self, workers: int, idle_s: float) -> None:
         self._workers, self._idle_s = workers, idle_s
@@ -110,7 +110,7 @@ class TaskQueue:
             return number in self._stopped
 
     async def close(self) -> None:
-        """End the group when it has done what it was given."""
+        """End the group once its tasks are done."""
         async with self._changed:
             self._close()
 
@@ -143,7 +143,7 @@ def _hear(queue: Any, number: int, stop: threading.Event) -> None:
     import ray
     import ray.exceptions
 
-    with contextlib.suppress(ray.exceptions.RayError):  # a queue that is lost takes the whole group with it
+    with contextlib.suppress(ray.exceptions.RayError):  # without its queue the whole group ends
         if ray.get(queue.stopped.remote(number)):
             stop.set()
 
@@ -162,7 +162,9 @@ class WorkerGroup:
         self.ends: str | None = None
         """Why the group itself has ended its task early; None where it has not. Such a group is not used again."""
         self.bundle, self.stays, self._shared = bundle, cluster.is_lean, not cluster.is_local
-        selector = {placement.NODE_ID: ray.get_runtime_context().get_node_id()}  # where the driver is lost, so is all
+        selector = {
+            placement.NODE_ID: ray.get_runtime_context().get_node_id()
+        }  # on the driver's node: both are lost together
         queue: Any = ray.remote(num_cpus=0, label_selector=selector)(TaskQueue)
         self._queue = queue.options(name=f"{name}-tasks").remote(size, IDLE_S)
         self._fit: Future[None] = Future()
@@ -252,7 +254,7 @@ class WorkerGroup:
 
 
 class _End:
-    """When a task is ended early: where ``stopping`` says so, or because the group itself ``wants_end``."""
+    """Decides when a task ends early: when ``stopping()``, or when the group itself ``wants_end()``."""
 
     def __init__(self, stopping: Callable[[], bool], wants_end: Callable[[], bool]) -> None:
         self._stopping, self._wants_end = stopping, wants_end

@@ -152,7 +152,7 @@ def _set(part: T, path: list[str], value: Any, setting: str) -> T:
 
 
 def _with(part: T, **changes: Any) -> T:
-    """``part`` with other fields, not checked: values may fit only together with those that are set next."""
+    """``part`` with other fields, unchecked: values may only be valid together with those that are set next."""
     changed = object.__new__(type(part))
     for f in dataclasses.fields(part):  # type: ignore[arg-type]
         object.__setattr__(changed, f.name, changes.get(f.name, getattr(part, f.name)))

@@ -78,7 +78,7 @@ class Planned:
         return self.folder.read_json(MANIFEST, dict)
 
     def changed_code(self) -> list[str]:
-        """Files of one's own code that do other things now than when this finished step was made."""
+        """The user's code files that have changed since this finished step was made."""
         return job_file.changes(self.manifest().get("code", []), self.step)
 
     def metrics(self) -> dict[str, float]:

@@ -88,9 +88,9 @@ class ShardMaker:
         node_cache.begin_task(work.step.scale.cache_gb)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """For Ray Data: positions among the missing shards in, what was made of each out.
+        """For Ray Data: takes positions among the missing shards, returns a row about each finished one.
 
-        An error goes the same way: of what is raised here Ray Data hands on the text alone.
+        An error is returned in its row too, because Ray Data keeps only the text of what is raised here.
         """
         columns: dict[str, list[Any]] = {"rows": [], "bad": [], "error": [], "host": [], "gpu_busy": []}
         for position in batch["id"]:
@@ -130,7 +130,7 @@ class ShardMaker:
         """Write one shard; returns how many samples it has and how many could not be read."""
         first, end = self._work.shards[shard : shard + 2]
         rows = self._rows.slice(first, end - first)
-        if self._folder.exists(shard_path(shard)):  # by an actor that died before Ray heard of it
+        if self._folder.exists(shard_path(shard)):  # made by an actor that died before it could report it
             count = samples_in(self._folder, shard)
             return count, len(rows) - count
         generator = self._generator

@@ -104,7 +104,7 @@ def _fit(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], 
     scale = task.step.scale
 
     def take_group() -> WorkerGroup | None:
-        StepProgress.clear(planned.folder)  # what its last workers said is over
+        StepProgress.clear(planned.folder)  # it is about the last workers
         return cluster.groups.take(scale, cluster.gpus(), planned.name, _label(planned, task), stopping)
 
     while group := take_group():

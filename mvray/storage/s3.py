@@ -130,7 +130,7 @@ class S3Files:
             arguments = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
             self._insist(path, lambda client, at: client.complete_multipart_upload(**at, **arguments), policy)
         except BaseException:
-            with suppress(Exception):  # what went wrong before is what is told
+            with suppress(Exception):  # the first error is the one to raise
                 _connection().client.abort_multipart_upload(Bucket=self._bucket, Key=self._key(path), UploadId=upload)
             raise
 
@@ -225,7 +225,7 @@ def _content(answer: dict[str, Any]) -> bytes:
 
 
 def _body(data: bytes) -> bytes | io.BytesIO:
-    """Much is sent piece by piece: a timeout is for what a socket is given at once, and may be short."""
+    """Send large bodies in pieces: the timeout is for one piece, so it may be short."""
     return data if len(data) <= _AT_ONCE_BYTES else io.BytesIO(data)
 
 

@@ -58,7 +58,7 @@ class MlflowStore:
         self._runs: dict[str, str] = {}
 
     def _connect(self) -> Any:
-        # MLflow has no other way to say these. Its own retries would block for minutes; the delivery has better.
+        # MLflow takes these from variables alone. Its own retries would block for minutes; the delivery retries itself.
         for name, value in (
             ("HTTP_REQUEST_MAX_RETRIES", "1"),
             ("HTTP_REQUEST_TIMEOUT", "30"),

@@ -160,15 +160,17 @@ def _check_server(uri: str) -> str:
 
 
 def _version_for_us(uri: str) -> str:
-    """What a server that wants a password says to ours, found where MLflow looks for it."""
+    """The server's answer to our user and password, which are read where MLflow reads them."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
     try:
-        credentials: Any = get_default_host_creds  # MLflow's own has no types
+        credentials_of: Any = get_default_host_creds  # MLflow's own has no types
         ask: Any = http_request
-        answer = ask(credentials(uri.rstrip("/")), "/version", "GET", timeout=10, max_retries=0, raise_on_status=False)
+        answer = ask(
+            credentials_of(uri.rstrip("/")), "/version", "GET", timeout=10, max_retries=0, raise_on_status=False
+        )
     except MlflowException as error:
         raise ClusterError(f"No MLflow server answers at {without_password(uri)}: {error}.") from error
     if answer.status_code in (401, 403):

@@ -75,7 +75,7 @@ class _OutboxWriter:
                 self._warn("%s cannot be written (%s): what is for MLflow waits in memory until it can be.", reason)
             self._error = reason
         else:
-            self._error = ""  # the next time is said again
+            self._error = ""  # the next failure is reported again
 
     def _one_too_many(self) -> int | None:
         """Which to give up, as there are too many: the oldest metrics or file, without which a run still is one."""

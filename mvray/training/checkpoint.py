@@ -162,7 +162,7 @@ class Checkpoints:
             raise Damaged(f"{self._folder.full(path)} is damaged ({error})") from error
 
     def _check(self, path: str, data: bytes, sums: Mapping[str, int]) -> None:
-        """After reading, since what reading finds says more. Neither reader would notice a tensor's changed bytes."""
+        """Checked after reading, whose own error says more. Neither reader notices changed bytes of a tensor."""
         if zlib.crc32(data) != sums.get(path.rpartition("/")[2], zlib.crc32(data)):
             raise Damaged(f"{self._folder.full(path)} is damaged (its checksum is not that of {COMPLETE})")
 
@@ -205,7 +205,7 @@ class Checkpoints:
             self.check_attempt()
             for checkpoint in (best, copy) if best is not None else (copy,):
                 if not self._stored(checkpoint):
-                    return  # what would be stored after the best one counts on it
+                    return  # a later checkpoint refers to the best one, which is not stored
                 if checkpoint is self._best:
                     self._best = None
             self._remove_but(copy.name, keep)

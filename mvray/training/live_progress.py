@@ -59,7 +59,7 @@ class LiveProgress:
         else:
             text = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}"
             text += f", {rate:.1f} steps/s, {self._left(epoch, done, batches, rate)} left" if rate else ""
-        text += f", {self._where}{self._gpus.said if self._gpus else ''}"
+        text += f", {self._where}{self._gpus.text if self._gpus else ''}"
         checkpoints = self.checkpoints
         trouble = f"{checkpoints.damage} {checkpoints.trouble}".strip() if checkpoints else ""
         world = self._here.world
@@ -70,7 +70,7 @@ class LiveProgress:
             log.warning(trouble)  # the driver cannot be told
 
     def _left(self, epoch: int, done: int, batches: int, rate: float) -> str:
-        """How long it takes from here: at most, since patience may end it before, once a whole epoch was seen."""
+        """The time that is left: once a whole epoch was timed an upper bound, as patience may end training earlier."""
         epochs = self._epochs - epoch
         left_s = (epochs * batches - done) / rate + epochs * (self.after_s or 0.0)
         left_s += (epochs - 1 if done else epochs) * (self.before_s or 0.0)
@@ -94,7 +94,7 @@ def gpu_words(busy: Iterable[float]) -> str:
 class GpuUse:
     """How busy the GPUs of this node are, in percent, asked for in a thread of its own; None where nobody knows.
 
-    ``everywhere`` is the same for each rank's node, as far as the ranks told one another (coordination.py).
+    ``everywhere`` is the same for each rank's node, as of the ranks' last exchange (coordination.py).
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class GpuUse:
         threading.Thread(target=self._ask, name="gpu-use", daemon=True).start()
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         return gpu_words(busy for busy in (self.everywhere or [self.here]) if busy is not None)
 
     def _ask(self) -> None:
@@ -115,5 +115,5 @@ class GpuUse:
 
 @functools.cache
 def gpu_use() -> GpuUse:
-    """The one of this process."""
+    """This process's GpuUse, started at the first call."""
     return GpuUse()

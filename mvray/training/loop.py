@@ -50,7 +50,7 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     going = all(here.report(task, row) for row in state.history)
     while going and not state.finished:
         going = _epoch(task, parts, state, here) and _end_epoch(task, parts, state, here)
-        # A small epoch has no step after which it was asked, and validation may have taken long.
+        # A short epoch may have had no exchange between ranks, and validation may have taken long.
         going = going and (state.finished or not parts.coordination.stopping())
     parts.checkpoints.wait()
     if state.finished and here.rank == 0:
@@ -180,7 +180,7 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> boo
     patience = task.step.optim.patience
     state.finished = state.epoch >= task.epochs or (patience is not None and state.epochs_without_better >= patience)
     state.sums = {}
-    _check_readable(task, parts, here)  # before it is saved: what was trained without them must not go on
+    _check_readable(task, parts, here)  # before saving: a run that lost too many samples must not go on
     save(parts, state, here)
     parts.coordination.saved()
     rate = metrics["samples_per_s"] / parts.samples.batch_size

@@ -1,4 +1,4 @@
-"""What one rank of a Train step works on: the task, its samples, and words between the ranks."""
+"""What one rank of a Train step works on: the task, its samples, and what the ranks exchange about them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class SearchTrial:
     """The task is trial ``number`` of a search, whose actor is named ``scores`` (cluster/trial_reports.py).
 
-    It is told of every epoch. After each epoch of ``waits`` (how many are done) training waits for its word.
+    Every epoch is reported to that actor. After as many epochs as one of ``waits`` says, training waits for its answer.
     """
 
     scores: str

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from mvray.tuning.study import FINISHED, STOPPED, Study, at_epoch
 
 VALUE, EPOCHS = "value", "epochs"
-"""What Tune is told: the metric of the epoch that the step would select by now, and how many are done."""
+"""What is reported to Tune: the metric of the epoch that the step would select by now, and how many are done."""
 PROXY_LOSSES = 3
 """How often a trial's TrialProxy may be lost: a new one begins with the first epoch, which TrialReports still has."""
 QUIET = {
@@ -95,7 +95,7 @@ class Suggestions(Searcher):
 
 
 class Listener(tune.Callback):
-    """Hears in this process what Tune has taken note of and decided."""
+    """Called in this process with each result that Tune records and each trial that it ends."""
 
     def __init__(self, training: Training) -> None:
         self._training = training

@@ -30,7 +30,7 @@ from mvray.tuning.suggest import Known, Settings, bred, drawn, suggest
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 SAVE_EVERY_S = 5.0
-"""At most so often for an epoch alone: epochs can be asked of the trial's own checkpoint again."""
+"""Trials are saved at most so often for a new epoch: the trial's own checkpoint has its epochs too."""
 
 
 @dataclass
@@ -238,7 +238,7 @@ class Study:
         )
 
     def note(self, trial: Trial, epochs: int, value: float) -> None:
-        """A trial has ended an epoch. Raises TakenOver as `save`; where nothing can be stored now, it is later."""
+        """A trial has ended an epoch. Raises TakenOver as `save`; what cannot be stored now is stored later."""
         with self._lock:
             if epochs == len(trial.values) + 1:
                 trial.values.append(float(value))
@@ -266,7 +266,7 @@ class Study:
             self._attempt = uuid.uuid4().hex
             self.folder.insist("attempt", self._attempt.encode())
             with contextlib.suppress(FileNotFoundError):
-                self.trials = self._stored()  # that one may have gone on meanwhile
+                self.trials = self._stored()  # the other process may have gone on meanwhile
 
     def _check_attempt(self) -> None:
         if self._attempt and self.folder.read("attempt").decode(errors="replace") != self._attempt:

@@ -42,7 +42,7 @@ class Known:
 
 
 def suggest(search: Search, number: int, trials: Sequence[Known]) -> Settings | None:
-    """The settings of trial ``number``, none of those of ``trials``; None where all that there are have been tried."""
+    """The settings of trial ``number``, none of those of ``trials``; None where all have been tried."""
     tried = {_key(trial.settings) for trial in trials}
     if search.size is not None and len(tried) >= search.size:
         return None

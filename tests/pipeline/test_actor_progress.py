@@ -57,8 +57,8 @@ def test_nobody_knows_how_busy_a_gpu_is(tmp_path: Path) -> None:
 def test_gpus_of_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GpuUse, "_ask", lambda _: None)
     use = GpuUse()
-    assert use.said == ""
+    assert use.text == ""
     use.here = 90.0
-    assert use.said == ", GPU 90 %"
+    assert use.text == ", GPU 90 %"
     use.everywhere = [90.0, 40.0, None, 50.0]
-    assert use.said == ", GPU 60 %"
+    assert use.text == ", GPU 60 %"
