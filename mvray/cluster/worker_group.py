@@ -162,9 +162,8 @@ class WorkerGroup:
         self.ends: str | None = None
         """Why the group itself has ended its task early; None where it has not. Such a group is not used again."""
         self.bundle, self.stays, self._shared = bundle, cluster.is_lean, not cluster.is_local
-        selector = {
-            placement.NODE_ID: ray.get_runtime_context().get_node_id()
-        }  # on the driver's node: both are lost together
+        # On the driver's node: both are lost together.
+        selector = {placement.NODE_ID: ray.get_runtime_context().get_node_id()}
         queue: Any = ray.remote(num_cpus=0, label_selector=selector)(TaskQueue)
         self._queue = queue.options(name=f"{name}-tasks").remote(size, IDLE_S)
         self._fit: Future[None] = Future()
