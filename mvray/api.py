@@ -16,7 +16,7 @@ from mvray.cluster import Cluster
 from mvray.errors import DataError, MvrayError, SettingError
 from mvray.experiment import Job, git_commit, job_file, replaced, versions
 from mvray.inference import Result, SearchResult, StepResult, load_step
-from mvray.pipeline import Plan, Planned, chosen, cost, execute, plan
+from mvray.pipeline import Plan, Planned, cost, execute, plan, selected_steps
 from mvray.reports import RunLog, comparison, means, pictures, search_figures, search_table
 from mvray.storage import Storage
 from mvray.tracking import Progress, Tracker, outbox_folder, refuge, tracking_uri, where_tracked
@@ -100,29 +100,31 @@ def run(
     place = Storage(str(storage))
     job_of_steps = load_job(job, tiny, data, settings, workers)
     check_only(job_of_steps, only)
-    made = plan.make(job_of_steps, place)
-    steps = chosen(made, only)
+    job_plan = plan.make(job_of_steps, place)
+    steps = selected_steps(job_plan, only)
     place.check()
     progress = Progress()
     todo = [planned for planned in steps if not planned.finished]
-    progress.say(f"{made.job.name}: {len(steps)} steps, {len(steps) - len(todo)} finished before, {len(todo)} to do.")
+    progress.say(
+        f"{job_plan.job.name}: {len(steps)} steps, {len(steps) - len(todo)} finished before, {len(todo)} to do."
+    )
     _say_changed_code(steps, progress)
-    _say_bad(made, progress)
+    _say_bad(job_plan, progress)
     about = {**versions(), "git_commit": git_commit() or ""}
-    tracker = _tracker(place, made.job.name, DELIVERY_DELAY_S if todo else 0.0, progress)
-    log = RunLog(tracker, made, about, _path_of(job))
+    tracker = _tracker(place, job_plan.job.name, DELIVERY_DELAY_S if todo else 0.0, progress)
+    log = RunLog(tracker, job_plan, about, _path_of(job))
     cluster = Cluster(place, workers if isinstance(workers, int) else None, progress.say, patience_s)
 
     def costs() -> list[tuple[str, Storage]]:
         return [(planned.title, planned.folder) for planned in todo if planned.finished]
 
     with _session(cluster, log, progress, str(storage), costs):
-        execute(made, cluster, log, progress, only)
-        if not made.missing():
-            log.results(means(made))
+        execute(job_plan, cluster, log, progress, only)
+        if not job_plan.missing():
+            log.results(means(job_plan))
             if todo:
-                log.pictures({**comparison(made), **pictures(made)})
-    return Result(made)
+                log.pictures({**comparison(job_plan), **pictures(job_plan)})
+    return Result(job_plan)
 
 
 def tune(
@@ -145,21 +147,23 @@ def tune(
     place = Storage(str(storage))
     job_of_steps = load_job(job, tiny, data, settings, workers)
     _, step = study.check(job_of_steps)
-    made = plan.make(replace(job_of_steps, seeds=job_of_steps.seeds[:1]), place)
-    base = made.of(step, made.job.seeds[0])
-    searched = Study(made.job, base)
-    wanted = searched.checked(trials)
+    job_plan = plan.make(replace(job_of_steps, seeds=job_of_steps.seeds[:1]), place)
+    base = job_plan.of(step, job_plan.job.seeds[0])
+    searched = Study(job_plan.job, base)
+    count = searched.checked(trials)
     place.check()
-    before = Plan(made.job, place, tuple(other for other in chosen(made, base.name) if other is not base))
+    before = Plan(
+        job_plan.job, place, tuple(other for other in selected_steps(job_plan, base.name) if other is not base)
+    )
     new = [other for other in before.steps if not other.finished]
     progress = Progress()
     progress.say(
-        f"{made.job.name}: search of {base.name}, {searched.summary(wanted)}. "
+        f"{job_plan.job.name}: search of {base.name}, {searched.summary(count)}. "
         f"{len(new)} of the {len(before.steps)} steps that it reads are to do first."
     )
     about = {**versions(), "git_commit": git_commit() or ""}
-    tracker = _tracker(place, made.job.name, DELIVERY_DELAY_S, progress)
-    log = RunLog(tracker, made, about, _path_of(job), search=searched.about())
+    tracker = _tracker(place, job_plan.job.name, DELIVERY_DELAY_S, progress)
+    log = RunLog(tracker, job_plan, about, _path_of(job), search=searched.about())
     cluster = Cluster(place, None, progress.say, patience_s)
 
     def costs() -> list[tuple[str, Storage]]:
@@ -169,7 +173,7 @@ def tune(
 
     with _session(cluster, log, progress, str(storage), costs, lambda: _log_search(log, searched)):
         execute(before, cluster, log, progress)
-        tune_study(searched, cluster, log, progress, wanted, concurrent)
+        tune_study(searched, cluster, log, progress, count, concurrent)
     return SearchResult(searched)
 
 
@@ -184,9 +188,9 @@ def report(
     """What a job has found so far; nothing is run."""
     check_data(data)
     place = Storage(str(storage))
-    made = plan.make(load_job(job, tiny, data, settings), place)
+    job_plan = plan.make(load_job(job, tiny, data, settings), place)
     place.check(write=False)
-    return Result(made)
+    return Result(job_plan)
 
 
 def load(path: str | Path, job: str | Path | None = None) -> Method:
@@ -226,7 +230,7 @@ def _session(
     costs: Any,
     at_end: Any = None,
 ) -> Iterator[None]:
-    """Work on a cluster, after which it is left, costs are said and MLflow's run is closed, whatever happens."""
+    """Work on a cluster; afterwards, whatever happens, it is left, costs are shown and MLflow's run is closed."""
     status = "FAILED"
     with _interruptible():
         try:
@@ -279,7 +283,7 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _readable(progress: Progress) -> Iterator[None]:
-    """For what is read from the storage to be shown at a run's end: where that fails it is said, not raised.
+    """Around reads of the storage for what a run shows at its end: an error there is shown, not raised.
 
     The error that ended the run, often of the same storage, must be the one that the user sees.
     """
@@ -289,15 +293,15 @@ def _readable(progress: Progress) -> Iterator[None]:
         progress.say(f"What this run has cost or found is not shown in full: {error}")
 
 
-def _say_costs(done: Sequence[tuple[str, Storage]], log: RunLog, progress: Progress) -> None:
+def _say_costs(folders: Sequence[tuple[str, Storage]], log: RunLog, progress: Progress) -> None:
     """What the steps in these folders have cost, on the terminal and on the job's run."""
-    if rows := [(name, cost.total(folder)) for name, folder in done]:
+    if rows := [(name, cost.total(folder)) for name, folder in folders]:
         progress.say(f"\n{cost.as_text(rows)}\n")
-        log.results(cost.as_metrics(sum((spent for _, spent in rows), cost.Spent())))
+        log.results(cost.as_metrics(sum((step_cost for _, step_cost in rows), cost.Cost())))
 
 
-def _say_bad(made: Plan, progress: Progress) -> None:
-    for _, index in made.indexes():
+def _say_bad(job_plan: Plan, progress: Progress) -> None:
+    for _, index in job_plan.indexes():
         for record in index.bad:
             progress.say(f"left out: {record.location}: {record.reason}")
 

@@ -23,7 +23,7 @@ from mvray.methods import classifier
 from mvray.nn import networks
 from mvray.nn.method import Method
 from mvray.pipeline import plan
-from mvray.pipeline.cost import Spent
+from mvray.pipeline.cost import Cost
 from mvray.pipeline.manifest import manifest_of
 from mvray.storage.storage import Storage
 from mvray.training.checkpoint import weights_to_bytes
@@ -97,6 +97,6 @@ def finished(
     planned.folder.write("weights.safetensors", weights_to_bytes(method.build(planned.facts).state_dict()))
     write_table(planned.folder, "index.parquet", planned.rows())
     planned.folder.write("metrics.json", json.dumps(dict(metrics or {})).encode())
-    manifest = manifest_of(planned, 1.0, None, Spent(1.0))
+    manifest = manifest_of(planned, 1.0, None, Cost(1.0))
     planned.folder.write("step.json", json.dumps(manifest).encode())
     return Path(planned.folder.uri)

@@ -236,7 +236,7 @@ def _loaded_after(code: str) -> set[str]:
 
 def test_what_needs_no_job_loads_nothing_heavy():
     assert _loaded_after("import mvray, mvray.experiment, mvray.cli; mvray.cli._parser()") == set()
-    assert _loaded_after("from mvray.cluster import Jobs; from mvray.tracking import deliver") == set()
+    assert _loaded_after("from mvray.cluster import JobClient; from mvray.tracking import deliver") == set()
 
 
 def test_locks_name_no_hosts():

@@ -23,10 +23,10 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (a step failed), 2 (a mistake to mend), 130 (interrupted)."""
     if not faulthandler.is_enabled():
-        faulthandler.enable(sys.__stderr__ or sys.stderr)  # a crash in somebody's C++ says at least where it was
-    given = _parser().parse_args(arguments)
+        faulthandler.enable(sys.__stderr__ or sys.stderr)  # a crash in a C++ library prints where it was
+    options = _parser().parse_args(arguments)
     try:
-        code: int = given.command(given) or 0
+        code: int = options.command(options) or 0
         return code
     except UserError as error:
         print(f"mvray: {error}", file=sys.stderr)

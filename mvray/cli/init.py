@@ -21,9 +21,9 @@ def add(commands: Any) -> None:
 
 def _init(options: argparse.Namespace) -> int:
     folder: Path = options.folder
-    there = [name for name in FILES if (folder / name).exists()]
-    if there:
-        raise SettingError(f"{folder} has {', '.join(there)} already; expected a new folder. Name another one.")
+    existing = [name for name in FILES if (folder / name).exists()]
+    if existing:
+        raise SettingError(f"{folder} has {', '.join(existing)} already; expected a new folder. Name another one.")
     name = re.sub(r"\W+", "_", folder.resolve().name).strip("_").lower() or "own"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -43,55 +43,56 @@ def add(commands: Any) -> None:
     doctor.set_defaults(command=_doctor)
 
 
-def _ui(given: argparse.Namespace) -> int:
-    if given.server:
-        return _server(given)
-    if given.add_user or given.artifacts or given.backend_store:
+def _ui(options: argparse.Namespace) -> int:
+    if options.server:
+        return _server(options)
+    if options.add_user or options.artifacts or options.backend_store:
         raise SettingError("--add-user, --artifacts and --backend-store belong to a server. Add --server.")
     from mvray.tracking import tracking_uri, ui
 
-    return ui(tracking_uri(Storage(given.storage)), given.host, given.port)
+    return ui(tracking_uri(Storage(options.storage)), options.host, options.port)
 
 
-def _server(given: argparse.Namespace) -> int:
+def _server(options: argparse.Namespace) -> int:
     from mvray.tracking import add_user, serve
 
-    if given.add_user:
-        print(f"User {given.add_user}, password {add_user(given.folder, given.add_user)} (it is not kept; note it now)")
+    if options.add_user:
+        password = add_user(options.folder, options.add_user)
+        print(f"User {options.add_user}, password {password} (it is not kept; note it now)")
         return 0
-    artifacts = given.artifacts
+    artifacts = options.artifacts
     if artifacts:
         storage = Storage(artifacts)
         storage.check()
         artifacts = storage.uri
-    return serve(given.folder, given.host, given.port, given.backend_store, artifacts)
+    return serve(options.folder, options.host, options.port, options.backend_store, artifacts)
 
 
-def _deliver(given: argparse.Namespace) -> int:
+def _deliver(options: argparse.Namespace) -> int:
     from mvray.tracking import Outbox, deliver, outbox_folder, refuge, tracking_uri, waiting_for, without_password
 
-    storage = Storage(given.storage)
+    storage = Storage(options.storage)
     uri, outbox, away = tracking_uri(storage), outbox_folder(storage), refuge(storage)
     address = without_password(uri)
     if away:
         away.check()
-    sent, left = deliver(outbox, uri, refuge=away, former=given.was)
+    sent, undelivered = deliver(outbox, uri, refuge=away, former=options.was)
     print(f"{sent} events sent to {address}." if sent else f"Nothing was sent to {address}.")
-    if left:
-        print(left, file=sys.stderr)
+    if undelivered:
+        print(undelivered, file=sys.stderr)
     for other in sorted({*Outbox.addresses(outbox), *(waiting_for(away) if away else [])}):
         if other != address:
-            again = shlex.join(["mvray", "deliver", "--storage", given.storage, "--was", other])
+            again = shlex.join(["mvray", "deliver", "--storage", options.storage, "--was", other])
             print(f"More waits for {other}: set MLFLOW_TRACKING_URI to that, or send it here: {again}", file=sys.stderr)
-        elif not left:
+        elif not undelivered:
             print("More waits of a run that goes on, or whose node vanished within 15 minutes.", file=sys.stderr)
-    return FAILED if left else 0
+    return FAILED if undelivered else 0
 
 
-def _doctor(given: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> int:
     from mvray.cli import doctor
     from mvray.tracking import tracking_uri
 
-    findings = doctor.examine(given.storage, tracking_uri(Storage(given.storage)), os.environ.get("RAY_ADDRESS"))
+    findings = doctor.examine(options.storage, tracking_uri(Storage(options.storage)), os.environ.get("RAY_ADDRESS"))
     print(doctor.as_text(findings))
     return FAILED if any(finding.state == "bad" for finding in findings) else 0

@@ -30,25 +30,25 @@ def add(commands: Any) -> None:
     faces.set_defaults(command=_sample_faces)
 
 
-def _sample_comics(given: argparse.Namespace) -> int:
+def _sample_comics(options: argparse.Namespace) -> int:
     from mvray.data.synthetic import comics
 
-    comics.compose(given.out, titles=given.titles, pages=given.pages, seed=given.seed)
-    print(f"Wrote {given.titles} titles of {given.pages} pages to {given.out}.")
+    comics.compose(options.out, titles=options.titles, pages=options.pages, seed=options.seed)
+    print(f"Wrote {options.titles} titles of {options.pages} pages to {options.out}.")
     return 0
 
 
-def _sample_actions(given: argparse.Namespace) -> int:
+def _sample_actions(options: argparse.Namespace) -> int:
     from mvray.data.synthetic import actions
 
-    actions.compose(given.out, classes=given.classes, videos=given.videos, seed=given.seed)
-    print(f"Wrote {given.classes} classes of {given.videos} videos to {given.out}.")
+    actions.compose(options.out, classes=options.classes, videos=options.videos, seed=options.seed)
+    print(f"Wrote {options.classes} classes of {options.videos} videos to {options.out}.")
     return 0
 
 
-def _sample_faces(given: argparse.Namespace) -> int:
+def _sample_faces(options: argparse.Namespace) -> int:
     from mvray.data.synthetic import faces
 
-    faces.compose(given.out, characters=given.characters, pictures=given.pictures, seed=given.seed)
-    print(f"Wrote faces of {given.characters} characters to {given.out}.")
+    faces.compose(options.out, characters=options.characters, pictures=options.pictures, seed=options.seed)
+    print(f"Wrote faces of {options.characters} characters to {options.out}.")
     return 0

@@ -18,7 +18,7 @@ from mvray.errors import DataError, SettingError
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
-    from mvray.cluster import Jobs, Shipment, Submitted
+    from mvray.cluster import CodeArchive, JobClient, SubmittedJob
 
 
 def add(commands: Any) -> None:
@@ -56,52 +56,52 @@ def _address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", metavar="ADDRESS", help=text)
 
 
-def words_of(given: argparse.Namespace, job: str) -> list[str]:
+def words_of(options: argparse.Namespace, job: str) -> list[str]:
     """The command that the cluster's head runs: ``run`` or ``tune`` with the options of ``submit``.
 
     Raises SettingError or DataError for a place that is on this machine alone.
     """
-    _check_places(given)
-    words = ["tune" if given.tune else "run", job, *same_options(given)]
-    options = ("trials", "concurrent", "workers") if given.tune else ("only", "workers")
-    for option in options:
-        if (value := getattr(given, option)) is not None:
-            words += [f"--{option}", str(value)]
+    _check_places(options)
+    words = ["tune" if options.tune else "run", job, *same_options(options)]
+    names = ("trials", "concurrent", "workers") if options.tune else ("only", "workers")
+    for name in names:
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name}", str(value)]
     return words
 
 
-def _check_job(given: argparse.Namespace) -> None:
+def _check_job(options: argparse.Namespace) -> None:
     """Raises, here and not in minutes, what `mvray run` or `mvray tune` would raise on the head for job and options."""
-    if not given.tune:
-        if given.trials is not None or given.concurrent is not None:
+    if not options.tune:
+        if options.trials is not None or options.concurrent is not None:
             raise SettingError("--trials and --concurrent are of a search; expected --tune beside them.")
-        job_of(given, given.only)
+        job_of(options, options.only)
         return
-    if given.only is not None:
+    if options.only is not None:
         raise SettingError(
-            f"--only {given.only}: a search trains one step, with what that reads; expected no --only beside --tune."
+            f"--only {options.only}: a search trains one step, with what that reads; expected no --only beside --tune."
         )
     from mvray.tuning import study
 
-    check_options(given)
-    search, _ = study.check(job_of(given))
-    if search.scheduler == "pbt" and given.trials is not None:
-        replace(search, trials=given.trials)  # a population has a least size
+    check_options(options)
+    search, _ = study.check(job_of(options))
+    if search.scheduler == "pbt" and options.trials is not None:
+        replace(search, trials=options.trials)  # a population has a least size
 
 
-def _check_places(given: argparse.Namespace) -> None:
-    if given.storage == STORAGE or not _is_everywhere(given.storage):
-        found = "no --storage" if given.storage == STORAGE else f"--storage {given.storage}"
+def _check_places(options: argparse.Namespace) -> None:
+    if options.storage == STORAGE or not _is_everywhere(options.storage):
+        storage = "no --storage" if options.storage == STORAGE else f"--storage {options.storage}"
         raise SettingError(
-            f"Found {found}; the results of a submitted job must lie where every node of the cluster can write. "
+            f"Found {storage}; the results of a submitted job must lie where every node of the cluster can write. "
             "Expected --storage s3://BUCKET/PREFIX, or the absolute path of a folder that all nodes share."
         )
-    if given.data and not _is_everywhere(given.data):
+    if options.data and not _is_everywhere(options.data):
         raise DataError(
-            f"--data {given.data} is a folder of this machine; the cluster cannot read it. Expected "
+            f"--data {options.data} is a folder of this machine; the cluster cannot read it. Expected "
             "s3://BUCKET/PREFIX, or the absolute path of a folder that all nodes share."
         )
-    for place in (given.storage, given.data):
+    for place in (options.storage, options.data):
         if place:
             Storage(place)  # refuses what is no place, and keys in an address
 
@@ -110,35 +110,35 @@ def _is_everywhere(place: str) -> bool:
     return place.startswith("s3://") or Path(place).is_absolute() or place.startswith("file:///")
 
 
-def _submit(given: argparse.Namespace) -> int:
-    from mvray.cluster import LIMIT_MIB, Jobs, beside, environment, pack
+def _submit(options: argparse.Namespace) -> int:
+    from mvray.cluster import LIMIT_MIB, JobClient, beside, environment, pack
 
-    shipment = pack(given.job, given.code_limit if given.code_limit is not None else LIMIT_MIB)
-    words = words_of(given, shipment.job)
-    _check_job(given)
-    variables, notes = environment(given.env, os.environ)
-    shipment = replace(shipment, note={**shipment.note, **beside(os.environ)})
-    cluster = Jobs(given.address)
-    _say(sending(shipment))
-    if shipment.left:
-        more = f" and {len(shipment.left) - 3} more" if len(shipment.left) > 3 else ""
-        _say(f"Not sent, because git does not track them: {', '.join(shipment.left[:3])}{more}.")
+    archive = pack(options.job, options.code_limit if options.code_limit is not None else LIMIT_MIB)
+    words = words_of(options, archive.job)
+    _check_job(options)
+    variables, notes = environment(options.env, os.environ)
+    archive = replace(archive, note={**archive.note, **beside(os.environ)})
+    cluster = JobClient(options.address)
+    _say(sending(archive))
+    if archive.untracked:
+        more = f" and {len(archive.untracked) - 3} more" if len(archive.untracked) > 3 else ""
+        _say(f"Not sent, because git does not track them: {', '.join(archive.untracked[:3])}{more}.")
     for note in notes:
         _say(note)
-    id_ = cluster.submit(shipment, words, given.job.stem, variables, given.build_environment)
+    id_ = cluster.submit(archive, words, options.job.stem, variables, options.build_environment)
     print(id_, flush=True)
-    if given.follow:
+    if options.follow:
         return _follow(cluster, id_)
-    _say(_how_to_go_on(id_, given.address))
+    _say(_how_to_go_on(id_, options.address))
     return 0
 
 
-def sending(shipment: Shipment) -> str:
+def sending(archive: CodeArchive) -> str:
     """What is sent, for people."""
-    said = f"Sending {len(shipment.files)} files, {shipment.bytes / 2**20:.1f} MiB"
-    if commit := shipment.commit:
-        said += f", of commit {commit.rstrip('+')[:12]}{' with changes' if commit.endswith('+') else ''}"
-    return f"{said} ..."
+    text = f"Sending {len(archive.files)} files, {archive.bytes / 2**20:.1f} MiB"
+    if commit := archive.commit:
+        text += f", of commit {commit.rstrip('+')[:12]}{' with changes' if commit.endswith('+') else ''}"
+    return f"{text} ..."
 
 
 def _how_to_go_on(id_: str, address: str | None) -> str:
@@ -146,7 +146,7 @@ def _how_to_go_on(id_: str, address: str | None) -> str:
     return f"Follow it:  mvray logs {id_} --follow{at}\nStop it:    mvray stop {id_}{at}"
 
 
-def _follow(cluster: Jobs, id_: str) -> int:
+def _follow(cluster: JobClient, id_: str) -> int:
     """Print the log until the job ends. Ctrl-C ends this, not the job."""
     try:
         for text in cluster.follow(id_):
@@ -158,21 +158,21 @@ def _follow(cluster: Jobs, id_: str) -> int:
         return INTERRUPTED
 
 
-def _ended(job: Submitted) -> int:
+def _ended(job: SubmittedJob) -> int:
     _say(f"{job.id}: {job.state}" + (f" (exit code {job.exit_code})" if job.exit_code else ""))
     if job.state == "FAILED" and job.exit_code is None:
         _say(job.message[-2000:])  # Ray could not start it
     return {"SUCCEEDED": 0, "STOPPED": INTERRUPTED}.get(job.state, job.exit_code or FAILED)
 
 
-def _jobs(given: argparse.Namespace) -> int:
-    from mvray.cluster import Jobs
+def _jobs(options: argparse.Namespace) -> int:
+    from mvray.cluster import JobClient
 
-    print(as_table(Jobs(given.address).all(), time.time()))
+    print(as_table(JobClient(options.address).all(), time.time()))
     return 0
 
 
-def as_table(jobs: list[Submitted], now_s: float) -> str:
+def as_table(jobs: list[SubmittedJob], now_s: float) -> str:
     """The jobs as lines, newest first."""
     from mvray.tracking import duration
 
@@ -191,27 +191,27 @@ def _shown(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)[:80]
 
 
-def _logs(given: argparse.Namespace) -> int:
-    from mvray.cluster import Jobs
+def _logs(options: argparse.Namespace) -> int:
+    from mvray.cluster import JobClient
 
-    cluster = Jobs(given.address)
-    if given.follow:
-        return _follow(cluster, given.id)
-    sys.stdout.write(cluster.log(given.id))
+    cluster = JobClient(options.address)
+    if options.follow:
+        return _follow(cluster, options.id)
+    sys.stdout.write(cluster.log(options.id))
     return 0
 
 
-def _stop(given: argparse.Namespace) -> int:
-    from mvray.cluster import ENDED, Jobs
+def _stop(options: argparse.Namespace) -> int:
+    from mvray.cluster import ENDED, JobClient
 
-    cluster, asked = Jobs(given.address), False
-    for job in cluster.stop(given.id):
-        if job.state in ENDED and not asked:
+    cluster, was_said = JobClient(options.address), False
+    for job in cluster.stop(options.id):
+        if job.state in ENDED and not was_said:
             _say(f"{job.id} had ended before: {job.state}.")
             return 0
-        if not asked:
+        if not was_said:
             _say(f"{job.id} was asked to stop; steps that run write a checkpoint first.")
-            asked = True
+            was_said = True
     _say(f"{job.id}: {job.state}. The same `mvray submit` goes on where it stopped.")
     return 0
 

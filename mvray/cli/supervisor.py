@@ -19,7 +19,7 @@ PATIENCE_S = 1200.0
 """How long the next child waits for the cluster."""
 SOON_S = 60.0
 MOST_SOON = 3
-"""A child that ended so soon so often in a row ends because of something else."""
+"""How often in a row a child may end that soon; after that the cause is not the cluster."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 
@@ -31,7 +31,7 @@ def supervised(work: Callable[[float], int]) -> int:
     """
     patience_s, soon = 0.0, 0
     while True:
-        began = time.monotonic()
+        began_at = time.monotonic()
         sys.stdout.flush()
         reading, writing = os.pipe()
         passed: list[int] = []
@@ -40,15 +40,15 @@ def supervised(work: Callable[[float], int]) -> int:
         if child == 0:
             return _as_child(work, patience_s, parent, writing, before)
         os.close(writing)
-        kept = {number: signal.signal(number, _passing(child, passed)) for number in PASSED_ON}
+        handlers = {number: signal.signal(number, _passing(child, passed)) for number in PASSED_ON}
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _, status = os.waitpid(child, 0)
-        for number, handler in kept.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         in_order = bool(os.read(reading, 1))
         os.close(reading)
         code = os.waitstatus_to_exitcode(status)
-        soon = soon + 1 if time.monotonic() - began < SOON_S else 0
+        soon = soon + 1 if time.monotonic() - began_at < SOON_S else 0
         if in_order or passed or soon == MOST_SOON:
             return code if code >= 0 else 128 - code
         patience_s = PATIENCE_S

@@ -31,7 +31,7 @@ LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Shipment:
+class CodeArchive:
     """Code to send: ``files`` below ``root``, the job file's path among them, and what the note says."""
 
     root: Path
@@ -39,7 +39,7 @@ class Shipment:
     job: str
     note: Mapping[str, Any]
     bytes: int
-    left: tuple[str, ...]
+    untracked: tuple[str, ...]
     """Files that git neither tracks nor ignores: they stay here."""
 
     @property
@@ -56,7 +56,7 @@ class Shipment:
             archive.writestr(_entry(NOTE, 0o644), json.dumps(self.note, sort_keys=True, indent=1))
 
 
-def pack(job_file: Path, limit_mib: float = LIMIT_MIB) -> Shipment:
+def pack(job_file: Path, limit_mib: float = LIMIT_MIB) -> CodeArchive:
     """What has to go to a cluster to run ``job_file``.
 
     Raises SettingError where the file is missing, not in git or not tracked, where a tracked link leads out of the
@@ -68,9 +68,9 @@ def pack(job_file: Path, limit_mib: float = LIMIT_MIB) -> Shipment:
     try:
         root = Path(_git(folder, "rev-parse", "--show-toplevel").strip())
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip()
+        stderr = (getattr(error, "stderr", None) or str(error)).strip()
         raise SettingError(
-            f"{job_file} is not in a git repository ({said}); expected one, because what git tracks is what is sent. "
+            f"{job_file} is not in a git repository ({stderr}); expected one, because what git tracks is what is sent. "
             "Put it into one: git init && git add, or move the job file."
         ) from None
     tracked = set(_tracked(root))
@@ -84,9 +84,9 @@ def pack(job_file: Path, limit_mib: float = LIMIT_MIB) -> Shipment:
     _check_links(root, files)
     sizes = {name: (root / name).stat().st_size for name in files}
     _check_size(sizes, limit_mib)
-    left = _git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
+    untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
     note = {"commit": git_commit(root) or "", **reference(root / LOCK if LOCK in files else None)}
-    return Shipment(root, files, job, note, sum(sizes.values()), tuple(name for name in left if name))
+    return CodeArchive(root, files, job, note, sum(sizes.values()), tuple(name for name in untracked if name))
 
 
 def reference(lock: Path | None) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def _plain(name: str) -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout
+    process = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    return process.stdout
 
 
 def _tracked(root: Path, under: str = "") -> Iterator[str]:
@@ -139,9 +139,9 @@ def _tracked(root: Path, under: str = "") -> Iterator[str]:
                     raise FileNotFoundError("it has no .git")
                 yield from _tracked(root / name, f"{under}{name}/")
             except (OSError, subprocess.SubprocessError) as error:
-                said = (getattr(error, "stderr", None) or str(error)).strip()
+                stderr = (getattr(error, "stderr", None) or str(error)).strip()
                 raise SettingError(
-                    f"The submodule {under}{name} is not checked out ({said}); expected its files, because what git "
+                    f"The submodule {under}{name} is not checked out ({stderr}); expected its files, because what git "
                     "tracks is sent. Get them: git submodule update --init --recursive, or remove it from git."
                 ) from None
 
@@ -154,7 +154,7 @@ def _files(root: Path, tracked: Iterable[str]) -> set[str]:
     folders = {name: _target(root, name) for name in tracked if (root / name).is_symlink()}
     folders = {name: target for name, target in folders.items() if target.is_dir()}
     files = {name for name in tracked if (root / name).is_file()}
-    found = set(files)
+    paths = set(files)
     for link, target in folders.items():
         below = target.relative_to(root.resolve()).as_posix() + "/"
         below = "" if below == "./" else below
@@ -163,8 +163,8 @@ def _files(root: Path, tracked: Iterable[str]) -> set[str]:
                 f"{link} is a link to the folder {target}, below which {inner[0]} is such a link too; expected none "
                 "there, because a link is sent as what it leads to. Remove one of them from git."
             )
-        found |= {f"{link}/{name[len(below) :]}" for name in files if name.startswith(below)}
-    return found
+        paths |= {f"{link}/{name[len(below) :]}" for name in files if name.startswith(below)}
+    return paths
 
 
 def _target(root: Path, link: str) -> Path:
@@ -201,8 +201,8 @@ def _check_size(sizes: Mapping[str, int], limit_mib: float) -> None:
     if total <= limit_mib * 2**20:
         return
     biggest = sorted(sizes, key=lambda name: -sizes[name])[:BIGGEST]
-    named = ", ".join(f"{name} ({sizes[name] / 2**20:.1f} MiB)" for name in biggest)
+    listing = ", ".join(f"{name} ({sizes[name] / 2**20:.1f} MiB)" for name in biggest)
     raise SettingError(
         f"What git tracks has {total / 2**20:.1f} MiB; expected at most {limit_mib:g} MiB, because every node "
-        f"downloads it. The biggest: {named}. Take data out of git (--data s3://...), or raise --code-limit."
+        f"downloads it. The biggest: {listing}. Take data out of git (--data s3://...), or raise --code-limit."
     )

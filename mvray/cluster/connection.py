@@ -53,7 +53,7 @@ class Connection:
         self.aborted = threading.Event()
         """Steps that run look at it and end."""
         self._storage, self._patience_s = storage, patience_s
-        self._own: local_ray.Started | None = None
+        self._own: local_ray.LocalRay | None = None
         self._cpus = self._most_gpus = 0
         self._has_signals = False
         self._head = self._id = ""
@@ -67,8 +67,8 @@ class Connection:
         """Begin to start or join Ray, without waiting for it."""
         if self.workers == 0 or self._thread is not None:
             return
-        wanted = max((step.group_size for step in job.walk()), default=0) or 1
-        self._thread = threading.Thread(target=self._start, args=(wanted,), name="ray-start", daemon=True)
+        workers = max((step.group_size for step in job.walk()), default=0) or 1
+        self._thread = threading.Thread(target=self._start, args=(workers,), name="ray-start", daemon=True)
         self._thread.start()
 
     def _start(self, workers: int) -> None:
@@ -77,7 +77,7 @@ class Connection:
             folder = Path.cwd()
             import ray
 
-            logging.getLogger("ray").setLevel(logging.ERROR)  # as _quiet, but for what is said while starting
+            logging.getLogger("ray").setLevel(logging.ERROR)  # for Ray's start; `_quiet` sets the rest after it
             ray_internals.never_connect_unasked()
             address = os.environ.get("RAY_ADDRESS")
             if not address:
@@ -139,17 +139,17 @@ class Connection:
         """
         seen_at = time.monotonic()
         while not self._leaving.wait(HEAD_EVERY_S):
-            found = ray_internals.cluster_id(self._head)
-            if found == self._id:
+            cluster_id = ray_internals.cluster_id(self._head)
+            if cluster_id == self._id:
                 seen_at = time.monotonic()
-            elif found or time.monotonic() - seen_at > HEAD_GONE_S:
+            elif cluster_id or time.monotonic() - seen_at > HEAD_GONE_S:
                 self.end_if_lost()
 
     def end_if_lost(self) -> None:
         """End this process where the cluster that it joined is gone (cli/supervisor.py starts another)."""
-        if not self._id or self._leaving.is_set() or (found := ray_internals.cluster_id(self._head)) == self._id:
+        if not self._id or self._leaving.is_set() or (cluster_id := ray_internals.cluster_id(self._head)) == self._id:
             return
-        self.say(f"The Ray cluster at {self._head} {'was started anew' if found else 'does not answer'}.")
+        self.say(f"The Ray cluster at {self._head} {'was started anew' if cluster_id else 'does not answer'}.")
         os._exit(LOST)
 
     def ready(self) -> None:
@@ -181,11 +181,11 @@ class Connection:
         import ray
 
         self.ready()
-        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         if self.is_local:
-            return self._cpus or found.get("CPU", 0.0), found.get("GPU", 0.0)
+            return self._cpus or resources.get("CPU", 0.0), resources.get("GPU", 0.0)
         most = placement.most()
-        cpus, gpus = (max(found.get(name, 0.0), most.get(name, 0.0)) for name in ("CPU", "GPU"))
+        cpus, gpus = (max(resources.get(name, 0.0), most.get(name, 0.0)) for name in ("CPU", "GPU"))
         return cpus, gpus
 
     def gpus(self) -> int:
@@ -225,15 +225,15 @@ class Connection:
 def unheard(notice: str) -> Iterator[None]:
     """Keep lines with ``notice`` off the terminal; Ray's core writes them straight to file descriptor 2."""
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
-            said.seek(0)
-            for line in said:
+            captured.seek(0)
+            for line in captured:
                 if notice.encode() not in line:
                     os.write(2, line)
 

@@ -5,7 +5,7 @@ it does anything. On two cores that is most of the time from a command to its fi
 every worker pays it anew. Here one process imports all that while Ray's own processes start, and forks
 a child for every worker that Ray asks for.
 
-Ray starts a worker with a command line, and this file is in it (one_machine.start):
+Ray starts a worker with a command line, and this file is in it (local_ray.start):
 
     raylet      runs   python fork_server.py SOCKET [what Ray would give its own script]
     fork_server.py   hands arguments, environment and output files over to the process behind SOCKET, and ends
@@ -56,7 +56,7 @@ PATIENCE_S = 120
 """For the imports: from a cold disk they can take a minute. Ray must wait longer for a worker."""
 
 
-class Forker:
+class ForkServer:
     """The process that forks workers, behind the Unix socket ``address``.
 
     It ends when its standard input is closed, so with this process at the latest, and takes the
@@ -102,20 +102,20 @@ def serve(listening_fd: int, address: str) -> None:
         if sys.stdin in ready:
             _remove(Path(address))
             return
-        given, _ = listening.accept()
-        with given:
-            request = _received(given)
+        connection, _ = listening.accept()
+        with connection:
+            request = _received(connection)
             if request is None:
                 continue
-            wanted, files = request
-            if "ray" not in sys.modules and not _prepared(wanted["environment"]):
+            settings, files = request
+            if "ray" not in sys.modules and not _prepared(settings["environment"]):
                 return  # all workers start the usual way
             worker = os.fork()
             if worker == 0:
                 listening.close()
-                given.close()
-                _become_worker(wanted, files)
-            if not _answered(given):
+                connection.close()
+                _become_worker(settings, files)
+            if not _answered(connection):
                 os.kill(worker, signal.SIGKILL)
         for file in files:
             os.close(file)
@@ -126,11 +126,11 @@ def _prepared(environment: dict[str, str]) -> bool:
     os.environ.update({**environment, **NO_JOB})
     import ray.actor
 
-    def drawn() -> ray.ActorClassID:
+    def draw_id() -> ray.ActorClassID:
         return ray.ActorClassID(os.urandom(ray.ActorClassID.size()))
 
     # Classes under @ray.remote take an id when their modules are imported.
-    with patch.object(ray.actor, "ActorClassID", types.SimpleNamespace(from_random=drawn)):
+    with patch.object(ray.actor, "ActorClassID", types.SimpleNamespace(from_random=draw_id)):
         for name in THEN:
             importlib.import_module(name)
     gc.collect()
@@ -147,44 +147,44 @@ def _id_of_a_child() -> bytes:
         os.write(writing, WorkerID.from_random().binary())
         os._exit(0)
     os.close(writing)
-    drawn = os.read(reading, 100)
+    id_bytes = os.read(reading, 100)
     os.close(reading)
-    return drawn
+    return id_bytes
 
 
-def _received(given: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """What a fork_server.py hands over, with its standard output and error; None where it was killed meanwhile."""
     with contextlib.suppress(OSError, ValueError, struct.error):
-        head, files, _, _ = socket.recv_fds(given, LENGTH.size, 2)
+        head, files, _, _ = socket.recv_fds(connection, LENGTH.size, 2)
         (length,) = LENGTH.unpack(head)
-        with given.makefile("rb") as content:
+        with connection.makefile("rb") as content:
             return json.loads(content.read(length)), files
     return None
 
 
-def _answered(given: socket.socket) -> bool:
+def _answered(connection: socket.socket) -> bool:
     """Tell fork_server.py that it may end; False where it was killed meanwhile, so that nobody waits for the worker."""
     with contextlib.suppress(OSError):
-        given.sendall(TAKEN)
+        connection.sendall(TAKEN)
         return True
     return False
 
 
-def _become_worker(wanted: dict[str, Any], files: list[int]) -> NoReturn:
+def _become_worker(settings: dict[str, Any], files: list[int]) -> NoReturn:
     """In the forked child: be what fork_server.py was started as."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), *files)):
         os.dup2(file, number)
     os.environ.clear()
-    os.environ.update({**wanted["environment"], **NO_JOB})
+    os.environ.update({**settings["environment"], **NO_JOB})
     import numpy
 
     random.seed()
     numpy.random.seed()
     with contextlib.suppress(OSError), Path("/proc/self/oom_score_adj").open("w") as score:
         score.write("1000")  # as Ray has it for workers: they can be started again
-    sys.argv[:] = [str(_ray("workers/default_worker.py")), *wanted["arguments"]]
+    sys.argv[:] = [str(_ray("workers/default_worker.py")), *settings["arguments"]]
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
 
@@ -198,13 +198,13 @@ def _ray(path: str) -> Path:
 
 def _hand_over(address: str, arguments: list[str]) -> bool:
     """Ask for a worker; False where nobody answers."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as asked:
-        asked.settimeout(PATIENCE_S)
-        asked.connect(address)
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE_S)
+        connection.connect(address)
         content = json.dumps({"arguments": arguments, "environment": dict(os.environ)}).encode()
-        socket.send_fds(asked, [LENGTH.pack(len(content))], [1, 2])
-        asked.sendall(content)
-        return asked.recv(1) == TAKEN
+        socket.send_fds(connection, [LENGTH.pack(len(content))], [1, 2])
+        connection.sendall(content)
+        return connection.recv(1) == TAKEN
     return False
 
 
@@ -214,8 +214,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--serialized-runtime-env-context", default="{}")
     parser.add_argument("--language", default="")
-    wanted, rest = parser.parse_known_args(arguments)
-    plain = wanted.serialized_runtime_env_context == "{}" and wanted.language == "PYTHON"
+    options, rest = parser.parse_known_args(arguments)
+    plain = options.serialized_runtime_env_context == "{}" and options.language == "PYTHON"
     if not (plain and _hand_over(address, rest)):
         script, worker = _ray("workers/setup_worker.py"), _ray("workers/default_worker.py")
         os.execv(  # noqa: S606

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mvray.cluster.code_archive import LOCK, Shipment
+from mvray.cluster.code_archive import LOCK, CodeArchive
 from mvray.cluster.connection import unheard
 from mvray.errors import ClusterError, SettingError
 from mvray.tracking import loopback, without_password
@@ -44,7 +44,7 @@ HOW_TO_SEND_ONE = (
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedJob:
     """A job on the cluster; times in seconds since 1970, 0 for one that has not begun or ended."""
 
     id: str
@@ -78,19 +78,19 @@ def environment(names: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[
         raise SettingError(
             f"--env {missing[0]}: there is no such variable here; expected one that is set. Set it first."
         )
-    given = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **{name: environ[name] for name in names}}
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **{name: environ[name] for name in names}}
     uri = without_password(environ.get("MLFLOW_TRACKING_URI", ""))
-    if "MLFLOW_TRACKING_URI" in given:
-        return given, []
+    if "MLFLOW_TRACKING_URI" in variables:
+        return variables, []
     if uri.startswith(("http://", "https://")) and not _is_loopback(uri):
-        return {**given, "MLFLOW_TRACKING_URI": uri}, []
+        return {**variables, "MLFLOW_TRACKING_URI": uri}, []
     if not uri:
-        found = "MLFLOW_TRACKING_URI is not set here: the cluster's own counts, if it has one."
+        reason = "MLFLOW_TRACKING_URI is not set here: the cluster's own counts, if it has one."
     elif _is_loopback(uri):
-        found = f"{uri} leads to MLflow from this machine alone: it counts if the cluster is here and names no other."
+        reason = f"{uri} leads to MLflow from this machine alone: it counts if the cluster is here and names no other."
     else:
-        found = "MLFLOW_TRACKING_URI is a store of this machine: the cluster's own counts, if it has one."
-    return given, [f"{found} The job's log says where its run is."]
+        reason = "MLFLOW_TRACKING_URI is a store of this machine: the cluster's own counts, if it has one."
+    return variables, [f"{reason} The job's log says where its run is."]
 
 
 def beside(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def beside(environ: Mapping[str, str]) -> dict[str, Any]:
 
     Its address may lead to the head's own MLflow, to nothing, or to the same one as here.
     """
-    uri, here = without_password(environ.get("MLFLOW_TRACKING_URI", "")), loopback()
-    return {"mlflow": {"uri": uri, "loopback": here}} if here and _is_loopback(uri) else {}
+    uri, machine = without_password(environ.get("MLFLOW_TRACKING_URI", "")), loopback()
+    return {"mlflow": {"uri": uri, "loopback": machine}} if machine and _is_loopback(uri) else {}
 
 
 def _is_loopback(uri: str) -> bool:
@@ -114,21 +114,21 @@ def _is_loopback(uri: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-class Jobs:
+class JobClient:
     """The jobs of the cluster whose dashboard is at ``address``; without it, as Ray's variables say.
 
-    Raises ClusterError, in words, where it does not answer, wants another token, or runs another Ray.
+    Raises ClusterError where it does not answer, wants another token, or runs another Ray.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-        self.address = found or DEFAULT_ADDRESS
+        configured = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+        self.address = configured or DEFAULT_ADDRESS
         if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with self._words():
             self.address = _dashboard(self.address)
-        # Ray lets its variables win over what it is given.
+        # In Ray's client these variables override the arguments.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         with self._words():
             import ray
@@ -137,16 +137,16 @@ class Jobs:
             for name in ("ray.dashboard", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             self._client = JobSubmissionClient()
-            theirs = self._client._server_ray_version
-        if theirs != ray.__version__:
+            server_version = self._client._server_ray_version
+        if server_version != ray.__version__:
             raise ClusterError(
-                f"The cluster at {self.address} runs Ray {theirs}, this machine has {ray.__version__}; expected "
-                f"the same. Install Ray {theirs} here, or build the cluster's image from this {LOCK}."
+                f"The cluster at {self.address} runs Ray {server_version}, this machine has {ray.__version__}; "
+                f"expected the same. Install Ray {server_version} here, or build the cluster's image from this {LOCK}."
             )
 
     def submit(
         self,
-        shipment: Shipment,
+        archive: CodeArchive,
         words: Sequence[str],
         name: str,
         variables: Mapping[str, str],
@@ -155,7 +155,7 @@ class Jobs:
         """Send the code and start ``mvray WORDS`` on the head. Returns the submission's id."""
         environment: dict[str, Any] = {"env_vars": dict(variables)}
         if build_environment:
-            if LOCK not in shipment.files:
+            if LOCK not in archive.files:
                 raise SettingError(f"--build-environment: {LOCK} is not among what git tracks; expected it at the top.")
             # The file itself and not its lines: with hashes they are more than fits into a process's environment.
             environment["uv"] = {
@@ -163,10 +163,10 @@ class Jobs:
                 "uv_pip_install_options": ["--require-hashes"],
             }
             environment["config"] = {"setup_timeout_seconds": 3600}
-        about = {"job": name, "user": _user(), "commit": shipment.commit, "options": shlex.join(words[2:])}
+        about = {"job": name, "user": _user(), "commit": archive.commit, "options": shlex.join(words[2:])}
         with tempfile.TemporaryDirectory() as folder, self._words():
             file = Path(folder) / "code.zip"
-            shipment.write(file)
+            archive.write(file)
             submitted: str = self._client.submit_job(
                 entrypoint=entrypoint(words),
                 submission_id=new_id(name),
@@ -175,13 +175,13 @@ class Jobs:
             )
         return submitted
 
-    def all(self) -> list[Submitted]:
+    def all(self) -> list[SubmittedJob]:
         """Every submitted job that the cluster remembers, newest first."""
         with self._words():
-            found = [_submitted(job) for job in self._client.list_jobs() if job.submission_id]
-        return sorted(found, key=lambda job: -job.started_s)
+            jobs = [_submitted(job) for job in self._client.list_jobs() if job.submission_id]
+        return sorted(jobs, key=lambda job: -job.started_s)
 
-    def one(self, id_: str) -> Submitted:
+    def one(self, id_: str) -> SubmittedJob:
         """Raises SettingError where there is no such job."""
         with self._words(f"The cluster at {self.address} has no job {id_}; `mvray jobs` lists what it has."):
             return _submitted(self._client.get_job_info(id_))
@@ -197,25 +197,25 @@ class Jobs:
         import aiohttp
 
         self.one(id_)
-        seen, lost = 0, ""
+        shown, notice = 0, ""
         while True:
             passed = 0
             try:
                 for text in _awaited(self._client.tail_job_logs(id_)):
-                    fresh = text[max(0, seen - passed) :]  # a new connection begins at the log's first character
+                    fresh = text[max(0, shown - passed) :]  # a new connection begins at the log's first character
                     passed += len(text)
-                    seen, lost = max(seen, passed), ""
+                    shown, notice = max(shown, passed), ""
                     if fresh:
                         yield fresh
                 if self.one(id_).state in ENDED:
                     return
             except (OSError, RuntimeError, aiohttp.ClientError, Unreachable) as error:
-                if not lost:
-                    lost = f"[the connection is lost ({type(error).__name__}); trying again]\n"
-                    yield lost
+                if not notice:
+                    notice = f"[the connection is lost ({type(error).__name__}); trying again]\n"
+                    yield notice
             time.sleep(PAUSE_S)
 
-    def stop(self, id_: str) -> Iterator[Submitted]:
+    def stop(self, id_: str) -> Iterator[SubmittedJob]:
         """Ask the job to stop; yields its state until it has ended."""
         job = self.one(id_)
         if job.state not in ENDED:
@@ -233,7 +233,7 @@ class Jobs:
 
     @contextmanager
     def _words(self, missing: str = "") -> Iterator[None]:
-        """What Ray's client raises, in one message; ``missing`` is the one for what is not there."""
+        """Turn errors of Ray's client into ClusterError, and a 404 into SettingError(``missing``) where that is set."""
         try:
             yield
         except (ClusterError, SettingError):
@@ -241,13 +241,14 @@ class Jobs:
         except OSError as error:  # of requests, too
             raise Unreachable(_unreachable(self.address, str(error).partition("\n")[0])) from error
         except Exception as error:
-            said = str(error).strip()
+            message = str(error).strip()
+            first_line = message.partition("\n")[0]
             if type(error).__name__ == "AuthenticationError":
-                raise ClusterError(_not_let_in(self.address, said)) from error
-            if missing and "status code 404" in said:
+                raise ClusterError(_not_let_in(self.address, message)) from error
+            if missing and "status code 404" in message:
                 raise SettingError(missing) from error
             raise ClusterError(
-                f"The cluster at {self.address} did not do it ({type(error).__name__}: {said.partition(chr(10))[0]}); "
+                f"The cluster at {self.address} did not do it ({type(error).__name__}: {first_line}); "
                 "expected Ray's dashboard there. Is the address right? `ray status` on the head says whether Ray runs."
             ) from error
 
@@ -264,8 +265,8 @@ def _dashboard(address: str) -> str:
         return f"http://{address}"
     if "://" in address and not address.startswith("ray://"):
         return address
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray lets win over what it is given
-    with unheard("gcs_client.cc"), unheard("rpc_client.h"):  # what they warn of is raised, too
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which overrides the argument in Ray's client
+    with unheard("gcs_client.cc"), unheard("rpc_client.h"):  # what they warn of is also raised
         from ray.dashboard.utils import get_address_for_submission_client
 
         logging.getLogger("ray.client_builder").setLevel(logging.ERROR)
@@ -302,18 +303,19 @@ def _reach(address: str) -> None:
         raise Unreachable(_unreachable(address, error.strerror or str(error))) from None
 
 
-def _unreachable(address: str, said: str) -> str:
+def _unreachable(address: str, reason: str) -> str:
     return (
-        f"Nobody answers at {address} ({said}); expected the dashboard of a Ray cluster. Is the head running, and the "
-        "way to it open (`ray dashboard cluster.yaml`, or ssh -L 8265:127.0.0.1:8265)? Else name it: --address URL."
+        f"Nobody answers at {address} ({reason}); expected the dashboard of a Ray cluster. Is the head running, and "
+        "the way to it open (`ray dashboard cluster.yaml`, or ssh -L 8265:127.0.0.1:8265)? Else name it: --address URL."
     )
 
 
-def _not_let_in(address: str, said: str) -> str:
+def _not_let_in(address: str, message: str) -> str:
     was_sent = os.environ.get("RAY_AUTH_MODE") == "token"
-    if "403" in said or "Forbidden" in said or "invalid" in said or ("missing or incorrect" in said and was_sent):
-        said = "refused the token that was sent; expected the one that it was started with"
-        return f"The cluster at {address} {said}. {HOW_TO_SEND_ONE}"
+    is_refused = any(word in message for word in ("403", "Forbidden", "invalid"))
+    if is_refused or ("missing or incorrect" in message and was_sent):
+        reason = "refused the token that was sent; expected the one that it was started with"
+        return f"The cluster at {address} {reason}. {HOW_TO_SEND_ONE}"
     return f"The cluster at {address} asks for a token, and none was sent. {HOW_TO_SEND_ONE}"
 
 
@@ -337,9 +339,9 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _submitted(details: Any) -> Submitted:
+def _submitted(details: Any) -> SubmittedJob:
     about = details.metadata or {}
-    return Submitted(
+    return SubmittedJob(
         id=details.submission_id,
         job=about.get("job", ""),
         user=about.get("user", ""),

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from mvray.cluster import fork_server
-from mvray.cluster.fork_server import Forker
+from mvray.cluster.fork_server import ForkServer
 from mvray.cluster.ray_train import PROCESS_GROUP_TIMEOUT_S, RunSettings
 from mvray.cluster.worker import heed_sigterm
 
@@ -56,20 +56,20 @@ def is_lean() -> bool:
 
 
 @dataclass(frozen=True)
-class Started:
-    """A Ray of `start`; ``address`` is for ray.init."""
+class LocalRay:
+    """The Ray that `start` has started; ``address`` is for ray.init."""
 
     address: str
     node: Any
-    forker: Forker
+    fork_server: ForkServer
 
     def stop(self) -> None:
         _listen_beyond_this_machine(True)
         self.node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
-        self.forker.stop()
+        self.fork_server.stop()
 
 
-def start(cpus: int, object_store_bytes: int) -> Started:
+def start(cpus: int, object_store_bytes: int) -> LocalRay:
     """Start Ray here. It ends with the calling thread at the latest.
 
     As ray.init(address="local", include_dashboard=False) does it, with its token authentication, but
@@ -92,10 +92,10 @@ def start(cpus: int, object_store_bytes: int) -> Started:
     _listen_beyond_this_machine(False)
     tokens.enable_token_auth_by_default()
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
-    forker = Forker()
+    server = ForkServer()
     settings = RayParams(
         setup_worker_path=fork_server.__file__,
-        worker_path=str(forker.address),
+        worker_path=str(server.address),
         num_cpus=cpus,
         object_store_memory=object_store_bytes,
         min_worker_port=0,
@@ -110,7 +110,7 @@ def start(cpus: int, object_store_bytes: int) -> Started:
         },
     )
     node = NodeWithoutServer(settings, head=True, shutdown_at_exit=False, spawn_reaper=True)
-    return Started(node.gcs_address, node, forker)
+    return LocalRay(node.gcs_address, node, server)
 
 
 def _wait_for_registration(node: Any) -> None:
@@ -124,7 +124,7 @@ def _wait_for_registration(node: Any) -> None:
             return
         except RuntimeError:
             if node.dead_processes():
-                return  # what Ray says of it then is said
+                return  # Ray's own error for the process that died follows
             time.sleep(0.1)
 
 
@@ -213,17 +213,17 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings:
         controller: Any = None
 
         def _create_default_callbacks(self) -> list[Any]:
-            kept = [
+            callbacks = [
                 callback
                 for callback in super()._create_default_callbacks()
                 if not isinstance(callback, DatasetsCallback | PlacementGroupCleanerCallback)
             ]
-            return [*kept, NoDatasets()]
+            return [*callbacks, NoDatasets()]
 
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             scaling: Any = self.scaling_config
-            here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-            actor: Any = ray.remote(num_cpus=0, label_selector=here)(Controller)
+            selector = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+            actor: Any = ray.remote(num_cpus=0, label_selector=selector)(Controller)
             self.controller = actor.remote(**{**arguments, "scaling_policy": NoAutoscaling(scaling)})
             ray.get(self.controller.run.remote())
             return ray.get(self.controller.get_result.remote())

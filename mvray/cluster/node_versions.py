@@ -28,27 +28,27 @@ TASK_TIMEOUT_S = 120.0
 SOON_S = 2.0
 
 
-def differences(expected: Mapping[str, str], found: Mapping[str, str | None]) -> list[str]:
-    """What ``found`` has in another version than ``expected``, in words. Builds ("+cu128") of a version are alike."""
-    said = []
+def differences(expected: Mapping[str, str], installed: Mapping[str, str | None]) -> list[str]:
+    """What is ``installed`` in another version than ``expected``. Builds ("+cu128") of a version are alike."""
+    phrases = []
     for name, version in expected.items():
-        other = found.get(name)
+        other = installed.get(name)
         if other is None:
-            said.append(f"no {name} (expected {version})")
+            phrases.append(f"no {name} (expected {version})")
         elif other.partition("+")[0] != version.partition("+")[0]:
-            said.append(f"{name} {other} (expected {version})")
-    return said
+            phrases.append(f"{name} {other} (expected {version})")
+    return phrases
 
 
-def here(names: Mapping[str, str]) -> dict[str, str | None]:
+def installed_versions(names: Mapping[str, str]) -> dict[str, str | None]:
     """The versions that this process would import."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for name in names:
         try:
-            found[name] = metadata.version(name) if name != "python" else _python()
+            installed[name] = metadata.version(name) if name != "python" else _python()
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def check_nodes() -> None:
@@ -60,36 +60,38 @@ def check_nodes() -> None:
     _check_python(note["python"])
     expected = {"python": _python(), **versions_here(note)}
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    ask = ray.remote(num_cpus=0)(here)
-    asked = {
+    ask = ray.remote(num_cpus=0)(installed_versions)
+    pending = {
         node["NodeManagerAddress"]: ask.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
         ).remote(expected)
         for node in nodes
     }
-    found = {"the head, where this runs": here(expected)}
-    for address, answer in _answers(asked):
-        found[f"node {address}"] = answer
-    said = [f"{place} has {', '.join(other)}" for place, has in found.items() if (other := differences(expected, has))]
-    if said:
-        raise ClusterError(_refusal("; ".join(said), note["versions_of"]))
+    versions = {"the head, where this runs": installed_versions(expected)}
+    for address, answer in _answers(pending):
+        versions[f"node {address}"] = answer
+    phrases = [
+        f"{place} has {', '.join(other)}" for place, has in versions.items() if (other := differences(expected, has))
+    ]
+    if phrases:
+        raise ClusterError(_refusal("; ".join(phrases), note["versions_of"]))
 
 
-def _answers(asked: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str | None]]]:
+def _answers(pending: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str | None]]]:
     """What the nodes answer, by address. A node that has yet to make the job's environment has Ray's time for it."""
     import ray
 
-    made_s = _environment_s(ray.get_runtime_context().runtime_env)
-    wait_s = TASK_TIMEOUT_S + made_s
+    setup_s = _environment_s(ray.get_runtime_context().runtime_env)
+    wait_s = TASK_TIMEOUT_S + setup_s
     until = time.monotonic() + wait_s
-    if made_s and (left := ray.wait(list(asked.values()), num_returns=len(asked), timeout=SOON_S)[1]):
+    if setup_s and (unready := ray.wait(list(pending.values()), num_returns=len(pending), timeout=SOON_S)[1]):
         print(
-            f"Waiting for {len(left)} of {len(asked)} nodes: where the environment of {LOCK} is not there yet it is "
-            f"made now, for at most {duration(made_s)}.",
+            f"Waiting for {len(unready)} of {len(pending)} nodes: where the environment of {LOCK} is not there yet it "
+            f"is made now, for at most {duration(setup_s)}.",
             file=sys.stderr,
             flush=True,
         )
-    for address, answer in asked.items():
+    for address, answer in pending.items():
         try:
             yield address, ray.get(answer, timeout=max(0.0, until - time.monotonic()))
         except ray.exceptions.RuntimeEnvSetupError as error:
@@ -116,8 +118,8 @@ def check_here() -> None:
     folder = next((path for path in sys.path if path and (Path(path) / NOTE).is_file()), None)
     note = shipped(Path(folder)) if folder else None
     # Of Python there is nothing to compare here: Ray starts no node with another one than the head's.
-    if note and (said := differences(expected := versions_here(note), here(expected))):
-        raise ClusterError(_refusal(f"node {socket.gethostname()} has {', '.join(said)}", note["versions_of"]))
+    if note and (phrases := differences(expected := versions_here(note), installed_versions(expected))):
+        raise ClusterError(_refusal(f"node {socket.gethostname()} has {', '.join(phrases)}", note["versions_of"]))
 
 
 def versions_here(note: Mapping[str, Any]) -> dict[str, str]:
@@ -130,14 +132,14 @@ def _python() -> str:
 
 
 def _check_python(allowed: str) -> None:
-    if not SpecifierSet(allowed).contains(found := platform.python_version(), prereleases=True):
+    if not SpecifierSet(allowed).contains(python := platform.python_version(), prereleases=True):
         raise ClusterError(
-            f"The head has Python {found}; mvray expects {allowed}. Build the cluster's image with one of these."
+            f"The head has Python {python}; mvray expects {allowed}. Build the cluster's image with one of these."
         )
 
 
-def _refusal(said: str, source: str) -> str:
+def _refusal(text: str, source: str) -> str:
     return (
-        f"The cluster's environment is another one: {said}. Expected the versions of {source} on every node. Build the "
+        f"The cluster's environment is another one: {text}. Expected the versions of {source} on every node. Build the "
         "image again from it, or submit with --build-environment, which makes that environment on every node."
     )

@@ -34,33 +34,33 @@ HEAD = "node:__internal_head__"
 CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the autoscaler's configuration (JSON) on the head, and nowhere else."""
 GIVEN = "MVRAY_AUTOSCALER_MAX"
-"""The same where nobody leaves such a file (Kubernetes), said by hand on the head: GPU=8,CPU=116."""
+"""The same limits where there is no such file (Kubernetes), set by hand on the head: GPU=8,CPU=116."""
 NO_LIMIT = 1_000_000.0
-"""Stands for as much as is asked for; Ray says 2^63 - 1, which sums and products do not bear."""
+"""Stands for an unlimited amount: Ray's 2^63 - 1 would overflow sums and products."""
 
 Bundle = Mapping[str, float]
 
 
 def most() -> dict[str, float]:
-    """What the autoscaler's configuration allows of each resource; empty where nobody says.
+    """What the autoscaler's configuration allows of each resource; empty where it is not known.
 
-    Ray has a place for it, which is asked first; Ray 2.60's own autoscaler leaves it empty. Raises SettingError for a
+    Ray's own record of it is asked first; Ray 2.60's autoscaler leaves that empty. Raises SettingError for a
     MVRAY_AUTOSCALER_MAX that cannot be read.
     """
-    told: Mapping[str, float] | None = ray_internals.autoscaler_limits()
+    limits: Mapping[str, float] | None = ray_internals.autoscaler_limits()
     file = CONFIG.expanduser()
     with contextlib.suppress(OSError, ValueError):
-        told = told or _configured(file, file.stat().st_mtime_ns)
-    told = told or given(os.environ.get(GIVEN, ""))
-    return {name: min(float(amount), NO_LIMIT) for name, amount in (told or {}).items()}
+        limits = limits or _configured(file, file.stat().st_mtime_ns)
+    limits = limits or parse_amounts(os.environ.get(GIVEN, ""))
+    return {name: min(float(amount), NO_LIMIT) for name, amount in (limits or {}).items()}
 
 
-def given(text: str) -> dict[str, float]:
+def parse_amounts(text: str) -> dict[str, float]:
     """The resources in a text as ``GPU=8,CPU=116``. Raises SettingError for another one."""
-    found = re.findall(r"(\w+)=(\d+(?:\.\d+)?)(?:,|$)", text)
-    if ",".join("=".join(pair) for pair in found) != text:
+    pairs = re.findall(r"(\w+)=(\d+(?:\.\d+)?)(?:,|$)", text)
+    if ",".join("=".join(pair) for pair in pairs) != text:
         raise SettingError(f"{GIVEN} is {text!r}; expected resources of the whole cluster as in GPU=8,CPU=116.")
-    return {name: float(amount) for name, amount in found}
+    return {name: float(amount) for name, amount in pairs}
 
 
 @functools.lru_cache(maxsize=1)
@@ -71,14 +71,14 @@ def _configured(file: Path, _written_at: int) -> dict[str, float]:
 
 def allowed(types: Mapping[str, Mapping[str, Any]], workers: int) -> dict[str, float]:
     """The most of each resource that at most ``workers`` nodes of an autoscaler's node types have."""
-    found: dict[str, float] = {}
-    for name in {name for each in types.values() for name in each.get("resources", {})}:
-        left = workers
-        for each in sorted(types.values(), key=lambda each: -each.get("resources", {}).get(name, 0)):
-            nodes = min(left, each.get("max_workers", workers))
-            found[name] = found.get(name, 0.0) + nodes * each.get("resources", {}).get(name, 0)
-            left -= nodes
-    return found
+    totals: dict[str, float] = {}
+    for name in {name for node_type in types.values() for name in node_type.get("resources", {})}:
+        nodes_left = workers
+        for node_type in sorted(types.values(), key=lambda node_type: -node_type.get("resources", {}).get(name, 0)):
+            nodes = min(nodes_left, node_type.get("max_workers", workers))
+            totals[name] = totals.get(name, 0.0) + nodes * node_type.get("resources", {}).get(name, 0)
+            nodes_left -= nodes
+    return totals
 
 
 def leaving() -> set[str]:
@@ -89,14 +89,14 @@ def leaving() -> set[str]:
     return ray_internals.draining_nodes()
 
 
-def lost() -> set[str]:
-    """Ids of nodes that Ray believes in but that cannot be reached."""
+def lost_nodes() -> set[str]:
+    """Ids of nodes that Ray counts as alive but that cannot be reached."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     with ThreadPoolExecutor(max_workers=32) as pool:
         reached = list(pool.map(lambda node: _answers(node["NodeManagerAddress"], node["NodeManagerPort"]), nodes))
-    return {node["NodeID"] for node, there in zip(nodes, reached, strict=True) if not there}
+    return {node["NodeID"] for node, is_reached in zip(nodes, reached, strict=True) if not is_reached}
 
 
 def _answers(host: str, port: int) -> bool:
@@ -109,12 +109,12 @@ def _answers(host: str, port: int) -> bool:
 def slots(bundle: Bundle, not_on: Collection[str] = ()) -> int:
     """How many of ``bundle`` fit into what is free, node by node."""
     free = ray_internals.free_per_node()
-    wanted = {name: amount for name, amount in bundle.items() if amount}
-    gone = {*not_on, *leaving()}
+    amounts = {name: amount for name, amount in bundle.items() if amount}
+    excluded = {*not_on, *leaving()}
     return sum(
-        min((int(here.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()), default=0)
-        for node, here in free.items()
-        if node not in gone
+        min((int(resources.get(name, 0.0) / amount + 1e-6) for name, amount in amounts.items()), default=0)
+        for node, resources in free.items()
+        if node not in excluded
     )
 
 
@@ -126,10 +126,10 @@ def waiting() -> set[str]:
     return {number for number, group in groups.items() if group["state"] == "PENDING"}
 
 
-class Wish:
-    """The wish for room for one more ``bundle``: a placement group, so that Ray's autoscaler hears of it.
+class RoomRequest:
+    """A request for room for one more ``bundle``: a placement group, so that Ray's autoscaler hears of it.
 
-    It stands back while anybody else waits: they would never get room for many at once.
+    It is withdrawn while anybody else waits: a group that needs room for many at once would never get it beside this.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -161,7 +161,7 @@ class Wish:
 
 
 def heads_to_spare(bundle: Bundle) -> set[str]:
-    """Ids of the head, where ``bundle`` would fit there and on another node, too: what fills its memory ends all."""
+    """The head's id, where ``bundle`` fits on another node too: what fills the head's memory ends the whole cluster."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -203,11 +203,11 @@ def reserve(
     """
     import ray.util
 
-    began, said = time.monotonic(), False
+    began_at, was_said = time.monotonic(), False
     while True:
-        gone = lost() | set(not_on)
-        size = _settled(bundle, least, most, gone)
-        selector = away_from(gone)
+        excluded = lost_nodes() | set(not_on)
+        size = _settled(bundle, least, most, excluded)
+        selector = away_from(excluded)
         group = ray.util.placement_group([dict(bundle)] * size, bundle_label_selector=[selector] * size)
         looked_at, fits = time.monotonic(), size
         while not (ready := _is_ready(group)):
@@ -218,21 +218,21 @@ def reserve(
             now = time.monotonic()
             if now - looked_at < LOOK_S:
                 continue
-            looked_at, before, fits = now, fits, slots(bundle, gone)
-            if not said and fits < size and now - began > SAY_AFTER_S:
+            looked_at, before, fits = now, fits, slots(bundle, excluded)
+            if not was_said and fits < size and now - began_at > SAY_AFTER_S:
                 say(size - fits)
-                said = True
-            if lost() - gone or (least <= fits < size and fits == before):
+                was_said = True
+            if lost_nodes() - excluded or (least <= fits < size and fits == before):
                 break
         if ready:
-            return Room(group, size, frozenset(gone))
+            return Room(group, size, frozenset(excluded))
         ray.util.remove_placement_group(group)
 
 
-def _settled(bundle: Bundle, least: int, most: int, gone: Collection[str]) -> int:
+def _settled(bundle: Bundle, least: int, most: int, excluded: Collection[str]) -> int:
     """The size of a group to ask for."""
     until = time.monotonic() + (SETTLE_S if least < most else 0.0)
-    while (fits := slots(bundle, gone) if least < most else most) < most and time.monotonic() < until:
+    while (fits := slots(bundle, excluded) if least < most else most) < most and time.monotonic() < until:
         time.sleep(POLL_S)
     return max(least, min(most, fits))
 

@@ -1,4 +1,4 @@
-"""What Ray has no public way for yet, each with what it falls back to where a Ray release has changed it.
+"""What Ray has no public interface for, each function with a fallback for releases of Ray that have changed it.
 
 Tried with Ray 2.60. Nothing else in mvray imports Ray's internals, but local_ray.py and fork_server.py, which can be
 turned off (MVRAY_PLAIN_RAY=1).
@@ -25,20 +25,20 @@ def falls_back(fallback: Callable[..., T]) -> Callable[[Callable[..., T]], Calla
 
     def decorate(function: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(function)
-        def called(*arguments: Any) -> T:
+        def wrapper(*arguments: Any) -> T:
             try:
                 return function(*arguments)
             except CHANGED:
                 return fallback(*arguments)
 
-        return called
+        return wrapper
 
     return decorate
 
 
 @falls_back(set)
 def draining_nodes() -> set[str]:
-    """Ids of nodes that were given notice. Without it, such a node is a lost one when it goes."""
+    """Ids of nodes that were given notice. The fallback is none: such a node then counts as lost when it goes."""
     from ray._private.state import state
 
     nodes: Mapping[str, int] = state.get_draining_nodes()
@@ -47,7 +47,7 @@ def draining_nodes() -> set[str]:
 
 @falls_back(dict)
 def autoscaler_limits() -> dict[str, float]:
-    """What the autoscaler may bring of each resource, where Ray knows it. Without it, MVRAY_AUTOSCALER_MAX says it."""
+    """What the autoscaler may bring of each resource, where Ray knows it. The fallback is MVRAY_AUTOSCALER_MAX."""
     from ray._private.state import state
 
     limits: Mapping[str, float] | None = state.get_max_resources_from_cluster_config()
@@ -120,12 +120,12 @@ def nodes_of_actors(name: str) -> list[str]:
 
 
 def _nothing(*_: object) -> None:
-    """Where Ray has changed, it goes on as it does by itself."""
+    """The fallback that leaves Ray as it is."""
 
 
 @falls_back(_nothing)
 def never_connect_unasked() -> None:
-    """Without it, a thread that asks Ray for something after it was left may start one that nobody leaves."""
+    """Without it, a thread that calls Ray after ray.shutdown() may start a Ray that nobody shuts down."""
     from ray._private import auto_init_hook
 
     auto_init_hook.enable_auto_connect = False

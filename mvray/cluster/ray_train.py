@@ -46,8 +46,8 @@ class PublicRun:
     def __init__(self, settings: RunSettings) -> None:
         import ray
 
-        here = {NODE_ID: ray.get_runtime_context().get_node_id()}  # where the driver is lost, so is all
-        actor: Any = ray.remote(num_cpus=0, label_selector=here)(_Fitting)
+        selector = {NODE_ID: ray.get_runtime_context().get_node_id()}  # on the driver's node: both are lost together
+        actor: Any = ray.remote(num_cpus=0, label_selector=selector)(_Fitting)
         self._actor = actor.options(name=f"{settings.name}-driver").remote()
         self._settings = settings
 

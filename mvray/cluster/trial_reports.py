@@ -1,11 +1,11 @@
-"""Where the trials of a search say what each epoch gave, and hear whether to go on: an actor, and who talks to it.
+"""The actor to which a search's trials report each epoch's metrics, and which tells them whether to go on.
 
-    rank 0 of a trial   tells each epoch's numbers                    tell -> Scoreboard.told
-    Tune's trial        takes them one by one to Ray Tune             tuning/ray_tune.py -> Scoreboard.next
-    every rank          waits after some epochs for Tune's word       tell -> Scoreboard.goes_on
-    the driver          says that a trial was stopped, or has ended   tuning/tune.py -> Scoreboard.stop, .end
+    rank 0 of a trial   reports each epoch's metrics                  tell -> TrialReports.add
+    Tune's trial        hands them one by one to Ray Tune             tuning/ray_tune.py -> TrialReports.next
+    every rank          waits after some epochs for Tune's answer     tell -> TrialReports.goes_on
+    the driver          notes that a trial was stopped, or has ended  tuning/tune.py -> TrialReports.stop, .end
 
-That Tune's trial asks for the next epoch means that Tune lets it go on.
+When Tune's trial asks for the next epoch, Tune has let the trial go on.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mvray.training import Watched
+    from mvray.training import SearchTrial
 
 Row = dict[str, float]
 """Metrics of one epoch."""
 
 
 @dataclass
-class _Told:
+class _TrialState:
     """What is known of a trial."""
 
     rows: list[Row] = field(default_factory=list)
     allowed: int = 0
-    """How many epochs it may end and go on."""
+    """After how many epochs Tune has let it go on."""
     stopped: bool = False
     ended: bool = False
 
 
-class Scoreboard:
-    """The actor. Its methods wait without holding one another up."""
+class TrialReports:
+    """The actor. Its methods are coroutines: one that waits does not block the others."""
 
     def __init__(self) -> None:
-        self._trials: dict[int, _Told] = {}
+        self._trials: dict[int, _TrialState] = {}
         self._changed = asyncio.Condition()
 
-    def _trial(self, number: int) -> _Told:
-        return self._trials.setdefault(number, _Told())
+    def _trial(self, number: int) -> _TrialState:
+        return self._trials.setdefault(number, _TrialState())
 
-    async def told(self, number: int, rows: list[Row]) -> None:
-        """Epochs of a trial; those that are known already are left as they are."""
+    async def add(self, number: int, rows: list[Row]) -> None:
+        """Add epochs of a trial; those that are there already stay as they are."""
         async with self._changed:
-            known = self._trial(number).rows
-            known += [row for row in rows if row["epoch"] >= len(known)]
+            stored = self._trial(number).rows
+            stored += [row for row in rows if row["epoch"] >= len(stored)]
             self._changed.notify_all()
 
     async def next(self, number: int, done: int) -> list[Row] | None:
@@ -80,12 +80,12 @@ class Scoreboard:
             self._changed.notify_all()
 
 
-def tell(watched: Watched, metrics: Mapping[str, float], rank: int) -> bool:
-    """Tell the scoreboard what an epoch gave; returns whether to go on."""
+def tell(trial: SearchTrial, metrics: Mapping[str, float], rank: int) -> bool:
+    """Report an epoch's metrics to TrialReports; returns whether to go on."""
     import ray
 
-    scores: Any = ray.get_actor(watched.scores)
+    scores: Any = ray.get_actor(trial.scores)
     done = int(metrics["epoch"]) + 1
     if rank == 0:
-        ray.get(scores.told.remote(watched.number, [dict(metrics)]))
-    return done not in watched.waits or bool(ray.get(scores.goes_on.remote(watched.number, done)))
+        ray.get(scores.add.remote(trial.number, [dict(metrics)]))
+    return done not in trial.waits or bool(ray.get(scores.goes_on.remote(trial.number, done)))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REPORTED_S = 10.0
 """How long the end of a task waits for its last reports."""
 AT_WORK, TOLD_TO_END = threading.Event(), threading.Event()
-"""Of this process, where it is a worker."""
+"""The state of this process where it is a worker: it works on a task; it was told to end (SIGTERM)."""
 
 
 def heed_sigterm() -> None:
@@ -31,12 +31,12 @@ def heed_sigterm() -> None:
     Ray sends it too, to workers that it ends; those that have not ended soon are killed.
     """
 
-    def told(*_: object) -> None:
+    def on_sigterm(*_: object) -> None:
         TOLD_TO_END.set()
         if not AT_WORK.is_set():
             sys.exit(1)
 
-    signal.signal(signal.SIGTERM, told)
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 class Reports:
@@ -85,9 +85,9 @@ class OnRay:
         """Tell Ray Train of an epoch, and the search whose trial this is."""
         if self._reports is not None:
             self._reports.put(metrics)
-        if task.watched is None:
+        if task.search_trial is None:
             return True
-        return tell(task.watched, metrics, self.rank)
+        return tell(task.search_trial, metrics, self.rank)
 
     def begin(self) -> threading.Event:
         """A new task begins; setting the event ends it early."""

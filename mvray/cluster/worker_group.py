@@ -45,7 +45,7 @@ GRACE_S = 60.0
 
 
 class TaskQueue:
-    """Where a group's workers ask for work; an actor. Tasks are numbered from 0; None means end."""
+    """An actor from which a group's workers take tasks, numbered from 0; None tells a worker to end."""
 
     def __init__(self, workers: int, idle_s: float) -> None:
         self._workers, self._idle_s = workers, idle_s
@@ -110,7 +110,7 @@ class TaskQueue:
             return number in self._stopped
 
     async def close(self) -> None:
-        """End the group when it has done what it was given."""
+        """End the group once its tasks are done."""
         async with self._changed:
             self._close()
 
@@ -143,7 +143,7 @@ def _hear(queue: Any, number: int, stop: threading.Event) -> None:
     import ray
     import ray.exceptions
 
-    with contextlib.suppress(ray.exceptions.RayError):  # a queue that is lost takes the whole group with it
+    with contextlib.suppress(ray.exceptions.RayError):  # without its queue the whole group ends
         if ray.get(queue.stopped.remote(number)):
             stop.set()
 
@@ -160,10 +160,11 @@ class WorkerGroup:
 
         self.cpus, self.size = scale.cpus_per_worker, size
         self.ends: str | None = None
-        """Why the task was ended early, where that was this group's own wish: it is not used again."""
+        """Why the group itself has ended its task early; None where it has not. Such a group is not used again."""
         self.bundle, self.stays, self._shared = bundle, cluster.is_lean, not cluster.is_local
-        here = {placement.NODE_ID: ray.get_runtime_context().get_node_id()}  # where the driver is lost, so is all
-        queue: Any = ray.remote(num_cpus=0, label_selector=here)(TaskQueue)
+        # On the driver's node: both are lost together.
+        selector = {placement.NODE_ID: ray.get_runtime_context().get_node_id()}
+        queue: Any = ray.remote(num_cpus=0, label_selector=selector)(TaskQueue)
         self._queue = queue.options(name=f"{name}-tasks").remote(size, IDLE_S)
         self._fit: Future[None] = Future()
         config = {"queue": self._queue, "report": not cluster.is_lean}
@@ -206,8 +207,8 @@ class WorkerGroup:
         import ray
         from ray import cloudpickle
 
-        wishes = _Wishes(self, task.step.scale)
-        end = _End(stopping, lambda: self._shared and wishes.to_end())
+        watch = _GroupWatch(self, task.step.scale)
+        end = _End(stopping, lambda: self._shared and watch.to_end())
         try:
             # Pickled, so that the queue need not import torch.
             packed = pickle.dumps(Packed.of(task, cloudpickle.dumps))
@@ -226,7 +227,7 @@ class WorkerGroup:
             self.free()
             raise
         finally:
-            wishes.give_up()
+            watch.give_up()
         return True
 
     def finish(self, timeout_s: float = FINISH_S) -> None:
@@ -252,17 +253,17 @@ class WorkerGroup:
 
 
 class _End:
-    """When a task is ended early: where ``stopping`` says so, or by the group's own ``wish``."""
+    """Decides when a task ends early: when ``stopping()``, or when the group itself ``wants_end()``."""
 
-    def __init__(self, stopping: Callable[[], bool], wish: Callable[[], bool]) -> None:
-        self._stopping, self._wish = stopping, wish
+    def __init__(self, stopping: Callable[[], bool], wants_end: Callable[[], bool]) -> None:
+        self._stopping, self._wants_end = stopping, wants_end
         self._stopped_at: float | None = None
         self._begun = False
 
     def begins(self) -> bool:
         """Whether to ask the workers now; True once. Raises StepFailed where ``stopping`` was GRACE_S ago.
 
-        The group's own wish waits as long as it takes, through a long validation too: a node that
+        Where the group itself wants to end, it waits as long as it takes, through a long validation too: a node that
         goes meanwhile is a lost one as any other, after which training goes on.
         """
         now = time.monotonic()
@@ -270,19 +271,19 @@ class _End:
             self._stopped_at = now
         if self._stopped_at is not None and now > self._stopped_at + GRACE_S:
             raise StepFailed(f"The workers wrote no checkpoint within {GRACE_S:.0f} s; an older one is there.")
-        if self._begun or (self._stopped_at is None and not self._wish()):
+        if self._begun or (self._stopped_at is None and not self._wants_end()):
             return False
         self._begun = True
         return True
 
 
-class _Wishes:
-    """What a group on a cluster of many nodes looks at while it trains."""
+class _GroupWatch:
+    """Decides whether a group on a cluster of many nodes ends its task early."""
 
     def __init__(self, group: WorkerGroup, scale: Scale) -> None:
         self._group, self._most = group, scale.workers
         self._looked_at = time.monotonic()
-        self._more = placement.Wish(group.bundle)
+        self._more = placement.RoomRequest(group.bundle)
 
     def to_end(self) -> bool:
         """Whether to end the task early, for a reason that ``group.ends`` then says."""

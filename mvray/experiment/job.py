@@ -38,14 +38,14 @@ class Job(Settings):
 
     def walk(self) -> Iterator[Step]:
         """Every step once, inputs before the steps that read them."""
-        seen: set[int] = set()
+        visited: set[int] = set()
 
         def visit(step: Step) -> Iterator[Step]:
-            if id(step) in seen:
+            if id(step) in visited:
                 return
-            seen.add(id(step))
-            for given in step.inputs:
-                yield from visit(given)
+            visited.add(id(step))
+            for input_ in step.inputs:
+                yield from visit(input_)
             yield step
 
         for step in self.steps:

@@ -135,8 +135,8 @@ def _where(path: Path, error: Exception) -> str:
 def _module_of(path: Path) -> types.ModuleType:
     """The job file as a module, under the name that it has on its folder's path, where workers find it."""
     name, folder = path.stem, str(path.parent)
-    taken = sys.modules.get(name)
-    other = taken is not None and not _is_own(taken)
+    loaded = sys.modules.get(name)
+    other = loaded is not None and not _is_own(loaded)
     if "." in name or other or name in sys.stdlib_module_names:
         raise SettingError(
             f"{path}: a module cannot be named {name!r}{' beside Python or its packages' if '.' not in name else ''}; "
@@ -228,12 +228,12 @@ def is_from_a_job(thing: Any) -> bool:
 def codes_of(thing: Any) -> tuple[Code, ...]:
     """The code of one's own that settings are made of."""
     modules: set[str] = set()
-    seen: set[int] = set()
+    visited: set[int] = set()
 
     def visit(part: Any) -> None:
-        if id(part) in seen:
+        if id(part) in visited:
             return
-        seen.add(id(part))
+        visited.add(id(part))
         if isinstance(part, types.FunctionType):
             modules.add(part.__module__)
         elif isinstance(part, tuple | list):
@@ -271,13 +271,13 @@ def about(thing: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def restore(noted: list[dict[str, Any]]) -> None:
+def restore(codes: list[dict[str, Any]]) -> None:
     """Load the code that step.json notes (`about`), where it lies below the folder that this command is run in.
 
     Only there, because a file that others can write must not name what is executed here. Raises SettingError where it
     lies elsewhere, and DataError where it has changed since.
     """
-    for code in noted:
+    for code in codes:
         folder = Path(str(code["folder"]))
         job = folder / str(code["job"])
         if str(folder) in _loaded:
@@ -296,12 +296,12 @@ def restore(noted: list[dict[str, Any]]) -> None:
         load(job)
 
 
-def changes(noted: list[dict[str, Any]], thing: Settings) -> list[str]:
+def changes(codes: list[dict[str, Any]], thing: Settings) -> list[str]:
     """The files of one's own code that do other things now than step.json notes."""
     now = {code["job"]: code["files"] for code in about(thing)}
     return [
         name
-        for code in noted
+        for code in codes
         for name, digest in code["files"].items()
         if now.get(code["job"], {}).get(name, digest) != digest
     ]

@@ -60,9 +60,9 @@ def replaced(job: Job, changes: Mapping[str, Any]) -> Job:
 def _check_addresses(settings: Mapping[str, Any]) -> None:
     """Raises SettingError for a user or password in an address: step.json and MLflow show settings to others."""
     for name, value in settings.items():
-        if found := _KEYS_INSIDE.search(str(value)):
+        if match := _KEYS_INSIDE.search(str(value)):
             raise SettingError(
-                f"{name}: found a user or password before '@' in an address ({found[1]}://...); expected one without "
+                f"{name}: found a user or password before '@' in an address ({match[1]}://...); expected one without "
                 "(and no ':' in a bucket's name), because settings are written to step.json, MLflow and the list of "
                 "jobs. Copy the file to this machine or to s3://, where access is by a role or by AWS's own variables."
             )
@@ -81,8 +81,8 @@ def _replaced_one(job: Job, name: str, value: Any) -> Job:
             kinds = _kinds(job, kind)
             if not kinds:
                 raise SettingError(f"--set {name}: the job {job.name!r} has no {head}.")
-            meant = {each for each in kinds if path[0] in {f.name for f in dataclasses.fields(each)}} or kinds
-            return _rebuilt(job, lambda part: _set(part, path, value, name) if type(part) in meant else part)
+            matching = {kind for kind in kinds if path[0] in {f.name for f in dataclasses.fields(kind)}} or kinds
+            return _rebuilt(job, lambda part: _set(part, path, value, name) if type(part) in matching else part)
         return _rebuilt(job, lambda part: _set(part, [head], value, name) if isinstance(part, Data) else part)
     if head in steps:
         names = [f.name for f in dataclasses.fields(steps[head])]
@@ -95,15 +95,15 @@ def _replaced_one(job: Job, name: str, value: Any) -> Job:
 
 def _kinds(job: Job, base: Any) -> set[type]:
     """The types of the job's parts that are of kind ``base``: it may have pictures as well as clips."""
-    found: set[type] = set()
+    classes: set[type] = set()
 
     def note(part: Any) -> Any:
         if isinstance(part, base):
-            found.add(type(part))
+            classes.add(type(part))
         return part
 
     _rebuilt(job, note)
-    return found
+    return classes
 
 
 def _named(part: Any, name: str) -> bool:
@@ -112,51 +112,51 @@ def _named(part: Any, name: str) -> bool:
 
 def _rebuilt(job: Job, change: Callable[[Any], Any]) -> Job:
     """``job`` with ``change`` applied to every part, innermost first; what was shared stays shared."""
-    done: dict[int, tuple[Any, Any]] = {}
+    replacements: dict[int, tuple[Any, Any]] = {}
 
     def visit(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(visit(item) for item in value)
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
             return value
-        if id(value) not in done:
+        if id(value) not in replacements:
             fields = {f.name: visit(getattr(value, f.name)) for f in dataclasses.fields(value)}
             same = all(fields[name] is getattr(value, name) for name in fields)
-            done[id(value)] = (value, change(value if same else _with(value, **fields)))
-        return done[id(value)][1]
+            replacements[id(value)] = (value, change(value if same else _with(value, **fields)))
+        return replacements[id(value)][1]
 
     rebuilt: Job = visit(job)
     return rebuilt
 
 
-def _set(part: T, path: list[str], value: Any, whole: str) -> T:
+def _set(part: T, path: list[str], value: Any, setting: str) -> T:
     name, *rest = path
     fields = {f.name: f for f in dataclasses.fields(part)}  # type: ignore[arg-type]
     names = list(fields)
     if name not in names:
         raise SettingError(
-            f"--set {whole}: {type(part).__name__} has no setting {name!r}{_nearest(name, names)}. "
+            f"--set {setting}: {type(part).__name__} has no setting {name!r}{_nearest(name, names)}. "
             f"It has: {', '.join(names)}."
         )
     current = getattr(part, name)
     if rest:
         if not dataclasses.is_dataclass(current):
-            raise SettingError(f"--set {whole}: {name!r} is {current!r} and has no settings of its own.")
-        return _with(part, **{name: _set(current, rest, value, whole)})
+            raise SettingError(f"--set {setting}: {name!r} is {current!r} and has no settings of its own.")
+        return _with(part, **{name: _set(current, rest, value, setting)})
     if isinstance(current, SWITCHED) and isinstance(value, str):
-        return _with(part, **{name: _of_kind(value, current, whole)})
-    made = _coerced(value, _hints(type(part))[name], whole)
-    if fields[name].metadata.get("file") and made and "://" not in made:
-        made = str(Path(made).expanduser().absolute())  # Ray's workers have another working folder
-    return _with(part, **{name: made})
+        return _with(part, **{name: _of_kind(value, current, setting)})
+    new_value = _coerced(value, _hints(type(part))[name], setting)
+    if fields[name].metadata.get("file") and new_value and "://" not in new_value:
+        new_value = str(Path(new_value).expanduser().absolute())  # Ray's workers have another working folder
+    return _with(part, **{name: new_value})
 
 
 def _with(part: T, **changes: Any) -> T:
-    """``part`` with other fields, not checked: values may fit only together with those that are set next."""
-    made = object.__new__(type(part))
+    """``part`` with other fields, unchecked: values may only be valid together with those that are set next."""
+    changed = object.__new__(type(part))
     for f in dataclasses.fields(part):  # type: ignore[arg-type]
-        object.__setattr__(made, f.name, changes.get(f.name, getattr(part, f.name)))
-    return made
+        object.__setattr__(changed, f.name, changes.get(f.name, getattr(part, f.name)))
+    return changed
 
 
 def _checked(part: T) -> T:
@@ -165,16 +165,16 @@ def _checked(part: T) -> T:
     return part
 
 
-def _of_kind(name: str, current: Settings, whole: str) -> Any:
+def _of_kind(name: str, current: Settings, setting: str) -> Any:
     """Settings of the kind ``name`` in the place of ``current``, keeping the root and the step looked through."""
     base = next(base for base in SWITCHED if isinstance(current, base))
-    known = kinds(base)
-    if name not in known:
+    classes = kinds(base)
+    if name not in classes:
         raise SettingError(
-            f"--set {whole}={name}: there is no {base.family} {name!r}{_nearest(name, list(known))}. "
-            f"There are: {', '.join(known)}."
+            f"--set {setting}={name}: there is no {base.family} {name!r}{_nearest(name, list(classes))}. "
+            f"There are: {', '.join(classes)}."
         )
-    cls: Any = known[name]
+    cls: Any = classes[name]
     if isinstance(current, cls):
         return current
     both = {f.name for f in dataclasses.fields(cls)} & {f.name for f in dataclasses.fields(current)}  # type: ignore[arg-type]
@@ -193,18 +193,18 @@ def _coerced(value: Any, hint: Any, name: str) -> Any:
         hints = [arguments[0]] * len(items) if arguments[-1] is ... else arguments
         if len(items) != len(hints):
             raise SettingError(f"--set {name}={value}: expected {len(hints)} values, with commas between them.")
-        return tuple(_coerced(item, each, name) for item, each in zip(items, hints, strict=True))
+        return tuple(_coerced(item, item_hint, name) for item, item_hint in zip(items, hints, strict=True))
     if hint is bool and str(value).lower() in ("true", "false", "1", "0", "yes", "no"):
         return str(value).lower() in ("true", "1", "yes")
     if hint in (int, float, str):
         try:
-            made = hint(value.strip() if isinstance(value, str) else value)
-            if isinstance(value, str) or made == value:
-                return made
+            coerced = hint(value.strip() if isinstance(value, str) else value)
+            if isinstance(value, str) or coerced == value:
+                return coerced
         except (TypeError, ValueError):
             pass
-    wanted = getattr(hint, "__name__", str(hint))
-    raise SettingError(f"--set {name}={value}: expected a value of type {wanted}.")
+    type_name = getattr(hint, "__name__", str(hint))
+    raise SettingError(f"--set {name}={value}: expected a value of type {type_name}.")
 
 
 def _hints(cls: type) -> dict[str, Any]:

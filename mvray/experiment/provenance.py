@@ -22,10 +22,10 @@ def versions() -> dict[str, str]:
 def shipped(folder: Path | None = None) -> dict[str, Any] | None:
     """The note that `mvray submit` put beside the code in ``folder`` (default: the working folder), if it did."""
     try:
-        read: dict[str, Any] = json.loads(((folder or Path()) / NOTE).read_bytes())
+        note: dict[str, Any] = json.loads(((folder or Path()) / NOTE).read_bytes())
     except FileNotFoundError:
         return None
-    return read
+    return note
 
 
 def git_commit(folder: Path | None = None) -> str | None:
@@ -44,5 +44,5 @@ def git_commit(folder: Path | None = None) -> str | None:
 
 
 def _git(folder: Path | None, *words: str, check: bool) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=check)
-    return done.stdout.strip()
+    process = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=check)
+    return process.stdout.strip()

@@ -52,13 +52,13 @@ def decoded(value: Any) -> Any:
             f"Found {str(value)[:80]} in a step's settings; expected those of this version of mvray. A step of an "
             "older version is made again by running its job again."
         )
-    known = kinds(FAMILIES[family])
-    if value[family] not in known:
+    classes = kinds(FAMILIES[family])
+    if value[family] not in classes:
         raise SettingError(
-            f"A step's settings name the {family} {value[family]!r}, which is none of mvray's ({', '.join(known)}). If "
-            "it is your own, give the job file that has it: --job FILE (in Python: import it before)."
+            f"A step's settings name the {family} {value[family]!r}, which is none of mvray's ({', '.join(classes)}). "
+            "If it is your own, give the job file that has it: --job FILE (in Python: import it before)."
         )
-    cls: Any = known[value[family]]
+    cls: Any = classes[value[family]]
     try:
         return cls(**{name: decoded(item) for name, item in value["fields"].items()})
     except TypeError as error:

@@ -47,17 +47,17 @@ def kinds(base: type[S]) -> dict[str, type[S]]:
     """The settings classes below ``base`` that can be built, by name: mvray's, and those that were imported."""
     for package in CATALOGUE:
         importlib.import_module(package)
-    found: dict[str, type[S]] = {}
+    classes: dict[str, type[S]] = {}
     for cls in _below(base, base.family):
         name = kind_of(cls)
-        if name in found and found[name] is not cls and _is_current(found[name]) and _is_current(cls):
+        if name in classes and classes[name] is not cls and _is_current(classes[name]) and _is_current(cls):
             raise SettingError(
-                f"{_place(found[name])} and {_place(cls)} are both named {name!r}; expected one {base.family} of that "
-                "name. Give one of them another `kind`."
+                f"{_place(classes[name])} and {_place(cls)} are both named {name!r}; expected one {base.family} of "
+                "that name. Give one of them another `kind`."
             )
-        if name not in found or _is_current(cls):
-            found[name] = cls
-    return dict(sorted(found.items(), key=lambda item: (not item[1].__module__.startswith("mvray."), item[0])))
+        if name not in classes or _is_current(cls):
+            classes[name] = cls
+    return dict(sorted(classes.items(), key=lambda item: (not item[1].__module__.startswith("mvray."), item[0])))
 
 
 def _below(base: type[S], family: str) -> Iterator[type[S]]:

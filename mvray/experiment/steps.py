@@ -91,8 +91,8 @@ class Optim(Settings):
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        known = {"name": "sgd, adam, adamw", "schedule": "constant, cosine, step", "precision": "auto, float32, bf16"}
-        for name, allowed in known.items():
+        choices = {"name": "sgd, adam, adamw", "schedule": "constant, cosine, step", "precision": "auto, float32, bf16"}
+        for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed.split(", "):
                 raise SettingError(f"optim.{name} is {value!r}; expected one of {allowed}.")
         check_above_0(self, "optim", "epochs", "batch_size", "lr", "accumulate", "decay", "patience", "clip_norm")

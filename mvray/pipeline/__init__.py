@@ -1,9 +1,9 @@
 """A job here and now: what it means (plan), and one driver per kind of step."""
 
 from mvray.pipeline import cost, plan, train
-from mvray.pipeline.outputs import columns_of, joined, samples_of
+from mvray.pipeline.outputs import columns_of, measure_table, samples_of
 from mvray.pipeline.plan import MANIFEST, Plan, Planned, rows_of
-from mvray.pipeline.run import chosen, do, execute
+from mvray.pipeline.run import execute, run_step, selected_steps
 from mvray.pipeline.step_log import ProgressLines, SearchLog, StepLog
 
 __all__ = [
@@ -13,14 +13,14 @@ __all__ = [
     "ProgressLines",
     "SearchLog",
     "StepLog",
-    "chosen",
     "columns_of",
     "cost",
-    "do",
     "execute",
-    "joined",
+    "measure_table",
     "plan",
     "rows_of",
+    "run_step",
     "samples_of",
+    "selected_steps",
     "train",
 ]

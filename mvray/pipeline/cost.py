@@ -1,7 +1,7 @@
 """What a step has cost: wall time, CPU-hours, GPU-hours, and money where a price is set.
 
-A meter runs beside every step and keeps its account in the step's folder (spent/<attempt>.json), now and
-then, so that interrupted and killed attempts are counted too, all but their last seconds.
+A CostMeter runs beside every step and writes its sum to the step's folder (spent/<attempt>.json) at
+intervals, so that interrupted and killed attempts are counted too, all but their last seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEEP_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
-class Spent:
+class Cost:
     """``seconds`` of wall time; hours of CPUs and GPUs that were held; ``cost`` in the currency of the prices."""
 
     seconds: float = 0.0
@@ -32,8 +32,8 @@ class Spent:
     gpu_hours: float = 0.0
     cost: float = 0.0
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
             self.seconds + other.seconds,
             self.cpu_hours + other.cpu_hours,
             self.gpu_hours + other.gpu_hours,
@@ -41,21 +41,21 @@ class Spent:
         )
 
 
-class Meter:
+class CostMeter:
     """Runs while a step does. Not thread-safe: one thread calls it."""
 
     def __init__(self, folder: Storage, scale: Scale) -> None:
         self._folder, self._name = folder, f"spent/{uuid.uuid4().hex}.json"
         self._prices = scale.price_per_cpu_hour, scale.price_per_gpu_hour
-        self._sum = Spent()
+        self._sum = Cost()
         self._read_at = self._kept_at = time.monotonic()
 
     def read(self, cpus: float, gpus: float) -> None:
         """So many CPUs and GPUs were held since the last reading."""
         now = time.monotonic()
         hours, self._read_at = (now - self._read_at) / 3600, now
-        cost = hours * (cpus * self._prices[0] + gpus * self._prices[1])
-        self._sum += Spent(hours * 3600, hours * cpus, hours * gpus, cost)
+        money = hours * (cpus * self._prices[0] + gpus * self._prices[1])
+        self._sum += Cost(hours * 3600, hours * cpus, hours * gpus, money)
         if now - self._kept_at > KEEP_EVERY_S:
             self.keep()
 
@@ -65,35 +65,35 @@ class Meter:
         self._folder.try_write(self._name, json.dumps(asdict(self._sum)).encode())
 
 
-def total(folder: Storage) -> Spent:
+def total(folder: Storage) -> Cost:
     """What all attempts at the step in ``folder`` have cost."""
-    spent = Spent()
+    cost = Cost()
     for entry in folder.list("spent"):
-        kept = folder.read_json(entry.path, dict)
+        fields = folder.read_json(entry.path, dict)
         try:
-            spent += Spent(**kept)
+            cost += Cost(**fields)
         except TypeError as error:
             raise folder.damaged(entry.path, str(error)) from error
-    return spent
+    return cost
 
 
-def as_metrics(spent: Spent) -> dict[str, float]:
+def as_metrics(cost: Cost) -> dict[str, float]:
     """For MLflow: "spent/seconds", and what of the others is not zero."""
-    values = asdict(spent)
+    values = asdict(cost)
     return {f"spent/{name}": value for name, value in values.items() if value or name == "seconds"}
 
 
-def as_text(rows: Iterable[tuple[str, Spent]]) -> str:
+def as_text(rows: Iterable[tuple[str, Cost]]) -> str:
     """A table for people, with a last line for all; columns that are zero everywhere are left out."""
     rows = list(rows)
-    everything = sum((spent for _, spent in rows), Spent())
+    everything = sum((cost for _, cost in rows), Cost())
     shown = [("step", [name for name, _ in (*rows, ("in all", everything))])]
-    each = [spent for _, spent in (*rows, ("", everything))]
-    shown.append(("wall time", [duration(spent.seconds) for spent in each]))
+    costs = [cost for _, cost in (*rows, ("", everything))]
+    shown.append(("wall time", [duration(cost.seconds) for cost in costs]))
     for title, values in (
-        ("CPU-hours", [spent.cpu_hours for spent in each]),
-        ("GPU-hours", [spent.gpu_hours for spent in each]),
-        ("cost", [spent.cost for spent in each]),
+        ("CPU-hours", [cost.cpu_hours for cost in costs]),
+        ("GPU-hours", [cost.gpu_hours for cost in costs]),
+        ("cost", [cost.cost for cost in costs]),
     ):
         if values[-1]:
             digits = 2 if values[-1] >= 1 else 4

@@ -10,7 +10,7 @@ from mvray.pipeline import generate, measure, train
 from mvray.pipeline.plan import Planned
 
 Driver = Callable[[Planned, Cluster], dict[str, float]]
-"""Executes a step to its end; returns its numbers. What is there already of an earlier try is gone on with."""
+"""Executes a step to its end; returns its numbers. It goes on from what an earlier attempt has left."""
 
 DRIVERS: dict[type[Step], Driver] = {
     Train: train.run,

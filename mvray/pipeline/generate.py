@@ -27,7 +27,7 @@ from mvray.experiment import Packed
 from mvray.pipeline import actor_progress
 from mvray.pipeline.actor_progress import ActorProgress
 from mvray.pipeline.plan import Planned
-from mvray.pipeline.shards import Maker, Work, samples_in, shard_path, work_of
+from mvray.pipeline.shards import GenerateWork, ShardMaker, samples_in, shard_path, work_of
 from mvray.storage import Storage
 
 T = TypeVar("T")
@@ -43,15 +43,15 @@ def run(planned: Planned, cluster: Cluster) -> dict[str, float]:
     missing = [shard for shard in range(shards) if not planned.folder.exists(shard_path(shard))]
     started = time.monotonic()
     name = f"{planned.label}-{planned.id}"
-    board = ActorProgress(planned.folder, work.step, len(missing), shards, *_pool(name, missing, cluster))
-    for made in _until_aborted(_made(work, missing, cluster, name), cluster):
-        board.look()
-        if made:
-            board.made(*made)
+    progress = ActorProgress(planned.folder, work.step, len(missing), shards, *_pool(name, missing, cluster))
+    for shard in _until_aborted(_generated_shards(work, missing, cluster, name), cluster):
+        progress.look()
+        if shard:
+            progress.add_shard(*shard)
     seconds = time.monotonic() - started
     total = _checked(planned, shards)
     metrics = {"rows": float(total), "bad": float(len(planned.rows()) - total), "shards": float(shards)}
-    return {**metrics, "samples_per_s": board.rows / seconds} if missing else metrics
+    return {**metrics, "samples_per_s": progress.rows / seconds} if missing else metrics
 
 
 def _pool(name: str, missing: list[int], cluster: Cluster) -> tuple[Callable[[], list[str]], bool]:
@@ -66,13 +66,13 @@ def _pool(name: str, missing: list[int], cluster: Cluster) -> tuple[Callable[[],
 def _checked(planned: Planned, shards: int) -> int:
     """How many rows there are. Raises DataError where too few of the samples could be read."""
     folder, samples, most = planned.folder, len(planned.rows()), planned.data.max_bad_fraction
-    whole = [shard for shard in range(shards) if folder.exists(shard_path(shard))]
-    total = sum(samples_in(folder, shard) for shard in whole)
+    finished = [shard for shard in range(shards) if folder.exists(shard_path(shard))]
+    total = sum(samples_in(folder, shard) for shard in finished)
     if total and samples - total <= most * samples:
         return total
-    found = [entry.path for entry in folder.list("unreadable")]
-    where, why = next(iter(json.loads(folder.read(found[0])).items()))
-    for path in found:  # when the files can be read again, these are made again
+    reports = [entry.path for entry in folder.list("unreadable")]
+    where, why = next(iter(json.loads(folder.read(reports[0])).items()))
+    for path in reports:  # when the files can be read again, these are made again
         folder.delete(f"columns/{Path(path).stem}.parquet")
         folder.delete(path)
     raise DataError(
@@ -81,8 +81,8 @@ def _checked(planned: Planned, shards: int) -> int:
     )
 
 
-def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T | None]:
-    """What comes from ``made``, which may wait long for room on the cluster; None now and then meanwhile.
+def _until_aborted(items: Iterator[T], cluster: Cluster) -> Iterator[T | None]:
+    """The ``items``, which may wait long for room on the cluster; None at intervals while they wait.
 
     Raises Interrupted on Ctrl-C.
     """
@@ -90,8 +90,8 @@ def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T | None]:
 
     def take() -> None:
         try:
-            for each in made:
-                arrived.put(("row", each))
+            for item in items:
+                arrived.put(("row", item))
                 if cluster.aborted.is_set():
                     return
             arrived.put(("end", None))
@@ -117,7 +117,7 @@ def _until_aborted(made: Iterator[T], cluster: Cluster) -> Iterator[T | None]:
 
 
 def _end(taking: threading.Thread) -> None:
-    """End it: a thread that still asks Ray for something when that is left ends the process.
+    """End the thread: one that still asks Ray for something when this process leaves Ray ends the process.
 
     It waits for Ray Data, whose own threads go on for as long as the cluster has no room, and no public call ends them
     before the first row.
@@ -137,7 +137,9 @@ def _end(taking: threading.Thread) -> None:
     taking.join(max(0.0, until - time.monotonic()))
 
 
-def _made(work: Work, missing: list[int], cluster: Cluster, name: str) -> Iterator[tuple[int, str, float]]:
+def _generated_shards(
+    work: GenerateWork, missing: list[int], cluster: Cluster, name: str
+) -> Iterator[tuple[int, str, float]]:
     """Rows of each missing shard as it is finished, where that was, and how busy the GPUs are there.
 
     The class of the actors has ``name``: Ray knows them by nothing else.
@@ -145,7 +147,7 @@ def _made(work: Work, missing: list[int], cluster: Cluster, name: str) -> Iterat
     if not missing:
         return
     if cluster.workers == 0:
-        maker = Maker(work, missing)
+        maker = ShardMaker(work, missing)
         for shard in missing:
             yield maker.make(shard)[0], socket.gethostname(), maker.gpu_busy()
         return
@@ -153,28 +155,28 @@ def _made(work: Work, missing: list[int], cluster: Cluster, name: str) -> Iterat
     import ray.data
 
     scale, gpus = work.step.scale, cluster.gpus()
-    each = {"CPU": scale.cpus_per_worker, "GPU": work.step.gpus_per_actor if gpus else 0.0}
-    if not cluster.is_local and not placement.slots(each):  # Ray Data waits without a word
+    bundle = {"CPU": scale.cpus_per_worker, "GPU": work.step.gpus_per_actor if gpus else 0.0}
+    if not cluster.is_local and not placement.slots(bundle):  # Ray Data waits without a word
         cluster.say(f"{work.step.name}: waits for 1 more worker's room on the cluster")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     actors = max(1, min(len(missing), scale.workers))
     shards = ray.data.range(len(missing), override_num_blocks=len(missing))
-    made = shards.map_batches(
-        type(name, (Maker,), {}),
+    results = shards.map_batches(
+        type(name, (ShardMaker,), {}),
         fn_constructor_args=(Packed.of(work, ray.cloudpickle.dumps), missing),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         num_cpus=scale.cpus_per_worker,
-        num_gpus=each["GPU"] or None,
+        num_gpus=bundle["GPU"] or None,
     )
-    for row in made.iter_rows():
+    for row in results.iter_rows():
         if row["error"]:
             _raise(work, *json.loads(row["error"]))
         yield row["rows"], row["host"], row["gpu_busy"]
 
 
-def _raise(work: Work, kind: str, message: str, text: str) -> NoReturn:
+def _raise(work: GenerateWork, kind: str, message: str, text: str) -> NoReturn:
     """Raise an actor's error here: ours as it was, another as StepFailed."""
     own = getattr(errors, kind, None)
     if own is not None:

@@ -9,12 +9,12 @@ from mvray.experiment import encoded, flat, git_commit, job_file, versions
 from mvray.tracking import now, plain_addresses, redacted_all
 
 if TYPE_CHECKING:
-    from mvray.pipeline.cost import Spent
+    from mvray.pipeline.cost import Cost
     from mvray.pipeline.plan import Planned
 
 
-def manifest_of(planned: Planned, seconds: float, run: str | None, spent: Spent) -> dict[str, Any]:
-    """What step.json says: settings, inputs, data, versions, time; ``spent`` counts earlier attempts too."""
+def manifest_of(planned: Planned, seconds: float, run: str | None, cost: Cost) -> dict[str, Any]:
+    """What step.json says: settings, inputs, data, versions, time; ``cost`` counts earlier attempts too."""
     rows = planned.rows()
     return {
         "name": planned.name,
@@ -34,7 +34,7 @@ def manifest_of(planned: Planned, seconds: float, run: str | None, spent: Spent)
             "bad": len(planned.index.bad),
         },
         "seconds": round(seconds, 3),
-        "spent": {name: round(value, 6) for name, value in asdict(spent).items()},
+        "spent": {name: round(value, 6) for name, value in asdict(cost).items()},
         "finished_at": now(),
         "tracking": run,
         "versions": versions(),

@@ -19,7 +19,7 @@ from mvray.data import write_table
 from mvray.errors import Interrupted, StepFailed
 from mvray.experiment import Measure, Packed
 from mvray.pipeline.failures import raise_own
-from mvray.pipeline.outputs import SAMPLES, joined
+from mvray.pipeline.outputs import SAMPLES, measure_table
 from mvray.pipeline.plan import Planned
 from mvray.training import StepProgress
 
@@ -84,10 +84,10 @@ def measured(planned: Planned) -> dict[str, float]:
     """
     step = planned.step
     assert isinstance(step, Measure)
-    table, names = joined(planned), planned.index.names
+    table, names = measure_table(planned), planned.index.names
     tables = {split: table.filter(pc.equal(table["split"], split)) for split in sorted(set(table["split"].to_pylist()))}
     metrics: dict[str, float] = {}
-    kept: list[pa.Table] = []
+    sample_tables: list[pa.Table] = []
     fitted = [metric.seeded(planned.seed).fitted(tables, names) for metric in step.metrics]
     for split, rows in tables.items():
         metrics[f"{split}/samples"] = float(len(rows))
@@ -99,14 +99,14 @@ def measured(planned: Planned) -> dict[str, float]:
                 else:
                     metrics[f"{split}/{name}"] = value
         if columns:
-            kept.append(_kept(rows, columns))
-    if kept:
-        write_table(planned.folder, SAMPLES, pa.concat_tables(kept, promote_options="default"))
+            sample_tables.append(_sample_table(rows, columns))
+    if sample_tables:
+        write_table(planned.folder, SAMPLES, pa.concat_tables(sample_tables, promote_options="default"))
     return metrics
 
 
-def _kept(rows: pa.Table, columns: Mapping[str, np.ndarray]) -> pa.Table:
-    """The rows' keys and splits with what metrics said of each; N x d arrays become lists."""
+def _sample_table(rows: pa.Table, columns: Mapping[str, np.ndarray]) -> pa.Table:
+    """The rows' keys and splits with the metrics' values for each row; N x d arrays become lists."""
     table = rows.select(["key", "split", "group", "label"])
     for name, values in columns.items():
         column = pa.array(values.reshape(-1))

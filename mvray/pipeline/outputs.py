@@ -20,17 +20,17 @@ def columns_of(folder: Storage) -> pa.Table:
     return pa.concat_tables([read_table(folder, shard) for shard in shards])
 
 
-def joined(planned: Planned) -> pa.Table:
+def measure_table(planned: Planned) -> pa.Table:
     """The step's index rows with the columns of its inputs; samples that a generator left out are left out."""
     table = planned.rows()
-    for made in planned.inputs.values():
-        columns = columns_of(made.folder)
+    for generated in planned.inputs.values():
+        columns = columns_of(generated.folder)
         at = pc.index_in(table["key"], columns["key"])
         table = table.filter(at.is_valid())
-        found = columns.take(at.drop_null())
+        matched = columns.take(at.drop_null())
         for name in columns.column_names:
             if name != "key":
-                table = table.append_column(found.schema.field(name), found[name])
+                table = table.append_column(matched.schema.field(name), matched[name])
     size = planned.data.source.region_size or (0, 0)
     for name, pixels in zip(("height", "width"), size, strict=True):
         table = table.append_column(name, pa.array(np.full(len(table), pixels, np.int32)))

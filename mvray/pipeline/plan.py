@@ -78,7 +78,7 @@ class Planned:
         return self.folder.read_json(MANIFEST, dict)
 
     def changed_code(self) -> list[str]:
-        """Files of one's own code that do other things now than when this finished step was made."""
+        """The user's code files that have changed since this finished step was made."""
         return job_file.changes(self.manifest().get("code", []), self.step)
 
     def metrics(self) -> dict[str, float]:
@@ -129,18 +129,18 @@ class Plan:
 
     def of(self, step: Step, seed: int) -> Planned:
         """The planned form of a step of the job; one that does not depend on the seed has one for all."""
-        named = [planned for planned in self.steps if planned.name == step.name]
-        return next((planned for planned in named if planned.seed == seed), named[0])
+        same_step = [planned for planned in self.steps if planned.name == step.name]
+        return next((planned for planned in same_step if planned.seed == seed), same_step[0])
 
     def missing(self) -> list[Planned]:
         return [planned for planned in self.steps if not planned.finished]
 
     def indexes(self) -> Iterator[tuple[Data, Index]]:
         """Each data source of the job once."""
-        seen: set[int] = set()
+        yielded: set[int] = set()
         for planned in self.steps:
-            if id(planned.index) not in seen:
-                seen.add(id(planned.index))
+            if id(planned.index) not in yielded:
+                yielded.add(id(planned.index))
                 yield planned.data, planned.index
 
 
@@ -161,16 +161,17 @@ def make(job: Job, storage: Storage) -> Plan:
         step.check_data(facts_of(data, indexes[data.source]), rows_of(indexes[data.source], splits))
     beside = {step.name: _content(step) for step in job.walk()}
     for seed in job.seeds:
-        known: dict[str, Planned] = {}
+        by_name: dict[str, Planned] = {}
         for step in job.walk():
             data = step.data
             print_ = prints[data.source, step.splits] + beside[step.name]
-            # What no training comes before is the same under every seed: masks by given weights, or from files.
-            own = seed if step.draws or any(known[other.name].seed == seed for other in step.inputs) else 0
-            id_ = identify(step, own, print_, lambda other, known=known: known[other.name].id)  # type: ignore[misc]
-            inputs = {other.name: known[other.name] for other in step.inputs}
+            # A step that draws nothing and reads nothing that was drawn is the same under every seed (masks by given
+            # weights, or from files): its seed is 0, so that it has one id and is made once.
+            own = seed if step.draws or any(by_name[other.name].seed == seed for other in step.inputs) else 0
+            id_ = identify(step, own, print_, lambda other, by_name=by_name: by_name[other.name].id)  # type: ignore[misc]
+            inputs = {other.name: by_name[other.name] for other in step.inputs}
             planned = Planned(step, own, id_, storage, indexes[data.source], print_, inputs, job.name)
-            known[step.name] = steps.setdefault(planned.path, planned)
+            by_name[step.name] = steps.setdefault(planned.path, planned)
     return Plan(job, storage, tuple(steps.values()))
 
 

@@ -29,7 +29,7 @@ def execute(plan: Plan, cluster: Cluster, log: JobLog, progress: Progress, only:
     A step that fails ends the run with StepFailed once the steps beside it have ended; what was
     finished stays.
     """
-    todo = chosen(plan, only)
+    todo = selected_steps(plan, only)
     waiting = {planned.path: planned for planned in todo if not planned.finished}
     for planned in todo:
         if planned.finished:
@@ -46,10 +46,10 @@ def execute(plan: Plan, cluster: Cluster, log: JobLog, progress: Progress, only:
             while waiting or running:
                 for planned in _startable(waiting, list(running.values()), cluster):
                     del waiting[planned.path]
-                    running[pool.submit(do, planned, cluster, log, progress)] = planned
-                while not (done := wait(running, POLL_S, FIRST_COMPLETED).done):
+                    running[pool.submit(run_step, planned, cluster, log, progress)] = planned
+                while not (ended := wait(running, POLL_S, FIRST_COMPLETED).done):
                     cluster.keep_signals()
-                for future in done:
+                for future in ended:
                     planned = running.pop(future)
                     if (error := future.exception()) is not None:
                         waiting.clear()
@@ -62,42 +62,44 @@ def execute(plan: Plan, cluster: Cluster, log: JobLog, progress: Progress, only:
             raise
 
 
-def chosen(plan: Plan, only: str | None) -> list[Planned]:
+def selected_steps(plan: Plan, only: str | None) -> list[Planned]:
     """Every step, or those named ``only`` and what they read. Raises SettingError where there is none."""
     if only is None:
         return list(plan.steps)
     names = sorted({planned.name for planned in plan.steps})
     if only not in names:
         raise SettingError(f"--only {only}: the job {plan.job.name!r} has no such step; it has {', '.join(names)}.")
-    wanted: set[str] = set()
+    ids: set[str] = set()
 
     def add(planned: Planned) -> None:
-        wanted.add(planned.id)
+        ids.add(planned.id)
         for other in planned.inputs.values():
             add(other)
 
     for planned in plan.steps:
         if planned.name == only:
             add(planned)
-    return [planned for planned in plan.steps if planned.id in wanted]
+    return [planned for planned in plan.steps if planned.id in ids]
 
 
 def _startable(waiting: dict[str, Planned], running: list[Planned], cluster: Cluster) -> Iterator[Planned]:
     """Steps whose inputs are there and for which the cluster has room beside what runs already."""
-    ready = [p for p in waiting.values() if all(given.finished for given in p.inputs.values())]
+    ready = [p for p in waiting.values() if all(input_.finished for input_ in p.inputs.values())]
     if not ready:
         return
     cpus, gpus = cluster.room() if running or len(ready) > 1 else (0.0, 0.0)
-    held = [planned.step.room(gpus) for planned in running]
+    rooms = [planned.step.room(gpus) for planned in running]
     for planned in ready:
-        wanted = planned.step.room(gpus)
-        fits = all(sum(h[i] for h in held) + wanted[i] <= (cpus, gpus)[i] for i in (0, 1) if wanted[i])
-        if fits or not held:
-            held.append(wanted)
+        room = planned.step.room(gpus)
+        fits = all(sum(other[i] for other in rooms) + room[i] <= (cpus, gpus)[i] for i in (0, 1) if room[i])
+        if fits or not rooms:
+            rooms.append(room)
             yield planned
 
 
-def do(planned: Planned, cluster: Cluster, log: StepLog, progress: ProgressLines, driver: Driver | None = None) -> None:
+def run_step(
+    planned: Planned, cluster: Cluster, log: StepLog, progress: ProgressLines, driver: Driver | None = None
+) -> None:
     """Execute one step, by ``driver`` where one is given, and write its manifest."""
     started = time.monotonic()
     key = planned.id
@@ -108,7 +110,9 @@ def do(planned: Planned, cluster: Cluster, log: StepLog, progress: ProgressLines
             metrics = (driver or DRIVERS[type(planned.step)])(planned, cluster)
         seconds = time.monotonic() - started
         planned.folder.insist("metrics.json", json.dumps(metrics).encode())
-        for record in _quarantine(planned)[len(planned.index.bad) :]:
+        unreadable = _unreadable(planned)
+        _write_quarantine(planned, unreadable)
+        for record in unreadable:
             progress.say(f"{planned.title}: left out: {record.location}: {record.reason}")
         cost = costs.total(planned.folder)
         manifest = manifest_of(planned, seconds, run, cost)
@@ -124,22 +128,26 @@ def do(planned: Planned, cluster: Cluster, log: StepLog, progress: ProgressLines
 
 def _brief(planned: Planned, metrics: dict[str, float]) -> str:
     """The two or three numbers that a person wants to see at once."""
-    wanted = [n for n in metrics if n.startswith("validation/") or (n.count("/") == 1 and n.endswith("accuracy"))]
-    shown = [f"{name} {metrics[name]:.3f}" for name in wanted[:3]]
+    names = [n for n in metrics if n.startswith("validation/") or (n.count("/") == 1 and n.endswith("accuracy"))]
+    shown = [f"{name} {metrics[name]:.3f}" for name in names[:3]]
     return ", ".join(shown or [f"{name} {value:g}" for name, value in list(metrics.items())[:3]])
 
 
 def _write_inputs(planned: Planned) -> None:
     """The rows that the step works on, and what was left out of them with its reason."""
     write_table(planned.folder, "index.parquet", planned.rows())
-    _quarantine(planned)
+    _write_quarantine(planned, _unreadable(planned))
 
 
-def _quarantine(planned: Planned) -> list[BadRecord]:
-    """Everything that was left out so far, while indexing and while decoding; also as quarantine.parquet."""
-    bad = list(planned.index.bad)
+def _unreadable(planned: Planned) -> list[BadRecord]:
+    """The samples that the step, so far, could not decode."""
+    records: list[BadRecord] = []
     for entry in planned.folder.list("unreadable"):
-        bad += [BadRecord(*item) for item in planned.folder.read_json(entry.path, dict).items()]
-    if bad:
+        records += [BadRecord(*item) for item in planned.folder.read_json(entry.path, dict).items()]
+    return records
+
+
+def _write_quarantine(planned: Planned, unreadable: list[BadRecord]) -> None:
+    """Write quarantine.parquet: what was left out while indexing, then what was ``unreadable``."""
+    if bad := [*planned.index.bad, *unreadable]:
         write_table(planned.folder, "quarantine.parquet", as_table(bad))
-    return bad

@@ -45,7 +45,7 @@ SAMPLES = b"samples"
 
 
 @dataclass(frozen=True)
-class Work:
+class GenerateWork:
     """What an actor needs to make any shard of a Generate step."""
 
     step: Generate
@@ -60,39 +60,39 @@ class Work:
     """The first row of each shard, and the number of rows."""
 
 
-def work_of(planned: Planned) -> Work:
+def work_of(planned: Planned) -> GenerateWork:
     """The work of a Generate step, whose index.parquet must be in its folder."""
     step = planned.step
     assert isinstance(step, Generate)
     of = planned.inputs[step.of.name] if step.of else None
-    return Work(
+    return GenerateWork(
         step=step,
         seed=planned.seed,
         folder=planned.folder.uri,
         weights=of.folder.uri if of else None,
         facts=of.facts if of else None,
-        columns=tuple(planned.inputs[made.name].folder.uri for made in step.data.columns),
+        columns=tuple(planned.inputs[generated.name].folder.uri for generated in step.data.columns),
         shards=shards_of(planned.rows()["frames"].to_numpy(), step.generator.frame_step),
     )
 
 
-class Maker:
+class ShardMaker:
     """Makes shards; one in each actor. ``missing`` are the shards that Ray Data counts through."""
 
-    def __init__(self, work: Work | Packed, missing: list[int]) -> None:
+    def __init__(self, work: GenerateWork | Packed, missing: list[int]) -> None:
         if isinstance(work, Packed):
             work = work.open()
-            assert isinstance(work, Work)
+            assert isinstance(work, GenerateWork)
         self._work, self._missing = work, missing
         self._folder = Storage(work.folder)
         node_cache.begin_task(work.step.scale.cache_gb)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """For Ray Data: positions among the missing shards in, what was made of each out.
+        """For Ray Data: takes positions among the missing shards, returns a row about each finished one.
 
-        An error goes the same way: of what is raised here Ray Data hands on the text alone.
+        An error is returned in its row too, because Ray Data keeps only the text of what is raised here.
         """
-        found: dict[str, list[Any]] = {"rows": [], "bad": [], "error": [], "host": [], "gpu_busy": []}
+        columns: dict[str, list[Any]] = {"rows": [], "bad": [], "error": [], "host": [], "gpu_busy": []}
         for position in batch["id"]:
             rows = bad = 0
             error = ""
@@ -102,8 +102,8 @@ class Maker:
                 error = json.dumps([type(raised).__name__, str(raised), traceback.format_exc()])
             where = (("host", socket.gethostname()), ("gpu_busy", self.gpu_busy()))
             for name, value in (("rows", rows), ("bad", bad), ("error", error), *where):
-                found[name].append(value)
-        return found
+                columns[name].append(value)
+        return columns
 
     def gpu_busy(self) -> float:
         """How busy this node's GPUs are, in percent; NaN where it has none, or is not asked for any."""
@@ -130,9 +130,9 @@ class Maker:
         """Write one shard; returns how many samples it has and how many could not be read."""
         first, end = self._work.shards[shard : shard + 2]
         rows = self._rows.slice(first, end - first)
-        if self._folder.exists(shard_path(shard)):  # by an actor that died before Ray heard of it
-            whole = samples_in(self._folder, shard)
-            return whole, len(rows) - whole
+        if self._folder.exists(shard_path(shard)):  # made by an actor that died before it could report it
+            count = samples_in(self._folder, shard)
+            return count, len(rows) - count
         generator = self._generator
         if isinstance(generator, FrameGenerator):
             tables, failures = self._of_frames(generator, rows)
@@ -140,8 +140,8 @@ class Maker:
             tables, failures = self._of_samples(generator, rows)
         if failures:
             locations = rows["location"].to_pylist()
-            found = {locations[row]: reason for row, reason in sorted(failures.items())}
-            self._folder.write(f"unreadable/{shard:05d}.json", json.dumps(found).encode())
+            reasons = {locations[row]: reason for row, reason in sorted(failures.items())}
+            self._folder.write(f"unreadable/{shard:05d}.json", json.dumps(reasons).encode())
         samples = len(rows) - len(failures)
         if not tables or not samples:
             return 0, len(rows)  # no shard: without a sample its columns are not known
@@ -159,11 +159,11 @@ class Maker:
         order, pin = sampler.in_order(len(rows), size), device.type == "cuda"
         try:
             for batch in loader(samples, order, 0, step.scale.loader_workers, pin):
-                kept = readable_samples(batch)
-                if len(kept["index"]):
-                    keys = rows["key"].take(pa.array(kept["index"].numpy()))
-                    given = {name: values.to(device, non_blocking=True) for name, values in kept.items()}
-                    tables.append(generator(given).append_column("key", keys))
+                readable = readable_samples(batch)
+                if len(readable["index"]):
+                    keys = rows["key"].take(pa.array(readable["index"].numpy()))
+                    inputs = {name: values.to(device, non_blocking=True) for name, values in readable.items()}
+                    tables.append(generator(inputs).append_column("key", keys))
         except DataError:
             if len(samples.failures) < len(rows):
                 raise
@@ -175,21 +175,21 @@ class Maker:
         failures: dict[int, str] = {}
 
         def readable() -> Iterator[Frame]:
-            for found in frames(step.data.source, rows, generator.every, step.scale.loader_workers):
-                if isinstance(found, Frame):
-                    yield found
+            for result in frames(step.data.source, rows, generator.every, step.scale.loader_workers):
+                if isinstance(result, Frame):
+                    yield result
                 else:
-                    failures[found[0]] = found[1]
+                    failures[result[0]] = result[1]
 
         tables = []
-        given = readable()
-        while batch := list(itertools.islice(given, generator.batch_size)):
+        stream = readable()
+        while batch := list(itertools.islice(stream, generator.batch_size)):
             keys = pa.array([frame.key for frame in batch], pa.string())
             numbers = pa.array([frame.number for frame in batch], pa.int32())
             tables.append(generator(batch).append_column("key", keys).append_column("frame", numbers))
         broken = rows["key"].take(pa.array(list(failures), pa.int64()))
-        kept = [table.filter(pc.invert(pc.is_in(table["key"], broken))) for table in tables] if failures else tables
-        return kept, failures
+        complete = [table.filter(pc.invert(pc.is_in(table["key"], broken))) for table in tables] if failures else tables
+        return complete, failures
 
 
 def shards_of(frames: np.ndarray, every: int | None) -> tuple[int, ...]:
@@ -201,8 +201,8 @@ def shards_of(frames: np.ndarray, every: int | None) -> tuple[int, ...]:
     looked_at = np.ones(len(frames), np.int64) if every is None else -(-np.maximum(frames, 1) // every)
     ends = np.cumsum(looked_at)
     shards = -(-int(ends[-1]) // SHARD_ROWS)
-    wanted = [shard * int(ends[-1]) // shards for shard in range(1, shards)]
-    return (0, *sorted({int(at) for at in np.searchsorted(ends, wanted, side="right")} - {0, len(frames)}), len(frames))
+    cuts = [shard * int(ends[-1]) // shards for shard in range(1, shards)]
+    return (0, *sorted({int(at) for at in np.searchsorted(ends, cuts, side="right")} - {0, len(frames)}), len(frames))
 
 
 def shard_path(shard: int) -> str:

@@ -1,4 +1,4 @@
-"""What `run` and `tune` tell of a step while it is worked on; reports/mlflow_runs.py tells it to MLflow."""
+"""What `run` and `tune` log of a step while it runs; reports/mlflow_runs.py logs it to MLflow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StepLog(Protocol):
         """A step begins."""
 
     def epochs(self, run: str, planned: Planned, history: History) -> None:
-        """Epochs have ended; those that were told before may come again."""
+        """Epochs have ended; those that were logged before may come again."""
 
     def finished(self, run: str, planned: Planned, metrics: Mapping[str, float], costs: Mapping[str, float]) -> None:
         """A step is done, with these numbers."""
@@ -59,5 +59,5 @@ class SearchLog(Protocol):
     def ended(self, run: str, reason: str, state: str, value: Mapping[str, float]) -> None:
         """A trial ended in ``state`` (as MLflow's runs) with these numbers, for this reason where there is one."""
 
-    def so_far(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_totals(self, metrics: Mapping[str, float], step: int) -> None:
         """Numbers of the whole search after ``step`` trials."""

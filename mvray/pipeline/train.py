@@ -13,7 +13,7 @@ from mvray.experiment import Train
 from mvray.pipeline.failures import raise_own
 from mvray.pipeline.plan import Planned
 from mvray.storage import Storage
-from mvray.training import Local, StepProgress, Task, Watched, train
+from mvray.training import Local, SearchTrial, StepProgress, Task, train
 
 RETRIES = 5
 """How often a Train step is started again after its workers or its controller were lost without progress."""
@@ -31,13 +31,13 @@ def task_of(planned: Planned, epochs_before: int) -> Task:
         facts=planned.facts,
         epochs=max(1, step.optim.epochs - epochs_before),
         attempt=uuid.uuid4().hex,
-        columns=tuple(planned.inputs[made.name].folder.uri for made in step.data.columns),
+        columns=tuple(planned.inputs[generated.name].folder.uri for generated in step.data.columns),
         start_weights=f"{start.folder.uri}/weights.safetensors" if start else None,
     )
 
 
 def run(
-    planned: Planned, cluster: Cluster, stop: threading.Event | None = None, watched: Watched | None = None
+    planned: Planned, cluster: Cluster, stop: threading.Event | None = None, trial: SearchTrial | None = None
 ) -> dict[str, float]:
     """Train to the end; returns the step's metrics. What an earlier, broken run left is gone on with.
 
@@ -45,15 +45,15 @@ def run(
     Raises StepFailed with the cause after ``RETRIES`` losses without a step of progress, and the method's own
     MvrayError at once.
     """
-    before, asked = epochs_before(planned), stop or threading.Event()
+    before, stop_event = epochs_before(planned), stop or threading.Event()
 
     def stopping() -> bool:
-        return asked.is_set() or cluster.aborted.is_set()
+        return stop_event.is_set() or cluster.aborted.is_set()
 
     while not planned.folder.exists("metrics.json"):
         if stopping():
             raise Interrupted("The run was interrupted.")
-        task = replace(task_of(planned, before), watched=watched)
+        task = replace(task_of(planned, before), search_trial=trial)
         planned.folder.write("attempt", task.attempt.encode())
         if cluster.workers == 0:
             train(task, Local(stopping))
@@ -76,7 +76,7 @@ def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster, stopping: 
     import ray.exceptions
     import ray.train
 
-    left, progress = RETRIES, _progress(planned.folder)
+    retries_left, progress = RETRIES, _progress(planned.folder)
     while True:
         try:
             _fit(planned, task, cluster, stopping)
@@ -84,9 +84,9 @@ def _fit_with_retries(planned: Planned, task: Task, cluster: Cluster, stopping: 
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             raise_own(error, planned)
             now = _progress(planned.folder)
-            left = RETRIES if now != progress else left - 1
+            retries_left = RETRIES if now != progress else retries_left - 1
             progress = now
-            if left == 0:
+            if retries_left == 0:
                 raise StepFailed(f"Step {planned.name!r} lost its workers {RETRIES} times in a row: {error}") from error
             cluster.say(
                 f"{planned.name}: workers were lost ({type(error).__name__}); going on from the last checkpoint"
@@ -103,11 +103,11 @@ def _fit(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], 
     """Train on a worker group that waits, or on a new one."""
     scale = task.step.scale
 
-    def taken() -> WorkerGroup | None:
-        StepProgress.clear(planned.folder)  # what its last workers said is over
+    def take_group() -> WorkerGroup | None:
+        StepProgress.clear(planned.folder)  # it is about the last workers
         return cluster.groups.take(scale, cluster.gpus(), planned.name, _label(planned, task), stopping)
 
-    while group := taken():
+    while group := take_group():
         if scale.min_workers not in (None, scale.workers):
             cluster.say(f"{planned.name}: {group.size} of {scale.workers} workers")
         if group.train(task, stopping):
@@ -119,4 +119,4 @@ def _fit(planned: Planned, task: Task, cluster: Cluster, stopping: Callable[[], 
 
 def _label(planned: Planned, task: Task) -> str:
     """The Ray Train run's name, as Ray's dashboard shows it."""
-    return planned.label if task.watched is None else f"{planned.label}-trial-{task.watched.number}"
+    return planned.label if task.search_trial is None else f"{planned.label}-trial-{task.search_trial.number}"

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from mvray.cluster import Cluster
 from mvray.errors import DataError
-from mvray.pipeline.cost import Meter
+from mvray.pipeline.cost import CostMeter
 from mvray.pipeline.plan import Planned
 from mvray.pipeline.step_log import ProgressLines, StepLog
 from mvray.training import StepProgress
@@ -24,7 +24,7 @@ class StepWatch:
     ) -> None:
         self._planned, self._run, self._log, self._lines, self._cluster = planned, run, log, lines, cluster
         self._poll_s = poll_s
-        self._meter = Meter(planned.folder, planned.step.scale)
+        self._meter = CostMeter(planned.folder, planned.step.scale)
         self._held = (0.0, 0.0)
         """CPUs and GPUs: none until the first word of its workers, as a step waits for room until then."""
         self._trouble = ""

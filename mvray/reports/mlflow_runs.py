@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from mvray.experiment import UNSEEN, flat, kind_of
 from mvray.metrics import confusion
-from mvray.pipeline import Plan, Planned, joined
+from mvray.pipeline import Plan, Planned, measure_table
 from mvray.reports import figures
 from mvray.tracking import REUSED, STEP_ID, Tracker
 
@@ -76,7 +76,7 @@ class RunLog:
         """Set tags of the job's run."""
         self._tracker.tags(self.job, tags)
 
-    def so_far(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_totals(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers of the whole search after ``step`` trials."""
         self._tracker.metrics(self.job, metrics, step)
 
@@ -147,7 +147,7 @@ class RunLog:
         return drawn
 
     def _confusions(self, planned: Planned) -> dict[str, bytes]:
-        table = joined(planned)
+        table = measure_table(planned)
         if "predicted" not in table.column_names:
             return {}
         classes = planned.index.classes

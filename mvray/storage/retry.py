@@ -35,8 +35,8 @@ class RetryPolicy:
 
     def pause_s(self, failures: int, spread: float) -> float:
         """The pause after so many failures (from 1). ``spread``, 0 to 1, keeps apart those who wait for the same."""
-        whole = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 30))
-        return whole * (0.5 + 0.5 * spread)
+        pause_s = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 30))
+        return pause_s * (0.5 + 0.5 * spread)
 
 
 FOR_ROOM = RetryPolicy(limit_s=600.0, first_s=2.0)

@@ -90,9 +90,9 @@ class S3Files:
         return self._insist(path, lambda client, at: _content(client.get_object(**at)))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        wanted = f"bytes={start}-{start + length - 1}"
+        range_ = f"bytes={start}-{start + length - 1}"
         try:
-            return self._insist(path, lambda client, at: _content(client.get_object(**at, Range=wanted)))
+            return self._insist(path, lambda client, at: _content(client.get_object(**at, Range=range_)))
         except S3Error as error:
             if error.code == _BEHIND_THE_END:
                 return b""
@@ -127,10 +127,10 @@ class S3Files:
         try:
             starts = range(0, len(data), self._part_bytes)
             parts = [send(number, data[start : start + self._part_bytes]) for number, start in enumerate(starts, 1)]
-            whole = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
-            self._insist(path, lambda client, at: client.complete_multipart_upload(**at, **whole), policy)
+            arguments = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
+            self._insist(path, lambda client, at: client.complete_multipart_upload(**at, **arguments), policy)
         except BaseException:
-            with suppress(Exception):  # what went wrong before is what is told
+            with suppress(Exception):  # the first error is the one to raise
                 _connection().client.abort_multipart_upload(Bucket=self._bucket, Key=self._key(path), UploadId=upload)
             raise
 
@@ -168,10 +168,10 @@ class S3Files:
             self._delete_keys(path, keys[first : first + _DELETED_KEYS])
 
     def _delete_keys(self, path: str, keys: Sequence[str]) -> None:
-        named = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
 
         def delete(client: Any, at: dict[str, str]) -> None:
-            for failure in client.delete_objects(Bucket=self._bucket, Delete=named).get("Errors", ()):
+            for failure in client.delete_objects(Bucket=self._bucket, Delete=request).get("Errors", ()):
                 raise S3Error(f"{failure['Key']}: {failure.get('Message')}", failure.get("Code", ""))
 
         self._insist(path, delete)
@@ -225,7 +225,7 @@ def _content(answer: dict[str, Any]) -> bytes:
 
 
 def _body(data: bytes) -> bytes | io.BytesIO:
-    """Much is sent piece by piece: a timeout is for what a socket is given at once, and may be short."""
+    """Send large bodies in pieces: the timeout is for one piece, so it may be short."""
     return data if len(data) <= _AT_ONCE_BYTES else io.BytesIO(data)
 
 

@@ -260,9 +260,9 @@ def _make_databases(folder: Path, backend_store: str, environ: dict[str, str]) -
     def make_users(file: Path) -> None:
         # Its module starts the whole server when it is imported, so not in this process.
         command = [sys.executable, "-m", "mlflow.server.auth", "db", "upgrade", "--url", f"{SQLITE}{file}"]
-        done = subprocess.run(command, env=environ, capture_output=True, text=True)
-        if done.returncode:
-            raise ClusterError(f"MLflow could not make {folder / 'users.db'}:\n{done.stderr[-LOG_CHARACTERS:]}")
+        process = subprocess.run(command, env=environ, capture_output=True, text=True)
+        if process.returncode:
+            raise ClusterError(f"MLflow could not make {folder / 'users.db'}:\n{process.stderr[-LOG_CHARACTERS:]}")
 
     with ThreadPoolExecutor() as pool:  # seconds each, at the first start
         users = pool.submit(make_whole, folder / "users.db", make_users)
@@ -296,12 +296,12 @@ def _started(
 
 def _end_processes_of(folder: Path) -> None:
     """End what a killed server of this ``folder`` left running."""
-    left = []
+    remaining = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(MARK) == str(folder):
-                left.append(process)
-    _end(left, 5.0)
+                remaining.append(process)
+    _end(remaining, 5.0)
 
 
 def _end(processes: list[psutil.Process], timeout_s: float) -> None:

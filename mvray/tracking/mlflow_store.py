@@ -58,7 +58,7 @@ class MlflowStore:
         self._runs: dict[str, str] = {}
 
     def _connect(self) -> Any:
-        # MLflow has no other way to say these. Its own retries would block for minutes; the delivery has better.
+        # MLflow takes these from variables alone. Its own retries would block for minutes; the delivery retries itself.
         for name, value in (
             ("HTTP_REQUEST_MAX_RETRIES", "1"),
             ("HTTP_REQUEST_TIMEOUT", "30"),
@@ -198,11 +198,11 @@ class MlflowStore:
         if path.is_absolute() or ".." in path.parts or not path.name:
             raise Refused(f"{event['path']!r} is no path below a run's artifacts")
         # MLflow names an artifact after its local file.
-        named = files / f"{content.name}.named" / path.name
-        named.parent.mkdir(exist_ok=True)
-        shutil.copy(content, named)
-        self._client.log_artifact(self._run(event), str(named), str(path.parent) if path.parent.name else None)
-        shutil.rmtree(named.parent)
+        target = files / f"{content.name}.named" / path.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(content, target)
+        self._client.log_artifact(self._run(event), str(target), str(path.parent) if path.parent.name else None)
+        shutil.rmtree(target.parent)
 
     def _close_stale(self) -> None:
         """Close as KILLED the runs that processes of this host left open when they died."""

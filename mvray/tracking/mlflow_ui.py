@@ -108,9 +108,9 @@ def _wait_for(server: subprocess.Popen[bytes], address: str) -> None:
             time.sleep(0.3)
 
 
-def free_port(host: str, wanted: int) -> int:
-    """``wanted``, or the next port that nobody listens on."""
-    for port in range(wanted, wanted + PORTS_TRIED):
+def free_port(host: str, first: int) -> int:
+    """``first``, or the next port that nobody listens on."""
+    for port in range(first, first + PORTS_TRIED):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -119,7 +119,7 @@ def free_port(host: str, wanted: int) -> int:
             except OSError:
                 continue
     raise ClusterError(
-        f"Ports {wanted} to {wanted + PORTS_TRIED - 1} of {host} are all taken. Give another one with --port."
+        f"Ports {first} to {first + PORTS_TRIED - 1} of {host} are all taken. Give another one with --port."
     )
 
 
@@ -160,15 +160,17 @@ def _check_server(uri: str) -> str:
 
 
 def _version_for_us(uri: str) -> str:
-    """What a server that wants a password says to ours, found where MLflow looks for it."""
+    """The server's answer to our user and password, which are read where MLflow reads them."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
     try:
-        ours: Any = get_default_host_creds  # MLflow's own has no types
+        credentials_of: Any = get_default_host_creds  # MLflow's own has no types
         ask: Any = http_request
-        answer = ask(ours(uri.rstrip("/")), "/version", "GET", timeout=10, max_retries=0, raise_on_status=False)
+        answer = ask(
+            credentials_of(uri.rstrip("/")), "/version", "GET", timeout=10, max_retries=0, raise_on_status=False
+        )
     except MlflowException as error:
         raise ClusterError(f"No MLflow server answers at {without_password(uri)}: {error}.") from error
     if answer.status_code in (401, 403):

@@ -28,7 +28,7 @@ Event = dict[str, Any]
 ``path`` is where it goes, in words of a folder and a name."""
 
 FOREIGN = "foreign"
-"""The kind of what stands in an outbox and no Outbox has written."""
+"""The kind of an entry in an outbox that no Outbox has written."""
 _KEPT = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"(?!\.{1,2}\Z)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,255}")
 
@@ -274,8 +274,8 @@ class Delivery:
         sentences = []
         for outbox in Outbox.left_in(parent, address):
             self.deliver(outbox, patient=patient)
-            if left := outbox.report():
-                sentences.append(left)
+            if sentence := outbox.report():
+                sentences.append(sentence)
             else:
                 outbox.remove()
         return " ".join(sentences)

@@ -18,23 +18,23 @@ def tracking_uri(storage: Storage) -> str:
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    if (theirs := _submitters()) and theirs["loopback"] == loopback():
-        return theirs["uri"]
+    if (submitter := _submitters()) and submitter["loopback"] == loopback():
+        return submitter["uri"]
     return f"sqlite:///{storage.local() or _own_place()}/mlflow.db"
 
 
 def _submitters() -> dict[str, str]:
     """MLflow at a loopback address of the machine from which the code was sent here, if it was; "uri", "loopback"."""
-    found: dict[str, str] = (shipped() or {}).get("mlflow", {})
-    return found
+    addresses: dict[str, str] = (shipped() or {}).get("mlflow", {})
+    return addresses
 
 
 def where_tracked(storage: Storage) -> str:
     """A line for the log of code that was sent here, whose submitter cannot know it; "" for other code."""
     if shipped() is None:
         return ""
-    uri, theirs = without_password(tracking_uri(storage)), _submitters().get("uri", "")
-    return f"Tracked in MLflow at {uri}" + (f", not at the submitter's {theirs}." if theirs not in ("", uri) else ".")
+    uri, other = without_password(tracking_uri(storage)), _submitters().get("uri", "")
+    return f"Tracked in MLflow at {uri}" + (f", not at the submitter's {other}." if other not in ("", uri) else ".")
 
 
 def outbox_folder(storage: Storage) -> Path:

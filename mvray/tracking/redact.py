@@ -45,9 +45,9 @@ def redacted_all(content: Any, redact: Callable[[str], str] = redacted) -> Any:
 
 def _secrets() -> list[str]:
     """Longest first: one may be a part of another."""
-    named = [
+    values = [
         value
         for name, value in os.environ.items()
         if SECRET_NAMES.search(name) and not name.upper().endswith(("_FILE", "_PATH", "_URI"))
     ]
-    return sorted({value for value in named if len(value) >= LEAST_CHARACTERS}, key=len, reverse=True)
+    return sorted({value for value in values if len(value) >= LEAST_CHARACTERS}, key=len, reverse=True)

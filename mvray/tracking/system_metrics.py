@@ -38,12 +38,12 @@ def _gpus() -> dict[str, float]:
     # nvidia-smi opens no CUDA context; torch would take GPU memory away from the workers.
     if shutil.which("nvidia-smi") is None:
         return {}
-    asked = {
+    fields = {
         "utilization_percentage": "utilization.gpu",
         "memory_usage_megabytes": "memory.used",
         "power_usage_watts": "power.draw",
     }
-    query = ["nvidia-smi", f"--query-gpu={','.join(asked.values())}", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except subprocess.SubprocessError:  # a driver that hangs or fails measures nothing
@@ -52,6 +52,6 @@ def _gpus() -> dict[str, float]:
     return {
         f"gpu_{gpu}_{name}": float(value)
         for gpu, line in enumerate(output.splitlines())
-        for name, value in zip(asked, line.split(", "), strict=True)
+        for name, value in zip(fields, line.split(", "), strict=True)
         if re.fullmatch(r"[\d.]+", value)
     }

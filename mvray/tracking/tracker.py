@@ -75,7 +75,7 @@ class _OutboxWriter:
                 self._warn("%s cannot be written (%s): what is for MLflow waits in memory until it can be.", reason)
             self._error = reason
         else:
-            self._error = ""  # the next time is said again
+            self._error = ""  # the next failure is reported again
 
     def _one_too_many(self) -> int | None:
         """Which to give up, as there are too many: the oldest metrics or file, without which a run still is one."""
@@ -199,13 +199,13 @@ class Tracker:
         self._writer.close()
         self._delivery.hurry(timeout_s)
         self._thread.join(timeout_s + 1)
-        left = self._outbox.report()
+        sentence = self._outbox.report()
         copied = self._copy.close() if self._copy else ""
-        if not left:
+        if not sentence:
             self._outbox.remove()
         elif not self._thread.is_alive():
             self._outbox.close()
-        return " ".join(part for part in (left, copied, self._delivery.error) if part) if left else ""
+        return " ".join(part for part in (sentence, copied, self._delivery.error) if part) if sentence else ""
 
     def _put(self, kind: str, handle: str, file: bytes | None = None, /, **more: Any) -> None:
         event = {"kind": kind, "run": handle, "experiment": self._experiment, "time_s": time.time(), **more}
@@ -237,5 +237,5 @@ def deliver(
         sentences.append(delivery.deliver_left(outbox, address))
         if refuge:
             forget(refuge, outbox, address)
-    left = " ".join(part for part in sentences if part)
-    return delivery.sent, f"{left} {delivery.error}".strip() if left else ""
+    sentence = " ".join(part for part in sentences if part)
+    return delivery.sent, f"{sentence} {delivery.error}".strip() if sentence else ""

@@ -4,14 +4,14 @@ from mvray.training.environment import Local, use_given_threads
 from mvray.training.live_progress import gpu_use, gpu_words, where
 from mvray.training.loop import train
 from mvray.training.progress import StepProgress
-from mvray.training.task import Task, Watched
+from mvray.training.task import SearchTrial, Task
 from mvray.training.trained import load_method
 
 __all__ = [
     "Local",
+    "SearchTrial",
     "StepProgress",
     "Task",
-    "Watched",
     "gpu_use",
     "gpu_words",
     "load_method",

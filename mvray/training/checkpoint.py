@@ -162,7 +162,7 @@ class Checkpoints:
             raise Damaged(f"{self._folder.full(path)} is damaged ({error})") from error
 
     def _check(self, path: str, data: bytes, sums: Mapping[str, int]) -> None:
-        """After reading, since what reading finds says more. Neither reader would notice a tensor's changed bytes."""
+        """Checked after reading, whose own error says more. Neither reader notices changed bytes of a tensor."""
         if zlib.crc32(data) != sums.get(path.rpartition("/")[2], zlib.crc32(data)):
             raise Damaged(f"{self._folder.full(path)} is damaged (its checksum is not that of {COMPLETE})")
 
@@ -203,10 +203,10 @@ class Checkpoints:
         self._best = copy if copy.name == keep else best  # until it is stored, whatever fails first
         try:
             self.check_attempt()
-            for each in (best, copy) if best is not None else (copy,):
-                if not self._stored(each):
-                    return  # what would be stored after the best one counts on it
-                if each is self._best:
+            for checkpoint in (best, copy) if best is not None else (copy,):
+                if not self._stored(checkpoint):
+                    return  # a later checkpoint refers to the best one, which is not stored
+                if checkpoint is self._best:
                     self._best = None
             self._remove_but(copy.name, keep)
         except StorageFailed as error:
@@ -233,9 +233,9 @@ class Checkpoints:
         self.trouble = ""
         return True
 
-    def _remove_but(self, *kept: str | None) -> None:
+    def _remove_but(self, *names: str | None) -> None:
         for old in self._folders():
-            if old not in kept:
+            if old not in names:
                 # Its mark goes first: a removal that is cut short must not leave a whole-looking one.
                 self._folder.delete(f"checkpoints/{old}/{COMPLETE}")
                 self._folder.delete(f"checkpoints/{old}")
@@ -254,8 +254,8 @@ def _may_be_code(data: bytes, error: Exception) -> bool:
 
 def _names(error: Exception) -> str:
     """What torch found in the file, without its advice to read it all the same."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return f" (it names {found[1]})" if found else ""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    return f" (it names {match[1]})" if match else ""
 
 
 def _trouble(error: StorageFailed) -> str:

@@ -1,6 +1,6 @@
 """When the ranks of a training run stop, and when they write a checkpoint: the same answer on every rank.
 
-What they speak of by the way: how busy their nodes' GPUs are, for rank 0's board.
+The same exchange tells rank 0 how busy the nodes' GPUs are, for its progress line.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from mvray.training.environment import Environment
 
 AGREE_EVERY_S = 1.0
-"""How often the ranks speak of it: one tiny collective each time. A notice of preemption gives seconds to minutes."""
+"""How often the ranks exchange it, in one tiny collective. A notice of preemption comes seconds to minutes ahead."""
 MOST_STEPS = 100
 
 
-class Agreement:
-    """Asked by every rank after every step but the last one of an epoch, and after every epoch (`stopping`)."""
+class Coordination:
+    """Every rank asks it: `reached` after every step but an epoch's last, `stopping` after every epoch."""
 
     def __init__(self, scale: Scale, here: Environment) -> None:
         self._scale, self._here = scale, here
         self._gpus = gpu_use() if here.device.type == "cuda" else None
         self._steps = self._left = 1
-        self._spoke_at = self._saved_at = time.monotonic()
+        self._exchanged_at = self._saved_at = time.monotonic()
 
     def saved(self) -> None:
         """A checkpoint was handed over to be written."""
         self._saved_at = time.monotonic()
 
     def stopping(self) -> bool:
-        """Whether to stop now, where a checkpoint was just written. The ranks speak of it each time."""
+        """Whether to stop now, where a checkpoint was just written. The ranks exchange it each time."""
         return any(gathered(self._here.stopping(), self._here))
 
     def reached(self, position: int) -> tuple[bool, bool]:
@@ -49,11 +49,11 @@ class Agreement:
             return False, due
         now = time.monotonic()
         busy = self._gpus.here if self._gpus else None
-        wishes = gathered((self._here.stopping(), late, now - self._spoke_at, busy), self._here)
+        votes = gathered((self._here.stopping(), late, now - self._exchanged_at, busy), self._here)
         if self._gpus:
-            self._gpus.everywhere = [wish[3] for wish in wishes]
-        # Rank 0's clock decides how many steps there are until they speak again.
-        per_step_s = wishes[0][2] / self._steps
+            self._gpus.everywhere = [vote[3] for vote in votes]
+        # Rank 0's clock decides how many steps there are until the next exchange.
+        per_step_s = votes[0][2] / self._steps
         self._steps = self._left = max(1, min(MOST_STEPS, int(AGREE_EVERY_S / max(per_step_s, 1e-6))))
-        self._spoke_at = now
-        return any(wish[0] for wish in wishes), due or wishes[0][1]
+        self._exchanged_at = now
+        return any(vote[0] for vote in votes), due or votes[0][1]

@@ -36,8 +36,8 @@ class Environment(Protocol):
 
 def use_given_threads() -> None:
     """Ray says in OMP_NUM_THREADS how many CPUs a worker has, to which torch listens only while it is imported."""
-    if given := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(given))
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
 
 
 def placed(method: Method, device: torch.device, channels_last: bool) -> Method:

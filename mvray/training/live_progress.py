@@ -59,9 +59,9 @@ class LiveProgress:
         else:
             text = f"epoch {epoch + 1}/{self._epochs}, step {done}/{batches}"
             text += f", {rate:.1f} steps/s, {self._left(epoch, done, batches, rate)} left" if rate else ""
-        text += f", {self._where}{self._gpus.said if self._gpus else ''}"
-        kept = self.checkpoints
-        trouble = f"{kept.damage} {kept.trouble}".strip() if kept else ""
+        text += f", {self._where}{self._gpus.text if self._gpus else ''}"
+        checkpoints = self.checkpoints
+        trouble = f"{checkpoints.damage} {checkpoints.trouble}".strip() if checkpoints else ""
         world = self._here.world
         gpus = world if self._gpus else 0
         progress = StepProgress(text, world, gpus=gpus, history=tuple(history), trouble=trouble)
@@ -70,12 +70,12 @@ class LiveProgress:
             log.warning(trouble)  # the driver cannot be told
 
     def _left(self, epoch: int, done: int, batches: int, rate: float) -> str:
-        """How long it takes from here: at most, since patience may end it before, once a whole epoch was seen."""
+        """The time that is left: once a whole epoch was timed an upper bound, as patience may end training earlier."""
         epochs = self._epochs - epoch
         left_s = (epochs * batches - done) / rate + epochs * (self.after_s or 0.0)
         left_s += (epochs - 1 if done else epochs) * (self.before_s or 0.0)
-        known = self.before_s is not None and self.after_s is not None
-        return f"{'at most' if known else 'about'} {duration(left_s)}"
+        is_measured = self.before_s is not None and self.after_s is not None
+        return f"{'at most' if is_measured else 'about'} {duration(left_s)}"
 
 
 def where(nodes: list[str]) -> str:
@@ -87,14 +87,14 @@ def where(nodes: list[str]) -> str:
 
 def gpu_words(busy: Iterable[float]) -> str:
     """ ", GPU 93 %", the mean of ``busy``; "" where there is none."""
-    known = list(busy)
-    return f", GPU {sum(known) / len(known):.0f} %" if known else ""
+    percents = list(busy)
+    return f", GPU {sum(percents) / len(percents):.0f} %" if percents else ""
 
 
 class GpuUse:
     """How busy the GPUs of this node are, in percent, asked for in a thread of its own; None where nobody knows.
 
-    ``everywhere`` is the same for each rank's node, as far as the ranks told one another (coordination.py).
+    ``everywhere`` is the same for each rank's node, as of the ranks' last exchange (coordination.py).
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class GpuUse:
         threading.Thread(target=self._ask, name="gpu-use", daemon=True).start()
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         return gpu_words(busy for busy in (self.everywhere or [self.here]) if busy is not None)
 
     def _ask(self) -> None:
@@ -115,5 +115,5 @@ class GpuUse:
 
 @functools.cache
 def gpu_use() -> GpuUse:
-    """The one of this process."""
+    """This process's GpuUse, started at the first call."""
     return GpuUse()

@@ -23,7 +23,7 @@ from mvray.experiment import LAST
 from mvray.nn import build_method
 from mvray.storage import Storage
 from mvray.training.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
-from mvray.training.coordination import Agreement
+from mvray.training.coordination import Coordination
 from mvray.training.environment import placed
 from mvray.training.live_progress import LiveProgress
 from mvray.training.optim import lr_factor, optimiser, precision
@@ -50,8 +50,8 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     going = all(here.report(task, row) for row in state.history)
     while going and not state.finished:
         going = _epoch(task, parts, state, here) and _end_epoch(task, parts, state, here)
-        # A small epoch has no step after which it was asked, and validation may have taken long.
-        going = going and (state.finished or not parts.agreement.stopping())
+        # A short epoch may have had no exchange between ranks, and validation may have taken long.
+        going = going and (state.finished or not parts.coordination.stopping())
     parts.checkpoints.wait()
     if state.finished and here.rank == 0:
         _write_result(task, parts, state, folder)
@@ -82,7 +82,7 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
     samples = Samples(task, here)
     progress = LiveProgress(folder, here, task.epochs)
     checkpoints = Checkpoints(folder, task.attempt)
-    return Parts(method, call, optimisers, samples, checkpoints, progress, Agreement(scale, here), {})
+    return Parts(method, call, optimisers, samples, checkpoints, progress, Coordination(scale, here), {})
 
 
 def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
@@ -110,14 +110,14 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
                 break
             rate = (state.position - first) / (time.monotonic() - started_at)
             parts.progress.show(state.epoch, state.position, samples.batches, rate, state.history)
-            stop, due = parts.agreement.reached(state.position)
+            stop, due = parts.coordination.reached(state.position)
             if stop or due:
                 _check_finite(bad_step, state, losses, here)
                 _add(state.sums, sums)
                 sums = {}
                 _check_readable(task, parts, here)
                 save(parts, state, here)
-                parts.agreement.saved()
+                parts.coordination.saved()
             if stop:
                 return False
     _check_finite(bad_step, state, losses, here)
@@ -128,7 +128,7 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
 
 def _step(parts: Parts, optim: Optim, batch: dict[str, Tensor], factor: float, here: Environment) -> dict[str, Tensor]:
     """One optimiser step of every phase; the losses, detached, each weighted by this rank's share."""
-    found: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     pieces = [
         dict(zip(batch, values, strict=True))
         for values in zip(*(t.chunk(optim.accumulate) for t in batch.values()), strict=True)
@@ -149,11 +149,11 @@ def _step(parts: Parts, optim: Optim, batch: dict[str, Tensor], factor: float, h
                 losses = parts.call(piece, phase)
             torch.autograd.backward(torch.stack([loss * share for loss in losses.values()]).sum())
             for name, loss in losses.items():
-                found[name] = found.get(name, 0.0) + loss.detach() * share
+                sums[name] = sums.get(name, 0.0) + loss.detach() * share
         if optim.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_([p for g in updates.param_groups for p in g["params"]], optim.clip_norm)
         updates.step()
-    return found
+    return sums
 
 
 def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
@@ -180,9 +180,9 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> boo
     patience = task.step.optim.patience
     state.finished = state.epoch >= task.epochs or (patience is not None and state.epochs_without_better >= patience)
     state.sums = {}
-    _check_readable(task, parts, here)  # before it is saved: what was trained without them must not go on
+    _check_readable(task, parts, here)  # before saving: a run that lost too many samples must not go on
     save(parts, state, here)
-    parts.agreement.saved()
+    parts.coordination.saved()
     rate = metrics["samples_per_s"] / parts.samples.batch_size
     parts.progress.after_s = time.monotonic() - began_at
     parts.progress.show(state.epoch, 0, parts.samples.batches, rate, state.history, now=True)
@@ -198,14 +198,14 @@ def _is_better(value: float, best: float | None, maximise: bool) -> bool:
 
 def _check_readable(task: Task, parts: Parts, here: Environment) -> None:
     """List what could not be decoded; end where it is more than the data's ``max_bad_fraction``."""
-    found = {where: why for each in gathered(parts.samples.failures(), here) for where, why in each.items()}
-    if found and here.rank == 0:
-        Storage(task.folder).write("unreadable/training.json", json.dumps(found).encode())
+    failures = {where: why for of_rank in gathered(parts.samples.failures(), here) for where, why in of_rank.items()}
+    if failures and here.rank == 0:
+        Storage(task.folder).write("unreadable/training.json", json.dumps(failures).encode())
     most = task.step.data.max_bad_fraction
-    if len(found) > most * parts.samples.total:
-        where, why = next(iter(found.items()))
+    if len(failures) > most * parts.samples.total:
+        where, why = next(iter(failures.items()))
         raise DataError(
-            f"{len(found)} of {parts.samples.total} samples cannot be decoded, first {where}: {why}. "
+            f"{len(failures)} of {parts.samples.total} samples cannot be decoded, first {where}: {why}. "
             f"At most {most:.1%} may be bad. They are listed in {task.folder}/unreadable; mend or remove them."
         )
 
@@ -235,6 +235,6 @@ def _write_result(task: Task, parts: Parts, state: State, folder: Storage) -> No
     parts.checkpoints.check_attempt()
     folder.insist("weights.safetensors", weights_to_bytes(parts.checkpoints.weights(state.best_name)))
     folder.insist("history.json", json.dumps(state.history).encode())
-    chosen = state.history[state.best_epoch]
-    metrics = {**chosen, "epochs": len(state.history), "best_epoch": state.best_epoch}
+    best = state.history[state.best_epoch]
+    metrics = {**best, "epochs": len(state.history), "best_epoch": state.best_epoch}
     folder.insist("metrics.json", json.dumps({k: v for k, v in metrics.items() if k != "epoch"}).encode())

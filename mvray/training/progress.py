@@ -39,5 +39,5 @@ class StepProgress:
 
     @staticmethod
     def clear(folder: Storage) -> None:
-        """Forget what the last workers said."""
+        """Remove what the last workers wrote."""
         folder.delete(PROGRESS)

@@ -1,4 +1,4 @@
-"""What one rank of a Train step works on: the task, its samples, and words between the ranks."""
+"""What one rank of a Train step works on: the task, its samples, and what the ranks exchange about them."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Samples:
         self._task, self._here = task, here
 
         def of(split: str, columns: Mapping[str, ColumnReader], augmented: bool = False) -> SampleDataset:
-            found = rows.filter(pc.equal(rows["split"], split))
-            return dataset(step.data, found, columns, seed=task.seed, train=augmented)
+            split_rows = rows.filter(pc.equal(rows["split"], split))
+            return dataset(step.data, split_rows, columns, seed=task.seed, train=augmented)
 
         train_columns = {name: column for name, column in columns.items() if name in needs}
         self._sets = {"train": of("train", train_columns, augmented=True), "validation": of("validation", predicted)}
@@ -80,14 +80,14 @@ class Samples:
         on_device = {name: value.to(self._here.device) for name, value in values.items()}
         with contextlib.closing(self._loaded(self._sets["train"], order, epoch)) as batches:
             for batch in batches:
-                given = self._placed(batch)
-                yield given | {name: value[given["index"]] for name, value in on_device.items()}
+                placed = self._placed(batch)
+                yield placed | {name: value[placed["index"]] for name, value in on_device.items()}
 
     def predictions(self, method: Method, split: str) -> dict[str, np.ndarray]:
         """``method.predict`` and ``label`` over a whole split, in its order, on every rank."""
         mine: dict[str, list[Tensor]] = {}
-        for batch, made in self._predicted(method, self._sets[split]):
-            for name, values in {**made, "label": batch["label"]}.items():
+        for batch, predicted in self._predicted(method, self._sets[split]):
+            for name, values in {**predicted, "label": batch["label"]}.items():
                 # A GPU goes on with the next batch; these are read once, when all of them are there.
                 mine.setdefault(name, []).append(values.to("cpu", non_blocking=True))
         if self._here.device.type == "cuda":
@@ -98,15 +98,15 @@ class Samples:
 
     def train_predictions(self, method: Method) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
         """(index_B, columns) over this rank's share of the training samples, in order."""
-        for batch, made in self._predicted(method, self._plain):
-            yield batch["index"], made
+        for batch, predicted in self._predicted(method, self._plain):
+            yield batch["index"], predicted
 
     def failures(self) -> dict[str, str]:
         """Samples that this rank could not decode, by location, with the reason."""
         return {
-            each.location(row): reason
-            for each in (*self._sets.values(), self._plain)
-            for row, reason in each.failures.items()
+            samples.location(row): reason
+            for samples in (*self._sets.values(), self._plain)
+            for row, reason in samples.failures.items()
         }
 
     def _predicted(
@@ -119,10 +119,10 @@ class Samples:
         try:
             with contextlib.closing(self._loaded(samples, order, 0)) as batches:
                 for batch in batches:
-                    given = self._placed(readable_samples(batch))
+                    inputs = self._placed(readable_samples(batch))
                     with torch.no_grad(), precision(self._task.step.optim, self._here.device):
-                        made = method.predict(given)
-                    yield given, made
+                        outputs = method.predict(inputs)
+                    yield inputs, outputs
         finally:
             method.train(training)
 

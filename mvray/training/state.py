@@ -15,7 +15,7 @@ from mvray.training.samples import Samples
 if TYPE_CHECKING:
     from mvray.nn import Method
     from mvray.training.checkpoint import Checkpoints
-    from mvray.training.coordination import Agreement
+    from mvray.training.coordination import Coordination
     from mvray.training.environment import Environment
     from mvray.training.live_progress import LiveProgress
 
@@ -51,7 +51,7 @@ class Parts:
     samples: Samples
     checkpoints: Checkpoints
     progress: LiveProgress
-    agreement: Agreement
+    coordination: Coordination
     values: Mapping[str, Tensor]
     """What Method.before_epoch gave for the running epoch."""
 
@@ -124,10 +124,10 @@ def save(parts: Parts, state: State, here: Environment) -> None:
 
 def resume(parts: Parts, state: State, here: Environment) -> None:
     """Go on from the newest checkpoint that can be read, if there is one."""
-    found = parts.checkpoints.newest()
-    if found is None:
+    checkpoint = parts.checkpoints.newest()
+    if checkpoint is None:
         return
-    weights, rest = found
+    weights, rest = checkpoint
     parts.progress.checkpoints = parts.checkpoints
     parts.method.load_state_dict(weights)
     for phase, optimiser in parts.optimisers.items():
@@ -143,4 +143,4 @@ def resume(parts: Parts, state: State, here: Environment) -> None:
             torch.cuda.set_rng_state(mine["cuda"], here.device)
         state.sums = mine["sums"]
     else:
-        state.sums = {name: sum(each["sums"][name] for each in ranks) / len(ranks) for name in state.sums}
+        state.sums = {name: sum(rank["sums"][name] for rank in ranks) / len(ranks) for name in state.sums}

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Watched:
+class SearchTrial:
     """The task is trial ``number`` of a search, whose actor is named ``scores`` (cluster/trial_reports.py).
 
-    It is told of every epoch. After each epoch of ``waits`` (how many are done) training waits for its word.
+    Every epoch is reported to that actor. After as many epochs as one of ``waits`` says, training waits for its answer.
     """
 
     scores: str
@@ -39,4 +39,4 @@ class Task:
     """Who may write to the folder: its file ``attempt`` names the newest driver that took the step on."""
     columns: tuple[str, ...] = ()
     start_weights: str | None = None
-    watched: Watched | None = None
+    search_trial: SearchTrial | None = None

@@ -1,7 +1,8 @@
-"""What Ray Tune sees of a search: mediators for trials, where settings come from, and who hears of decisions.
+"""What Ray Tune sees of a search: its trials, where their settings come from, and who hears of its decisions.
 
-A mediator brings Tune what the real training, in a worker group of the driver's, has told. It holds no CPU. Ray Tune is
-imported at the top: this module is for Tune's own processes, and for tune.py once Ray has started.
+A trial of Tune's (TrialProxy) trains nothing and holds no CPU: it hands on to Tune what the real training, in a worker
+group of the driver, reports. Ray Tune is imported at the top: this module is for Tune's own processes, and for tune.py
+once Ray has started.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from ray.tune.search import Searcher
 from mvray.tuning.study import FINISHED, STOPPED, Study, at_epoch
 
 VALUE, EPOCHS = "value", "epochs"
-"""What Tune is told: the metric of the epoch that the step would select by now, and how many are done."""
-MEDIATOR_LOSSES = 3
-"""How often a trial's mediator may be lost: a new one begins with the first epoch, which the scoreboard has."""
+"""What is reported to Tune: the metric of the epoch that the step would select by now, and how many are done."""
+PROXY_LOSSES = 3
+"""How often a trial's TrialProxy may be lost: a new one begins with the first epoch, which TrialReports still has."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that is interrupted before its first epoch has no metric
@@ -30,8 +31,11 @@ QUIET = {
 }
 
 
-class Mediator(tune.Trainable):
-    """``config``: the scoreboard's name, the trial's ``number``, and how its step selects (study.Selects)."""
+class TrialProxy(tune.Trainable):
+    """Ray Tune's trial: it reports to Tune, epoch by epoch, what the real training reports to TrialReports.
+
+    ``config``: the TrialReports actor's name, the trial's ``number``, and how its step selects (study.Selects).
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._scores: Any = ray.get_actor(config["scores"])
@@ -58,9 +62,9 @@ class Training(Protocol):
     epochs: int
 
     def begin(self) -> dict[str, Any] | str: ...
-    def noted(self, number: int, epochs: int, value: float) -> None: ...
+    def note_epoch(self, number: int, epochs: int, value: float) -> None: ...
     def stop(self, number: int, epochs: int) -> None: ...
-    def lost(self, number: int) -> None: ...
+    def give_up(self, number: int) -> None: ...
 
 
 class Suggestions(Searcher):
@@ -71,8 +75,8 @@ class Suggestions(Searcher):
         self._training = training
 
     def suggest(self, trial_id: str) -> Any:
-        found = self._training.begin()
-        return {"later": None, "none": self.FINISHED}[found] if isinstance(found, str) else found
+        answer = self._training.begin()
+        return {"later": None, "none": self.FINISHED}[answer] if isinstance(answer, str) else answer
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass
@@ -91,20 +95,20 @@ class Suggestions(Searcher):
 
 
 class Listener(tune.Callback):
-    """Hears in this process what Tune has taken note of and decided."""
+    """Called in this process with each result that Tune records and each trial that it ends."""
 
     def __init__(self, training: Training) -> None:
         self._training = training
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         if EPOCHS in result:
-            self._training.noted(trial.config["number"], result[EPOCHS], result[VALUE])
+            self._training.note_epoch(trial.config["number"], result[EPOCHS], result[VALUE])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._training.stop(trial.config["number"], (trial.last_result or {}).get(EPOCHS, 0))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._training.lost(trial.config["number"])
+        self._training.give_up(trial.config["number"])
 
     def __reduce__(self) -> Any:
         return (tune.Callback, ())
@@ -116,7 +120,7 @@ def tuner(study: Study, training: Training, place: str) -> tune.Tuner:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong in a trial is said in one line
     resources = tune.PlacementGroupFactory([{"CPU": 0, this_node(): 0.001}])
     return tune.Tuner(
-        tune.with_resources(Mediator, resources),
+        tune.with_resources(TrialProxy, resources),
         tune_config=tune.TuneConfig(
             scheduler=scheduler(study, training.epochs),
             search_alg=Suggestions(training),
@@ -128,18 +132,18 @@ def tuner(study: Study, training: Training, place: str) -> tune.Tuner:
             storage_path=place,
             verbose=0,
             callbacks=[Listener(training)],
-            failure_config=tune.FailureConfig(max_failures=MEDIATOR_LOSSES),
+            failure_config=tune.FailureConfig(max_failures=PROXY_LOSSES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
 
 
 def scheduler(study: Study, epochs: int) -> Any:
-    """Tune's scheduler, which has seen what the study's trials that ended came to."""
+    """Tune's scheduler, with the values of the study's trials that ended before already in it."""
     search = study.search
     if search.scheduler != "asha":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
-    made = ASHAScheduler(
+    asha = ASHAScheduler(
         time_attr=EPOCHS,
         metric=VALUE,
         mode="max" if search.maximise else "min",
@@ -149,22 +153,22 @@ def scheduler(study: Study, epochs: int) -> Any:
     )
     for trial in study.trials:
         if trial.state in (FINISHED, STOPPED):
-            seen: Any = _Seen(f"seen-{trial.number}")
-            made.on_trial_add(None, seen)  # type: ignore[arg-type]
-            for done, value in enumerate(trial.values, start=1):
-                made.on_trial_result(None, seen, {EPOCHS: done, VALUE: value})  # type: ignore[arg-type]
-    return made
+            past: Any = _PastTrial(f"seen-{trial.number}")
+            asha.on_trial_add(None, past)  # type: ignore[arg-type]
+            for epoch, value in enumerate(trial.values, start=1):
+                asha.on_trial_result(None, past, {EPOCHS: epoch, VALUE: value})  # type: ignore[arg-type]
+    return asha
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _PastTrial:
     """A trial that ended before, as a scheduler knows it."""
 
     trial_id: str
 
 
 def this_node() -> str:
-    """The resource that only this process's node has: mediators need no others."""
+    """The resource that only this process's node has: a TrialProxy needs no other."""
     own = ray.get_runtime_context().get_node_id()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     resources = next(node["Resources"] for node in nodes if node["NodeID"] == own)

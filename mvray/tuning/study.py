@@ -30,7 +30,7 @@ from mvray.tuning.suggest import Known, Settings, bred, drawn, suggest
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 SAVE_EVERY_S = 5.0
-"""At most so often for an epoch alone: epochs can be asked of the trial's own checkpoint again."""
+"""Trials are saved at most so often for a new epoch: the trial's own checkpoint has its epochs too."""
 
 
 @dataclass
@@ -78,12 +78,12 @@ def selects(search: Search, step: Train) -> Selects:
 
 def at_epoch(rows: Sequence[dict[str, float]], how: Selects) -> float:
     """The metric of the epoch that would be selected after the epochs ``rows``; NaN where it has none."""
-    chosen = rows[-1]
+    selected = rows[-1]
     if how.select:
         sign = 1 if how.maximise else -1
         usable = [row for row in rows if not math.isnan(row.get(how.select, math.nan))] or [rows[0]]
-        chosen = max(usable, key=lambda row: sign * row.get(how.select, math.nan))
-    return chosen.get(how.metric, math.nan)
+        selected = max(usable, key=lambda row: sign * row.get(how.select, math.nan))
+    return selected.get(how.metric, math.nan)
 
 
 def check(job: Job) -> tuple[Search, Train]:
@@ -117,9 +117,9 @@ def check(job: Job) -> tuple[Search, Train]:
 
 
 def _step(job: Job, name: str) -> Train:
-    found = next(step for step in job.walk() if step.name == name)
-    assert isinstance(found, Train)
-    return found
+    step = next(step for step in job.walk() if step.name == name)
+    assert isinstance(step, Train)
+    return step
 
 
 class Study:
@@ -139,11 +139,11 @@ class Study:
         self._saved_at, self._attempt = 0.0, ""
         self._lock = RLock()
         with contextlib.suppress(FileNotFoundError):
-            known = self.folder.read_json("study.json", dict)
-            if not isinstance(known.get("trials"), int):
+            stored = self.folder.read_json("study.json", dict)
+            if not isinstance(stored.get("trials"), int):
                 raise self.folder.damaged("study.json", "it does not say how many trials there are")
             if self.search.scheduler == "pbt":
-                self.search = replace(self.search, trials=known["trials"])
+                self.search = replace(self.search, trials=stored["trials"])
         with contextlib.suppress(FileNotFoundError):
             self.trials = self._stored()
 
@@ -167,12 +167,12 @@ class Study:
             self.search = replace(self.search, trials=trials)
         return trials
 
-    def summary(self, wanted: int) -> str:
+    def summary(self, trials: int) -> str:
         """What there is to do, for people."""
         ended = sum(trial.state != RUNNING for trial in self.trials)
         if self.search.scheduler == "pbt":
-            return f"a population of {wanted}, {ended} trainings ended before"
-        return f"{wanted} trials, {ended} ended before"
+            return f"a population of {trials}, {ended} trainings ended before"
+        return f"{trials} trials, {ended} ended before"
 
     def again(self) -> list[Trial]:
         """Trials to go on with: those that ran when the search ended, and those that may work a second time."""
@@ -188,23 +188,23 @@ class Study:
     def next(self, epochs: int) -> Trial | None:
         """A new trial; None where all settings have been tried. Call `ready` before."""
         with self._lock:
-            number, known = len(self.trials), [trial.known for trial in self.trials]
-            made: Trial | None
+            number, past = len(self.trials), [trial.known for trial in self.trials]
+            trial: Trial | None
             if self.search.scheduler == "pbt":
                 generation = number // self.search.trials
                 if generation == 0:
-                    made = Trial(number, drawn(self.search, number))
+                    trial = Trial(number, drawn(self.search, number))
                 else:
-                    before = known[(generation - 1) * self.search.trials : generation * self.search.trials]
+                    before = past[(generation - 1) * self.search.trials : generation * self.search.trials]
                     parent, settings = bred(self.search, number, before)
-                    made = Trial(number, settings, parent)
+                    trial = Trial(number, settings, parent)
             else:
-                settings_or_none = suggest(self.search, number, known)
-                made = None if settings_or_none is None else Trial(number, settings_or_none)
-            if made is not None:
-                self.trials.append(made)
+                settings_or_none = suggest(self.search, number, past)
+                trial = None if settings_or_none is None else Trial(number, settings_or_none)
+            if trial is not None:
+                self.trials.append(trial)
                 self.save()
-            return made
+            return trial
 
     def ready(self) -> bool:
         """Whether what the next trial depends on is known: in population-based training, the generation before."""
@@ -232,13 +232,13 @@ class Study:
             return self.base.changed(step)
         parent = self.planned(self.trials[trial.parent], epochs)
         assert isinstance(parent.step, Train)
-        columns = {made.name: self.base.inputs[made.name] for made in step.data.columns}
+        columns = {generated.name: self.base.inputs[generated.name] for generated in step.data.columns}
         return replace(self.base, inputs={**columns, parent.name: parent}).changed(
             replace(step, start_from=parent.step)
         )
 
     def note(self, trial: Trial, epochs: int, value: float) -> None:
-        """A trial has ended an epoch. Raises TakenOver as `save`; where nothing can be stored now, it is later."""
+        """A trial has ended an epoch. Raises TakenOver as `save`; what cannot be stored now is stored later."""
         with self._lock:
             if epochs == len(trial.values) + 1:
                 trial.values.append(float(value))
@@ -266,7 +266,7 @@ class Study:
             self._attempt = uuid.uuid4().hex
             self.folder.insist("attempt", self._attempt.encode())
             with contextlib.suppress(FileNotFoundError):
-                self.trials = self._stored()  # that one may have gone on meanwhile
+                self.trials = self._stored()  # the other process may have gone on meanwhile
 
     def _check_attempt(self) -> None:
         if self._attempt and self.folder.read("attempt").decode(errors="replace") != self._attempt:

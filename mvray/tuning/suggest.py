@@ -41,23 +41,23 @@ class Known:
     epochs: int = 0
 
 
-def suggest(search: Search, number: int, known: Sequence[Known]) -> Settings | None:
-    """The settings of trial ``number``, none of those of ``known``; None where all that there are have been tried."""
-    tried = {_key(trial.settings) for trial in known}
+def suggest(search: Search, number: int, trials: Sequence[Known]) -> Settings | None:
+    """The settings of trial ``number``, none of those of ``trials``; None where all have been tried."""
+    tried = {_key(trial.settings) for trial in trials}
     if search.size is not None and len(tried) >= search.size:
         return None
     if search.sampler == "grid":
-        return next(made for at in range(search.size or 0) if _key(made := search.grid(at)) not in tried)
+        return next(settings for at in range(search.size or 0) if _key(settings := search.grid(at)) not in tried)
     for attempt in range(ATTEMPTS):
         if search.sampler == "tpe" and number >= STARTUP and attempt < ATTEMPTS // 10:
-            made = _by_tpe(search, _seeded(search, number, attempt), known)
+            settings = _by_tpe(search, _seeded(search, number, attempt), trials)
         else:
-            made = drawn(search, number, attempt)
-        if _key(made) not in tried:
-            return made
+            settings = drawn(search, number, attempt)
+        if _key(settings) not in tried:
+            return settings
     if search.size is not None:
-        return next((made for at in range(search.size) if _key(made := search.grid(at)) not in tried), None)
-    return made
+        return next((settings for at in range(search.size) if _key(settings := search.grid(at)) not in tried), None)
+    return settings
 
 
 def drawn(search: Search, number: int, attempt: int = 0) -> Settings:
@@ -77,7 +77,7 @@ def _seeded(search: Search, number: int, attempt: int) -> int:
 # -- the tree of Parzen estimators, by Optuna ----------------------------------------------------
 
 
-def _by_tpe(search: Search, seed: int, known: Sequence[Known]) -> Settings:
+def _by_tpe(search: Search, seed: int, trials: Sequence[Known]) -> Settings:
     """Settings near those of good trials. A trial that was stopped counts by how far it came, then by its value."""
     import optuna
 
@@ -87,11 +87,11 @@ def _by_tpe(search: Search, seed: int, known: Sequence[Known]) -> Settings:
     )
     study = optuna.create_study(direction="maximize" if search.maximise else "minimize", sampler=sampler)
     space = dict(search.space)
-    for trial in sorted(known, key=lambda trial: trial.number):
+    for trial in sorted(trials, key=lambda trial: trial.number):
         if (frozen := as_optuna(search, trial)) is not None:
             study.add_trial(frozen)
-    asked = study.ask({name: distribution(domain) for name, domain in search.space})
-    return {name: _from_optuna(space[name], value) for name, value in asked.params.items()}
+    proposal = study.ask({name: distribution(domain) for name, domain in search.space})
+    return {name: _from_optuna(space[name], value) for name, value in proposal.params.items()}
 
 
 def distribution(domain: Domain) -> BaseDistribution:
@@ -112,18 +112,18 @@ def as_optuna(search: Search, trial: Known) -> FrozenTrial | None:
     from optuna.trial import TrialState
 
     space = dict(search.space)
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "params": {name: _to_optuna(space[name], value) for name, value in trial.settings.items()},
         "distributions": {name: distribution(domain) for name, domain in search.space},
     }
     if not trial.ended:
-        return optuna.trial.create_trial(state=TrialState.RUNNING, **given)
+        return optuna.trial.create_trial(state=TrialState.RUNNING, **fields)
     if trial.ended == "failed" or math.isnan(trial.value):
         return None
     if trial.ended == "stopped":
-        given["intermediate_values"] = {trial.epochs: trial.value}
-        return optuna.trial.create_trial(state=TrialState.PRUNED, **given)
-    return optuna.trial.create_trial(state=TrialState.COMPLETE, value=trial.value, **given)
+        fields["intermediate_values"] = {trial.epochs: trial.value}
+        return optuna.trial.create_trial(state=TrialState.PRUNED, **fields)
+    return optuna.trial.create_trial(state=TrialState.COMPLETE, value=trial.value, **fields)
 
 
 def _to_optuna(domain: Domain, value: Any) -> Any:
@@ -152,8 +152,8 @@ def bred(search: Search, number: int, before: Sequence[Known]) -> tuple[int, Set
     if own.ended != "failed" and own not in ranked[len(ranked) - count :]:
         return own.number, dict(own.settings)
     random = Random(f"{search.seed} {number}")
-    taken = random.choice(best)
-    return taken.number, explored(search, taken.settings, random)
+    parent = random.choice(best)
+    return parent.number, explored(search, parent.settings, random)
 
 
 def explored(search: Search, settings: Mapping[str, Any], random: Random) -> Settings:

@@ -1,7 +1,7 @@
 """A search on Ray Tune: Tune decides which trials go on, the worker groups of this process train them.
 
     Tune asks for a trial         Suggestions gives the study's next one, and its training begins (a thread here)
-    the training tells epochs     to the scoreboard, from where a mediator brings them to Tune (ray_tune.py)
+    the training tells epochs     to an actor (TrialReports), from which Tune's trial reads them (ray_tune.py)
     Tune stops the trial          the training, which waits for that word at the epochs where it may come, ends with its
                                   checkpoint; its worker group takes the next trial
 
@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from mvray.cluster import HEADROOM_CPUS, NODE_ID, Cluster, Scoreboard
+from mvray.cluster import HEADROOM_CPUS, NODE_ID, Cluster, TrialReports
 from mvray.errors import (
     ClusterError,
     DataError,
@@ -33,10 +33,10 @@ from mvray.errors import (
     TakenOver,
 )
 from mvray.experiment import Train
-from mvray.pipeline import Planned, SearchLog, do, train
+from mvray.pipeline import Planned, SearchLog, run_step, train
 from mvray.storage import retry
 from mvray.tracking import Progress, duration
-from mvray.training import StepProgress, Watched
+from mvray.training import SearchTrial, StepProgress
 from mvray.tuning.ray_tune import tuner
 from mvray.tuning.study import FAILED, FINISHED, RUNNING, STOPPED, Study, Trial, at_epoch, brief
 
@@ -53,16 +53,17 @@ class Trials:
     """Trains the trials of a study, as many at once as the cluster has room for, at most ``concurrent``."""
 
     def __init__(
-        self, study: Study, cluster: Cluster, log: SearchLog, progress: Progress, wanted: int, concurrent: int | None
+        self, study: Study, cluster: Cluster, log: SearchLog, progress: Progress, count: int, concurrent: int | None
     ) -> None:
         import ray
 
         self._study, self._cluster, self._log, self._progress = study, cluster, log, progress
         self.epochs = _epochs(study)
-        self.wanted, self._concurrent = study.wanted(wanted, self.epochs), concurrent
+        self.total, self._concurrent = study.wanted(count, self.epochs), concurrent
         self._name = f"scores-{uuid.uuid4().hex}"
-        here = {NODE_ID: ray.get_runtime_context().get_node_id()}  # another node may go, and the trials' epochs with it
-        actor: Any = ray.remote(num_cpus=0, label_selector=here)(Scoreboard)
+        # On this node: another one may go, and the trials' epochs with it.
+        selector = {NODE_ID: ray.get_runtime_context().get_node_id()}
+        actor: Any = ray.remote(num_cpus=0, label_selector=selector)(TrialReports)
         self._scores = actor.options(name=self._name, max_concurrency=1000).remote()
         self._again, self._lock = study.again(), threading.RLock()
         self._stops: dict[int, threading.Event] = {}
@@ -88,7 +89,7 @@ class Trials:
         return min(self._room, self._concurrent or self._room)
 
     def begin(self) -> dict[str, Any] | str:
-        """Begin the next trial; returns what its mediator must know, or "later" or "none"."""
+        """Begin the next trial; returns the config of its TrialProxy, or "later" or "none"."""
         with self._lock:
             if self.over:
                 return "none"
@@ -96,7 +97,7 @@ class Trials:
                 return "later"
             if self._again:
                 trial: Trial | None = self._again.pop(0)
-            elif len(self._study.trials) >= self.wanted:
+            elif len(self._study.trials) >= self.total:
                 return "none"
             elif not self._study.ready():
                 return "later"
@@ -112,7 +113,7 @@ class Trials:
             thread.start()
         return {"scores": self._name, "number": trial.number, "selects": self._study.selects}
 
-    def noted(self, number: int, epochs: int, value: float) -> None:
+    def note_epoch(self, number: int, epochs: int, value: float) -> None:
         """Tune has taken note of an epoch."""
         try:
             self._study.note(self._study.trials[number], epochs, value)
@@ -127,8 +128,8 @@ class Trials:
             stop.set()
             self._scores.stop.remote(number)
 
-    def lost(self, number: int) -> None:
-        """Tune has given a trial up whose mediator was lost again and again."""
+    def give_up(self, number: int) -> None:
+        """Tune gives up a trial, because its TrialProxy was lost again and again."""
         self._end_with(StepFailed(f"Ray Tune lost trial {number}; repeat the command to go on."))
 
     def _end_with(self, error: BaseException) -> None:
@@ -141,14 +142,14 @@ class Trials:
         """Train a trial, in a thread of its own, and note how it ended."""
         import ray
 
-        began = time.monotonic()
+        began_at = time.monotonic()
         state, reason, final = FAILED, "", True
         try:
             planned = self._study.planned(trial, self.epochs)
             trial.id, trial.path = planned.id, planned.path
             self._study.save()
             with self._at_once[planned.path]:
-                self._do(trial, planned, stop)
+                self._train_or_reuse(trial, planned, stop)
             state = FINISHED
         except Interrupted as error:
             state = STOPPED if stop.is_set() and not self.over else RUNNING
@@ -161,7 +162,7 @@ class Trials:
         except BaseException as error:
             state = RUNNING
             self._end_with(error)
-        trial.seconds = round(trial.seconds + time.monotonic() - began, 3)
+        trial.seconds = round(trial.seconds + time.monotonic() - began_at, 3)
         try:
             self._study.end(trial, state, reason if state in (FAILED, STOPPED) else "", final)
         except BaseException as error:  # the same command finds out from the trial's step how it ended
@@ -177,41 +178,41 @@ class Trials:
             self._say(trial)
             self._check_failing()
 
-    def _do(self, trial: Trial, planned: Planned, stop: threading.Event) -> None:
+    def _train_or_reuse(self, trial: Trial, planned: Planned, stop: threading.Event) -> None:
         import ray
 
         if planned.finished:
             rows = planned.history()
-            ray.get(self._scores.told.remote(trial.number, rows))
+            ray.get(self._scores.add.remote(trial.number, rows))
             reused = _TrialLog(self._log, trial, self._study, self._cluster)
             reused.finished(self._log.trial(planned, trial.number, reused=True), planned, planned.metrics(), {})
         else:
             self._study.trained.add(trial.number)
-            watched = Watched(self._name, trial.number, self._waits())
+            search_trial = SearchTrial(self._name, trial.number, self._waits())
             log = _TrialLog(self._log, trial, self._study, self._cluster)
             line = _TrialLine(self._progress, trial.number, self._lines)
-            do(planned, self._cluster, log, line, lambda p, c: train.run(p, c, stop, watched))
+            run_step(planned, self._cluster, log, line, lambda p, c: train.run(p, c, stop, search_trial))
             rows = planned.history()
         how = self._study.selects
-        trial.values = [at_epoch(rows[: done + 1], how) for done in range(len(rows))]
+        trial.values = [at_epoch(rows[: epoch + 1], how) for epoch in range(len(rows))]
 
     def _waits(self) -> tuple[int, ...]:
         """After which epochs Tune may stop a trial."""
         search = self._study.search
         if search.scheduler != "asha":
             return ()
-        found, at = [], search.grace
+        epochs, at = [], search.grace
         while at < self.epochs:
-            found.append(at)
+            epochs.append(at)
             at *= search.reduction
-        return tuple(found)
+        return tuple(epochs)
 
     def _check_failing(self) -> None:
         ended = [trial for trial in self._study.trials if trial.state != RUNNING]
         failed = [trial for trial in ended if trial.state == FAILED]
-        if len(failed) == len(ended) and len(ended) >= min(self.wanted, max(ENOUGH_FAILED, self._room)):
-            said = f"All {len(failed)} trials that ended have failed; the first ({brief(failed[0].settings)}): "
-            self._end_with(StepFailed(said + failed[0].reason))
+        if len(failed) == len(ended) and len(ended) >= min(self.total, max(ENOUGH_FAILED, self._room)):
+            message = f"All {len(failed)} trials that ended have failed; the first ({brief(failed[0].settings)}): "
+            self._end_with(StepFailed(message + failed[0].reason))
 
     # -- what people see -----------------------------------------------------------------------------
 
@@ -225,7 +226,7 @@ class Trials:
         numbers: dict[str, float] = {name: float(count) for name, count in counts.items()}
         if best is not None:
             numbers[f"best/{self._study.search.metric}"] = best.value
-        self._log.so_far(numbers, sum(counts.values()))
+        self._log.log_totals(numbers, sum(counts.values()))
 
     def line(self) -> str:
         """How far the search is."""
@@ -234,17 +235,17 @@ class Trials:
         ended = sum(t.state != RUNNING for t in trials)
         notes = [f"{stopped} stopped early"] if stopped else []
         notes += [f"{failed} failed"] if failed else []
-        said = [f"{ended} of {self.wanted} trials" + (f" ({', '.join(notes)})" if notes else "")]
+        parts = [f"{ended} of {self.total} trials" + (f" ({', '.join(notes)})" if notes else "")]
         with self._lock:
             running = sorted(self._stops)
         if running:
-            said.append("running " + ", ".join(f"{n} ({len(trials[n].values)}/{self.epochs})" for n in running))
+            parts.append("running " + ", ".join(f"{n} ({len(trials[n].values)}/{self.epochs})" for n in running))
         if best is not None:
-            said.append(f"best {best.value:.4g} (trial {best.number})")
+            parts.append(f"best {best.value:.4g} (trial {best.number})")
         if self._ended_now:
             each_s = (time.monotonic() - self._begun_at) / self._ended_now
-            said.append(f"about {duration(each_s * (self.wanted - ended))} left")
-        return f"search of {self._study.base.name}: " + ", ".join(said)
+            parts.append(f"about {duration(each_s * (self.total - ended))} left")
+        return f"search of {self._study.base.name}: " + ", ".join(parts)
 
     def release(self) -> None:
         """Let go of what waits for Tune's word: the search is over."""
@@ -259,7 +260,7 @@ class Trials:
 
 
 class _TrialLog:
-    """A trial's life as an MLflow run; what run.do needs of a RunLog."""
+    """A trial's life as an MLflow run; the part of RunLog that run_step calls."""
 
     def __init__(self, log: SearchLog, trial: Trial, study: Study, cluster: Cluster) -> None:
         self._log, self._trial, self._study, self._cluster = log, trial, study, cluster
@@ -289,7 +290,7 @@ class _TrialLog:
 
 
 class _TrialLine:
-    """A trial's line below the search's: how far it is, at what rate, where; what run.do needs of a Progress.
+    """A trial's line below the search's: how far it is, at what rate, where; the part of Progress that run_step calls.
 
     Of many trials at once the first few have one: those of a search must not hide everything else.
     """
@@ -303,8 +304,8 @@ class _TrialLine:
         elif len(self._shown) < LINES:
             self._shown.add(self._number)
         if text is None or self._number in self._shown:
-            said = text and f"  trial {self._number}: {text.partition(': ')[2]}"
-            self._progress.show(f"trial {self._number}", said)
+            line = text and f"  trial {self._number}: {text.partition(': ')[2]}"
+            self._progress.show(f"trial {self._number}", line)
 
     def say(self, line: str) -> None:
         """The search says itself how its trials end."""
@@ -320,9 +321,9 @@ def room(base: Planned, cluster: Cluster) -> int:
 
 
 def tune_study(
-    study: Study, cluster: Cluster, log: SearchLog, progress: Progress, wanted: int, concurrent: int | None
+    study: Study, cluster: Cluster, log: SearchLog, progress: Progress, count: int, concurrent: int | None
 ) -> None:
-    """Train trials until there are ``wanted``, as many at once as fit, at most ``concurrent``.
+    """Train trials until there are ``count``, as many at once as fit, at most ``concurrent``.
 
     What the step reads must be finished. Where no trial is left to train, no cluster is started.
 
@@ -330,7 +331,7 @@ def tune_study(
     command goes on with the same search, StorageFailed where the storage is away for too long. When this is
     interrupted, the trials that run end with a checkpoint.
     """
-    if not study.again() and len(study.trials) >= study.wanted(wanted, _epochs(study)):
+    if not study.again() and len(study.trials) >= study.wanted(count, _epochs(study)):
         return
     retry.begin()
     cluster.start(study.job)
@@ -338,7 +339,7 @@ def tune_study(
     study.claim()
     if threading.current_thread() is threading.main_thread():
         cluster.keep_signals()
-    trials = Trials(study, cluster, log, progress, wanted, concurrent)
+    trials = Trials(study, cluster, log, progress, count, concurrent)
     place = tempfile.mkdtemp(prefix="mvray-tune-")
     errors: list[BaseException] = []
 

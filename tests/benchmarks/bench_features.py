@@ -81,7 +81,7 @@ def step(root: Path, place: Path, network: str, wanted: tuple[str, ...], given: 
 def ours(planned: Planned) -> Run:
     work = shards.work_of(planned)
     missing = list(range(len(work.shards) - 1))
-    maker = shards.Maker(work, missing)
+    maker = shards.ShardMaker(work, missing)
 
     def run() -> None:
         for shard in missing:

@@ -1,6 +1,6 @@
 """Grad-CAM of picture files, end to end: files in, stored maps out, against the usual per-image script.
 
-Ours is what an actor of a Generate step does (mvray.pipeline.shards.Maker): decode ahead in threads, whole
+Ours is what an actor of a Generate step does (mvray.pipeline.shards.ShardMaker): decode ahead in threads, whole
 batches, one Parquet file per shard; Ray's own start is in bench_startup.py. The script is what grad-cam's
 README shows: for each file open, resize, normalise, GradCAM, save the map. Same AlexNet and ResNet50 weights,
 same files, same threads; rounds alternate and the median ratio counts. Wanted: 3.
@@ -30,7 +30,7 @@ from mvray.experiment.steps import Data, Generate, Scale, Train
 from mvray.generators import gradcam
 from mvray.methods import classifier
 from mvray.nn.networks import last_convolution
-from mvray.pipeline.shards import SHARD_ROWS, Maker, Work
+from mvray.pipeline.shards import SHARD_ROWS, GenerateWork, ShardMaker
 from mvray.storage.storage import Storage
 from mvray.training.checkpoint import weights_to_bytes
 
@@ -47,8 +47,8 @@ def make_files(root: Path, count: int) -> None:
         small.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{i:05d}.jpg", quality=90)
 
 
-def ours(name: str, root: Path, out: Path) -> tuple[Maker, torch.nn.Module]:
-    """A Maker over all files, and the network that it looks through."""
+def ours(name: str, root: Path, out: Path) -> tuple[ShardMaker, torch.nn.Module]:
+    """A ShardMaker over all files, and the network that it looks through."""
     data = Data(Folder(root=str(root), train=1.0, validation=0.0, test=0.0), Pictures(SIDE_PX, SIDE_PX, 3))
     train = Train("net", classifier.Config(network=name), data)
     step = Generate("cams", gradcam.Config(of=train, batch_size=32), data, Scale(loader_workers=2))
@@ -58,8 +58,8 @@ def ours(name: str, root: Path, out: Path) -> tuple[Maker, torch.nn.Module]:
     method = train.method.build(facts)
     Storage(str(out / "net")).write("weights.safetensors", weights_to_bytes(method.state_dict()))
     write_table(Storage(str(out / "cams")), "index.parquet", index.rows)
-    work = Work(step, 0, str(out / "cams"), str(out / "net"), facts)
-    return Maker(work, []), method.network.eval()
+    work = GenerateWork(step, 0, str(out / "cams"), str(out / "net"), facts)
+    return ShardMaker(work, []), method.network.eval()
 
 
 def script(network: torch.nn.Module, root: Path, out: Path) -> None:

@@ -25,7 +25,7 @@ from mvray.api import load_job
 from mvray.cluster.session import Cluster
 from mvray.experiment.overrides import replaced
 from mvray.pipeline import plan
-from mvray.pipeline.run import chosen, execute
+from mvray.pipeline.run import execute, selected_steps
 from mvray.reports.mlflow_runs import RunLog
 from mvray.storage.storage import Storage
 from mvray.tracking.tracker import Tracker
@@ -69,7 +69,7 @@ def main() -> None:
     log = RunLog(Tracker(f"sqlite:///{place}/x.db", "warm", place / ".spool"), made, {})
     execute(made, cluster, log, Lines())  # phase 1, and a worker group
     log.close("FINISHED")
-    assert len(chosen(made, None)) == 1
+    assert len(selected_steps(made, None)) == 1
     begun = time.monotonic()
     study, _ = searched(job, place / "tuned", cluster, 1, 1)
     first = time.monotonic() - begun

@@ -17,7 +17,7 @@ from packaging import markers
 
 from mvray.cli.submitting import as_table, sending, words_of
 from mvray.cluster.code_archive import pack, reference
-from mvray.cluster.job_client import Jobs, Submitted, _user, beside, entrypoint, environment, new_id
+from mvray.cluster.job_client import JobClient, SubmittedJob, _user, beside, entrypoint, environment, new_id
 from mvray.cluster.node_versions import _check_python, differences, versions_here
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.experiment.provenance import NOTE, git_commit
@@ -70,9 +70,9 @@ def test_what_git_tracks_is_sent_as_it_lies_there(repository: Path, tmp_path: Pa
     assert set(sent) == {".gitignore", "jobs/own.py", "new file.py", NOTE}
     assert sent["jobs/own.py"].endswith(b"# changed\n")
     assert json.loads(sent[NOTE])["commit"] == f"{head}+"
-    shipment = pack(repository / "jobs/own.py")
-    assert shipment.job == "jobs/own.py"
-    assert shipment.left == ("secret.txt",)
+    archive = pack(repository / "jobs/own.py")
+    assert archive.job == "jobs/own.py"
+    assert archive.untracked == ("secret.txt",)
     first = (tmp_path / "code.zip").read_bytes()
     content(repository, tmp_path / "code.zip")
     assert (tmp_path / "code.zip").read_bytes() == first  # the same code is the same bytes
@@ -396,8 +396,8 @@ def test_ids_are_readable_and_differ() -> None:
 
 def test_the_list_of_jobs() -> None:
     jobs = [
-        Submitted("toys-2", "toys", "e\x1b[2Jve", "RUNNING", 1000.0, 0.0, None, ""),
-        Submitted("toys-1", "toys", "ada", "SUCCEEDED", 400.0, 520.0, 0, ""),
+        SubmittedJob("toys-2", "toys", "e\x1b[2Jve", "RUNNING", 1000.0, 0.0, None, ""),
+        SubmittedJob("toys-1", "toys", "ada", "SUCCEEDED", 400.0, 520.0, 0, ""),
     ]
     head, running, ended = as_table(jobs, 1045.0).splitlines()
     assert head.split() == ["ID", "STATE", "JOB", "USER", "SINCE", "DURATION"]
@@ -423,4 +423,4 @@ def test_nobody_at_the_address(repository: Path, monkeypatch: pytest.MonkeyPatch
     assert said.code == 2
     assert "Nobody answers" in said.err
     with pytest.raises(ClusterError, match="Found the address 'http://h:port'"):
-        Jobs("http://h:port")
+        JobClient("http://h:port")

@@ -18,7 +18,7 @@ import ray
 
 from mvray import Job
 from mvray.cluster import local_ray
-from mvray.cluster.fork_server import Forker
+from mvray.cluster.fork_server import ForkServer
 from mvray.cluster.session import Cluster
 from mvray.storage.storage import Storage
 
@@ -175,9 +175,11 @@ def test_a_worker_with_an_environment_of_its_own_starts_the_usual_way(cluster: C
 @pytest.mark.timeout(120)
 def test_workers_start_without_the_process_that_forks_them(cluster: Cluster) -> None:
     """The last of these tests: it takes that process away."""
-    (forker,) = [child for child in psutil.Process().children() if "mvray.cluster.fork_server" in command_of(child.pid)]
-    forker.kill()
-    forker.wait()
+    (fork_server,) = [
+        child for child in psutil.Process().children() if "mvray.cluster.fork_server" in command_of(child.pid)
+    ]
+    fork_server.kill()
+    fork_server.wait()
     said = asked(2) + asked(2)
     assert any("mvray.cluster.fork_server" not in str(each["by"]) for each in said)
     assert len({each["pid"] for each in said}) == 4
@@ -185,8 +187,8 @@ def test_workers_start_without_the_process_that_forks_them(cluster: Cluster) -> 
 
 LIVING = """
 import time
-from mvray.cluster.fork_server import Forker
-print(Forker().address, flush=True)
+from mvray.cluster.fork_server import ForkServer
+print(ForkServer().address, flush=True)
 time.sleep(60)
 """
 
@@ -202,15 +204,15 @@ def test_the_process_that_forks_ends_with_its_command(tmp_path: Path) -> None:
     assert address.is_socket()
     assert address.parent.parent == tmp_path
     assert address.parent.stat().st_mode & 0o77 == 0
-    (forker,) = psutil.Process(first.pid).children()
+    (fork_server,) = psutil.Process(first.pid).children()
     first.kill()
     first.communicate()
-    forker.wait(timeout=60)
+    fork_server.wait(timeout=60)
     assert not address.parent.exists()
 
 
 def test_stopping_leaves_nothing() -> None:
-    forker = Forker()
-    assert forker.address.is_socket()
-    forker.stop()
-    assert not forker.address.parent.exists()
+    fork_server = ForkServer()
+    assert fork_server.address.is_socket()
+    fork_server.stop()
+    assert not fork_server.address.parent.exists()

@@ -54,11 +54,11 @@ def test_the_limit_of_all_nodes_binds_too() -> None:
 
 
 def test_what_is_said_by_hand() -> None:
-    assert placement.given("GPU=8,CPU=116") == {"GPU": 8, "CPU": 116}
-    assert placement.given("") == {}
+    assert placement.parse_amounts("GPU=8,CPU=116") == {"GPU": 8, "CPU": 116}
+    assert placement.parse_amounts("") == {}
     for text in ("8", "GPU=8;CPU=1", "GPU=8,", "GPU=-1", "GPU=many"):
         with pytest.raises(SettingError, match="expected resources of the whole cluster as in GPU=8,CPU=116"):
-            placement.given(text)
+            placement.parse_amounts(text)
 
 
 def test_the_cluster_of_this_repository() -> None:
@@ -183,7 +183,7 @@ def _done(step: Step, place: Path, cluster: Cluster) -> tuple[plan.Planned, list
     log: Any = NoLog()
     lines = Lines()
     planned = plan.make(Job("room", (step,)), Storage(str(place))).steps[-1]
-    run.do(planned, cluster, log, lines)
+    run.run_step(planned, cluster, log, lines)
     return planned, lines.shown
 
 

@@ -201,7 +201,7 @@ def test_the_head_says_what_all_workers_have() -> None:
             total[name] += group["maxReplicas"] * int(amount) if name != "memory" else 0
     (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
     (said,) = (each["value"] for each in head["env"] if each["name"] == placement.GIVEN)
-    assert placement.given(said) == {"GPU": total["nvidia.com/gpu"], "CPU": total["cpu"]}
+    assert placement.parse_amounts(said) == {"GPU": total["nvidia.com/gpu"], "CPU": total["cpu"]}
 
 
 def test_both_files_have_the_same_cluster() -> None:

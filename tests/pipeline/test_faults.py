@@ -233,7 +233,7 @@ def _kill_actor_and_command(command, storage, step, log):
     """Run ``command`` to its end over a killed actor and a killed command; no shard may be made twice."""
     process = _start(command, log)
     _wait_for_shards(storage, step, 2, process, log)
-    makers = [c for c in psutil.Process(process.pid).children(recursive=True) if "Maker" in _command_of(c)]
+    makers = [c for c in psutil.Process(process.pid).children(recursive=True) if "MapWorker" in _command_of(c)]
     assert makers
     first = _written(storage, step)
     makers[0].kill()

@@ -118,7 +118,7 @@ def test_a_shard_that_an_actor_wrote_before_it_died_is_kept(drawings: Path, tmp_
     run(planned)
     before = planned.folder.local("columns/00001.parquet").stat().st_mtime_ns
     planned.inputs["first"].folder.delete("weights.safetensors")  # would be needed to make it again
-    assert shards.Maker(shards.work_of(planned), [0, 1, 2]).make(1) == (20, 0)
+    assert shards.ShardMaker(shards.work_of(planned), [0, 1, 2]).make(1) == (20, 0)
     assert planned.folder.local("columns/00001.parquet").stat().st_mtime_ns == before
 
 

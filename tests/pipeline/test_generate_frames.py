@@ -194,7 +194,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(videos: Path, tmp_path: 
     planned = planned_of(root, tmp_path / "runs", Bright(batch_size=64))
     held: list[int] = []
     work = shards.work_of(planned)
-    maker = shards.Maker(work, [])
+    maker = shards.ShardMaker(work, [])
     count = len(work.shards) - 1
     for shard in range(count):
         maker.make(shard)

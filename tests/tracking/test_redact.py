@@ -10,7 +10,7 @@ from mvray.experiment.serialisation import decoded
 from mvray.experiment.steps import Data, Train
 from mvray.methods import classifier
 from mvray.pipeline import plan
-from mvray.pipeline.cost import Spent
+from mvray.pipeline.cost import Cost
 from mvray.pipeline.manifest import manifest_of
 from mvray.storage.storage import Storage
 from mvray.tracking.mlflow_store import without_password
@@ -93,7 +93,7 @@ def test_step_json_has_no_keys_of_addresses(drawings, tmp_path, monkeypatch):
     signed = "https://me:hidden@host/x.pth?sig=hidden"
     job = Job("j", (Train("t", classifier.Config(weights=signed), Data(Folder(str(drawings)))),))
     (step,) = plan.make(job, Storage(str(tmp_path / "runs"))).steps
-    written = manifest_of(step, 1.0, None, Spent())
+    written = manifest_of(step, 1.0, None, Cost())
     assert "hidden" not in json.dumps(written)
     assert written["settings"]["method.weights"] == "https://host/x.pth?..."
     assert decoded(written["step"]).method == classifier.Config(weights="https://host/x.pth?...")

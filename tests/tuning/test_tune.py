@@ -24,7 +24,7 @@ from mvray.errors import StorageFailed
 from mvray.experiment.overrides import replaced
 from mvray.experiment.steps import Train
 from mvray.pipeline import plan
-from mvray.pipeline.run import chosen, execute
+from mvray.pipeline.run import execute, selected_steps
 from mvray.reports import search_table
 from mvray.reports.mlflow_runs import RunLog
 from mvray.reports.results import collect
@@ -88,7 +88,7 @@ def searched(
     study = Study(job, base)
     tracker = Tracker(f"sqlite:///{place}/mlflow.db", job.name, place / ".spool")
     log = RunLog(tracker, made, {}, search=study.about())
-    before = plan.Plan(job, storage, tuple(p for p in chosen(made, base.name) if p is not base))
+    before = plan.Plan(job, storage, tuple(p for p in selected_steps(made, base.name) if p is not base))
     try:
         execute(before, cluster, log, lines)
         tune.tune_study(study, cluster, log, lines, wanted, concurrent)

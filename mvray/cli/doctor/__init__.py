@@ -42,13 +42,13 @@ def examine(storage_uri: str, tracking_uri: str, address: str | None = None) -> 
 
 
 def _findings(name: str, check: Check) -> list[Finding]:
-    found: list[Finding] = []
+    findings: list[Finding] = []
     try:
-        found.extend(check())
+        findings.extend(check())
     except Exception as error:  # the doctor's own trouble is a finding like any other
         remedy = "Read the message; without this the doctor cannot tell more."
-        found.append(Finding(name, "bad", f"The check failed. {type(error).__name__}: {error}", remedy))
-    return found
+        findings.append(Finding(name, "bad", f"The check failed. {type(error).__name__}: {error}", remedy))
+    return findings
 
 
 def as_text(findings: list[Finding], width: int = 100) -> str:

@@ -20,31 +20,31 @@ OBJECT_STORE_SHARE = 0.3
 
 def cpus() -> Iterator[Finding]:
     present, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0))
-    said = (
+    text = (
         f"{usable} usable of {present} ({platform.machine()})"
         if usable < present
         else f"{present} ({platform.machine()})"
     )
     quota = _cgroup("cpu.max")
     if quota and quota[0] != "max":
-        said += f", limited to {int(quota[0]) / int(quota[1]):.1f} for this container"
+        text += f", limited to {int(quota[0]) / int(quota[1]):.1f} for this container"
     if usable > 1:
-        yield Finding("CPUs", "ok", said)
+        yield Finding("CPUs", "ok", text)
     else:
-        yield Finding("CPUs", "warn", said, "Training, decoding and Ray share it; two or more are better.")
+        yield Finding("CPUs", "warn", text, "Training, decoding and Ray share it; two or more are better.")
 
 
 def memory() -> Iterator[Finding]:
     memory = psutil.virtual_memory()
-    said = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB"
+    text = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB"
     limit = _cgroup("memory.max")
     if limit and limit[0] != "max":
-        said += f", limited to {int(limit[0]) / GB:.1f} GB for this container"
+        text += f", limited to {int(limit[0]) / GB:.1f} GB for this container"
     if memory.available > MEMORY_LOW_GB * GB:
-        yield Finding("memory", "ok", said)
+        yield Finding("memory", "ok", text)
     else:
         remedy = "Ray stops workers of a node that runs out. End other programs, or use less workers."
-        yield Finding("memory", "warn", said, remedy)
+        yield Finding("memory", "warn", text, remedy)
 
 
 def _cgroup(name: str) -> list[str]:
@@ -67,9 +67,9 @@ def gpus() -> Iterator[Finding]:
     if not present:
         yield Finding("GPUs", "info", "none: training runs on CPUs")
         return
-    said = f"{len(present)} NVIDIA devices, but torch {torch.__version__} cannot use them."
+    text = f"{len(present)} NVIDIA devices, but torch {torch.__version__} cannot use them."
     remedy = "Install a torch built for CUDA, and a driver that is new enough for it (nvidia-smi names its version)."
-    yield Finding("GPUs", "bad", said, remedy)
+    yield Finding("GPUs", "bad", text, remedy)
 
 
 def nccl() -> Iterator[Finding]:
@@ -102,13 +102,13 @@ def shared_memory() -> Iterator[Finding]:
 
 def enough_shared_memory(size: int, memory: int) -> Finding:
     """What ``size`` bytes of /dev/shm mean on a machine with ``memory`` bytes."""
-    wanted = OBJECT_STORE_SHARE * memory
-    said = f"{SHARED_MEMORY} has {size / GB:.1f} GB; Ray's object store likes 30 % of the memory, {wanted / GB:.1f} GB"
-    gigabytes = max(1, round(wanted / GB))
+    needed = OBJECT_STORE_SHARE * memory
+    fact = f"{SHARED_MEMORY} has {size / GB:.1f} GB; Ray's object store likes 30 % of the memory, {needed / GB:.1f} GB"
+    gigabytes = max(1, round(needed / GB))
     remedy = f"In a container: --shm-size={gigabytes}g. Else: mount -o remount,size={gigabytes}G {SHARED_MEMORY}"
     if size < SHARED_MEMORY_LOW_GB * GB:
-        text = f"{said}. With this little, decoding processes die with a bus error."
+        text = f"{fact}. With this little, decoding processes die with a bus error."
         return Finding("shared memory", "bad", text, remedy)
-    if size < wanted:
-        return Finding("shared memory", "warn", f"{said}. Ray puts what does not fit in /tmp, which is slow.", remedy)
-    return Finding("shared memory", "ok", said)
+    if size < needed:
+        return Finding("shared memory", "warn", f"{fact}. Ray puts what does not fit in /tmp, which is slow.", remedy)
+    return Finding("shared memory", "ok", fact)

@@ -25,16 +25,16 @@ def disk(storage_uri: str) -> Iterator[Finding]:
         places["the storage"] = next(path for path in (folder, *folder.parents) if path.exists())
     for use, place in places.items():
         usage = shutil.disk_usage(place)
-        said = f"{usage.free / GB:.1f} GB free of {usage.total / GB:.1f} GB at {place} ({use})"
+        text = f"{usage.free / GB:.1f} GB free of {usage.total / GB:.1f} GB at {place} ({use})"
         remedy = f"Free some space there, or use another disk: {'--storage' if use == 'the storage' else 'TMPDIR'}."
         if usage.free < DISK_EMPTY_GB * GB:
-            yield Finding("disk", "bad", said, remedy)
+            yield Finding("disk", "bad", text, remedy)
         elif usage.used > RAY_DISK_SHARE * usage.total and use != "the storage":
-            yield Finding("disk", "warn", f"{said}. Ray spills no objects to a disk that is 95 % full.", remedy)
+            yield Finding("disk", "warn", f"{text}. Ray spills no objects to a disk that is 95 % full.", remedy)
         elif usage.free < DISK_LOW_GB * GB:
-            yield Finding("disk", "warn", said, remedy)
+            yield Finding("disk", "warn", text, remedy)
         else:
-            yield Finding("disk", "ok", said)
+            yield Finding("disk", "ok", text)
 
 
 def storage(storage_uri: str) -> Iterator[Finding]:
@@ -65,9 +65,9 @@ def tracking(tracking_uri: str) -> Iterator[Finding]:
 
 
 def ports() -> Iterator[Finding]:
-    taken = [f"{port} ({user})" for port, user in PORTS.items() if listening("127.0.0.1", port)]
-    if taken:
-        yield Finding("ports", "info", f"in use: {', '.join(taken)}; `mvray ui` takes the next free one")
+    in_use = [f"{port} ({user})" for port, user in PORTS.items() if listening("127.0.0.1", port)]
+    if in_use:
+        yield Finding("ports", "info", f"in use: {', '.join(in_use)}; `mvray ui` takes the next free one")
     else:
         yield Finding("ports", "ok", f"free: {', '.join(f'{port} ({user})' for port, user in PORTS.items())}")
 

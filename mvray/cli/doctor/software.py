@@ -15,11 +15,11 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 
 
 def python() -> Iterator[Finding]:
-    said = f"{platform.python_version()} at {sys.executable}"
+    text = f"{platform.python_version()} at {sys.executable}"
     if OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
-        yield Finding("Python", "ok", said)
+        yield Finding("Python", "ok", text)
     else:
-        yield Finding("Python", "bad", f"{said}; expected 3.11 to 3.13.", "Make the environment with one of these.")
+        yield Finding("Python", "bad", f"{text}; expected 3.11 to 3.13.", "Make the environment with one of these.")
 
 
 def packages() -> Iterator[Finding]:
@@ -36,8 +36,8 @@ def packages() -> Iterator[Finding]:
         if needed.specifier.contains(version, prereleases=True):
             good.append(f"{needed.name} {version}")
         else:
-            said = f"{needed.name} is {version}; expected {needed.specifier}."
-            yield Finding("packages", "bad", said, f'pip install --upgrade "{needed}"')
+            text = f"{needed.name} is {version}; expected {needed.specifier}."
+            yield Finding("packages", "bad", text, f'pip install --upgrade "{needed}"')
     yield Finding("packages", "ok", ", ".join(good))
 
 
@@ -45,7 +45,7 @@ def torch() -> Iterator[Finding]:
     import torch
     import torchvision
 
-    # Its compiled half is missing where the two were not built for each other; the import says nothing.
+    # Where the two were not built for each other, torchvision lacks its compiled operators; the import does not fail.
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     try:
         torchvision.ops.nms(boxes, torch.ones(1), 0.5)
@@ -69,16 +69,16 @@ def detectron2() -> Iterator[Finding]:
         import detectron2
         import detectron2._C
     except Exception as error:  # its compiled half fails in many ways
-        said = f"installed, but cannot be imported: {type(error).__name__}: {error}"
-        yield Finding("Detectron2", "warn", said, "Build it again with the torch that is installed now.")
+        text = f"installed, but cannot be imported: {type(error).__name__}: {error}"
+        yield Finding("Detectron2", "warn", text, "Build it again with the torch that is installed now.")
         return
     yield Finding("Detectron2", "ok", str(detectron2.__version__))
 
 
 def video() -> Iterator[Finding]:
-    found = [f"{name} {metadata.version(name)}" for name in ("torchcodec", "av") if util.find_spec(name)]
-    if found:
-        yield Finding("video", "ok", ", ".join(found))
+    decoders = [f"{name} {metadata.version(name)}" for name in ("torchcodec", "av") if util.find_spec(name)]
+    if decoders:
+        yield Finding("video", "ok", ", ".join(decoders))
     else:
         yield Finding(
             "video", "info", "no decoder installed: only jobs on videos need one", "To have it: pip install av"
