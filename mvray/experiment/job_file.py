@@ -147,8 +147,8 @@ def _module_of(path: Path) -> types.ModuleType:
     same = before is not None and before.files == files  # then what was imported there is as it stands there
     _forget(_names_in(path.parent) | {name}, but_in=folder if same else None)
     _first_on_path(folder)
-    if taken is not None and sys.modules.get(name) is taken and Path(str(taken.__file__)).resolve() == path:
-        return taken
+    if loaded is not None and sys.modules.get(name) is loaded and Path(str(loaded.__file__)).resolve() == path:
+        return loaded
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
