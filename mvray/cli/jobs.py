@@ -11,8 +11,8 @@ from typing import Any
 from mvray.cli.options import (
     check_job_options,
     job_options,
+    keywords_of,
     same_job,
-    settings_of,
     where_runs_are,
     workers_for_api,
     workers_option,
@@ -51,16 +51,8 @@ def _run(options: argparse.Namespace) -> int:
 def _run_here(options: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray import api
 
-    result = api.run(
-        options.job,
-        data=options.data,
-        storage=options.storage,
-        workers=workers_for_api(options.workers),
-        only=options.only,
-        settings=settings_of(options.set),
-        tiny=options.tiny,
-        patience_s=patience_s,
-    )
+    workers = workers_for_api(options.workers)
+    result = api.run(options.job, **keywords_of(options), workers=workers, only=options.only, patience_s=patience_s)
     print(result)
     print(f"\nResults:  {result.plan.storage.uri}")
     print(f"Pictures: {same_job('report', options)} --html report.html")
@@ -91,8 +83,7 @@ def _report(options: argparse.Namespace) -> int:
     check_job_options(options)
     from mvray import api
 
-    settings = settings_of(options.set)
-    result = api.report(options.job, data=options.data, storage=options.storage, settings=settings, tiny=options.tiny)
+    result = api.report(options.job, **keywords_of(options))
     if options.html:
         page = result.html()
         try:

@@ -73,6 +73,12 @@ def settings_of(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
+def keywords_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What mvray.run, tune and report take of the options that name a job."""
+    settings = settings_of(options.set)
+    return {"data": options.data, "storage": options.storage, "settings": settings, "tiny": options.tiny}
+
+
 def job_of(options: argparse.Namespace, only: str | None = None) -> Job:
     """The job that the options name, with its settings and workers."""
     from mvray import api

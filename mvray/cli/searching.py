@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mvray.cli.options import (
     check_job_options,
     job_options,
+    keywords_of,
     same_job,
-    settings_of,
     where_runs_are,
     workers_for_api,
     workers_of,
@@ -45,17 +45,9 @@ def _tune(options: argparse.Namespace) -> int:
 def _tune_here(options: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray import api
 
-    result = api.tune(
-        options.job,
-        data=options.data,
-        storage=options.storage,
-        workers=workers_for_api(options.workers),
-        trials=options.trials,
-        concurrent=options.concurrent,
-        settings=settings_of(options.set),
-        tiny=options.tiny,
-        patience_s=patience_s,
-    )
+    limits = {"trials": options.trials, "concurrent": options.concurrent, "patience_s": patience_s}
+    workers = workers_for_api(options.workers)
+    result = api.tune(options.job, **keywords_of(options), workers=workers, **limits)
     print(result)
     _say_next(options, result)
     return 0
