@@ -26,7 +26,7 @@ from mvray.experiment import Packed
 
 if TYPE_CHECKING:
     from mvray.cluster.connection import Connection
-    from mvray.cluster.placement import Bundle
+    from mvray.cluster.placement import Bundle, Room
     from mvray.experiment import Scale
     from mvray.training import Task
 
@@ -51,7 +51,7 @@ class TaskQueue:
         self._workers, self._idle_s = workers, idle_s
         self._tasks: list[bytes] = []
         self._done: dict[int, int] = {}
-        self._nodes: set[str] = set()
+        self._placement_group: Any = None
         self._stopped: set[int] = set()
         self._closed = False
         self._changed = asyncio.Condition()
@@ -76,13 +76,13 @@ class TaskQueue:
             self._close()
             return None
 
-    async def joined(self, node: str) -> None:
-        """A worker has begun, on this node."""
-        self._nodes.add(node)
+    async def joined(self, placement_group: Any) -> None:
+        """A worker has begun, in this placement group."""
+        self._placement_group = placement_group
 
-    async def nodes(self) -> set[str]:
-        """Where the workers are that have begun."""
-        return self._nodes
+    async def placement_group(self) -> Any:
+        """Where the workers are; None before one has begun."""
+        return self._placement_group
 
     async def done(self, number: int) -> None:
         """A worker has finished task ``number``."""
@@ -121,12 +121,12 @@ class TaskQueue:
 
 def _on_worker(config: dict[str, Any]) -> None:
     """What each worker of a group does."""
-    import ray
+    import ray.util
 
     from mvray.training import train
 
     queue, here, number = config["queue"], OnRay(report=config["report"]), 0
-    queue.joined.remote(ray.get_runtime_context().get_node_id())
+    queue.joined.remote(ray.util.get_current_placement_group())
     while not here.ending() and (task := ray.get(queue.next.remote(number))) is not None:
         threading.Thread(target=_hear, args=(queue, number, here.begin()), name="stop", daemon=True).start()
         packed: Packed = pickle.loads(task)  # noqa: S301  of our own driver
@@ -155,21 +155,21 @@ class WorkerGroup:
     as its start costs more than many a step there; elsewhere each step, and each trial, has a run of its own.
     """
 
-    def __init__(self, cluster: Connection, scale: Scale, bundle: Bundle, room: Any, size: int, name: str) -> None:
+    def __init__(self, cluster: Connection, scale: Scale, bundle: Bundle, room: Room, name: str) -> None:
         import ray
 
-        self.cpus, self.size = scale.cpus_per_worker, size
+        self.cpus, self.size = scale.cpus_per_worker, room.size
         self.ends: str | None = None
         """Why the group itself has ended its task early; None where it has not. Such a group is not used again."""
         self.bundle, self.stays, self._shared = bundle, cluster.is_lean, not cluster.is_local
         # On the driver's node: both are lost together.
         selector = {placement.NODE_ID: ray.get_runtime_context().get_node_id()}
         queue: Any = ray.remote(num_cpus=0, label_selector=selector)(TaskQueue)
-        self._queue = queue.options(name=f"{name}-tasks").remote(size, IDLE_S)
+        self._queue = queue.options(name=f"{name}-tasks").remote(room.size, IDLE_S)
         self._fit: Future[None] = Future()
         config = {"queue": self._queue, "report": not cluster.is_lean}
-        settings = RunSettings(name, _on_worker, config, size, bundle, cluster.scratch(), room.not_on)
-        self._room = room if cluster.is_lean else None
+        settings = RunSettings(name, _on_worker, config, room.size, bundle, cluster.scratch(), room.not_on)
+        self._room: Room | None = room if cluster.is_lean else None
         if cluster.is_lean:
             self._run: TrainRun = LeanRun(settings, room.group)
         else:
@@ -187,10 +187,15 @@ class WorkerGroup:
 
     @property
     def nodes(self) -> set[str]:
-        """Ids of the nodes where its workers are."""
+        """Ids of the nodes where its workers are, as far as one has begun."""
+        return placement.nodes_of(self._room.group) if self._room else set()
+
+    def _learn_room(self) -> None:
+        """Of Ray Train's own placement group, as nobody gives it back where the run's controller is lost."""
         import ray
 
-        return set(ray.get(self._queue.nodes.remote()))
+        if self._room is None and (group := ray.get(self._queue.placement_group.remote())) is not None:
+            self._room = placement.Room(group, self.size)
 
     @property
     def alive(self) -> bool:
@@ -217,6 +222,7 @@ class WorkerGroup:
                 return False
             finished = self._queue.finished.remote(number)
             while not ray.wait([finished], timeout=POLL_S)[0]:
+                self._learn_room()
                 if end.begins():
                     self._queue.stop.remote(number)
                 if not self.alive:
@@ -337,7 +343,7 @@ class WorkerGroups:
         if room is None:
             return None
         run_name = f"{label}-{uuid.uuid4().hex[:8]}"  # Ray Train goes on with a run of the same name
-        group = WorkerGroup(self._cluster, scale, bundle, room, room.size, run_name)
+        group = WorkerGroup(self._cluster, scale, bundle, room, run_name)
         with self._lock:
             self._begun = [other for other in self._begun if other.thread.is_alive()] + [group]
         return group
