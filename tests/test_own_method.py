@@ -51,7 +51,6 @@ def test_its_own_test_passes(place: Path) -> None:
 def test_it_runs_on_ray_and_is_looked_through_and_searched(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # By Ray's public API alone, as on a cluster that is joined; the search below uses the lean Ray.
     assert "3 of 3 steps finished" in said(place, "run", *JOB, *FEW, "--workers", 2, MVRAY_PLAIN_RAY="1")
-    assert "Search of train: 2 trials" in said(place, "tune", *JOB, *FEW, "--trials", 2)
     (step,) = place.glob("runs/train-*/weights.safetensors")
     manifest = json.loads(step.with_name("step.json").read_text())
     assert set(manifest["code"][0]["files"]) == {"method.py", "job.py", "test_method.py"}
@@ -67,6 +66,8 @@ def test_it_runs_on_ray_and_is_looked_through_and_searched(place: Path, monkeypa
     monkeypatch.chdir(place)
     assert "index.html" in mvray("group", step.parent, "pictures", "--out", "grouped").out
     assert "dark" in mvray("find", step.parent, "pictures/dark/0.png", "pictures", "--most", 2).out
+
+    assert "Search of train: 2 trials" in said(place, "tune", *JOB, *FEW, "--trials", 2)
 
     method = place / "own" / "method.py"
     method.write_text(method.read_text().replace("stride=2, padding=1", "stride=1, padding=1"))

@@ -125,7 +125,7 @@ def test_it_leaves_the_interpreter_to_other_threads() -> None:
     assert ticks > 20
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_without_a_folder_for_compiled_code_it_works_all_the_same(tmp_path: Path) -> None:
     """As in a container with another user: neither the package's folder nor a home to write to."""
     installed = Path(importlib.util.find_spec("umap").origin).parent
