@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -252,7 +253,7 @@ def _session(
                         at_end()
             finally:
                 if undelivered := log.close(status):
-                    again = f"mvray deliver --storage {storage}"
+                    again = shlex.join(["mvray", "deliver", "--storage", storage])
                     progress.say(f"{undelivered} Send them with: {again} (so does the next run).")
 
 

@@ -265,7 +265,7 @@ def about(thing: Settings) -> list[dict[str, Any]]:
         {
             "folder": code.folder,
             "job": code.job,
-            "files": {name: syntax_hash(data.decode()) for name, data in sorted(code.files.items())},
+            "files": {name: _hash(data) for name, data in sorted(code.files.items())},
         }
         for code in codes_of(thing)
     ]
@@ -287,7 +287,7 @@ def restore(codes: list[dict[str, Any]]) -> None:
                 f"This step was made with code of your own, {job}. Give the job file as it lies here: --job FILE "
                 "(code below the folder that you are in is found by itself)."
             )
-        changed = [name for name, digest in code["files"].items() if _hash(folder / name) != digest]
+        changed = [name for name, digest in code["files"].items() if _hash(_read(folder / name) or b"") != digest]
         if changed:
             raise DataError(
                 f"{', '.join(changed)} in {folder} changed since this step was made; expected the same code, because "
@@ -307,8 +307,9 @@ def changes(codes: list[dict[str, Any]], thing: Settings) -> list[str]:
     ]
 
 
-def _hash(file: Path) -> str:
+def _hash(data: bytes) -> str:
+    """What a Python file does; a file that cannot be parsed, and so was not imported, counts as its bytes."""
     try:
-        return syntax_hash((_read(file) or b"").decode())
+        return syntax_hash(data.decode())
     except (SyntaxError, ValueError):
-        return ""
+        return hashlib.sha256(data).hexdigest()[:12]

@@ -100,6 +100,19 @@ def test_only_ones_own_code_is_packed(tmp_path: Path) -> None:
     assert set(codes_of(job)[0].files) == {"own_job.py", "own_method.py", "own_helper.py"}
 
 
+def test_a_neighbour_that_cannot_be_parsed_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = own(tmp_path / "a")
+    (tmp_path / "a" / "draft.py").write_bytes(b"def half(:\n\xff")
+    noted = about(next(iter(load(job).walk())))
+    forget()
+    monkeypatch.chdir(tmp_path)
+    restore(noted)
+    (tmp_path / "a" / "draft.py").write_bytes(b"def other(:\n\xff")
+    forget()
+    with pytest.raises(DataError, match=r"draft.py in .* changed"):
+        restore(noted)
+
+
 def test_code_is_found_again_below_the_current_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = next(iter(load(own(tmp_path / "a")).walk()))
     noted = about(step)
