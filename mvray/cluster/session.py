@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mvray.cluster.connection import HEADROOM_CPUS, Connection
-from mvray.cluster.worker_group import WorkerGroups
+from mvray.cluster.worker_group import GROW_AFTER_S, WorkerGroups
 from mvray.experiment import Step
 from mvray.storage import Storage
 
@@ -22,9 +22,10 @@ class Cluster(Connection):
         workers: int | None = None,
         say: Callable[[str], None] = print,
         patience_s: float = 0.0,
+        grow_after_s: float = GROW_AFTER_S,
     ) -> None:
         super().__init__(storage, workers, say, patience_s)
-        self.groups = WorkerGroups(self)
+        self.groups = WorkerGroups(self, grow_after_s)
 
     def make_room(self, step: Step) -> None:
         """End worker groups that wait for work and hold what ``step`` needs."""

@@ -155,9 +155,12 @@ class WorkerGroup:
     as its start costs more than many a step there; elsewhere each step, and each trial, has a run of its own.
     """
 
-    def __init__(self, cluster: Connection, scale: Scale, bundle: Bundle, room: Room, name: str) -> None:
+    def __init__(
+        self, cluster: Connection, scale: Scale, bundle: Bundle, room: Room, name: str, grow_after_s: float
+    ) -> None:
         import ray
 
+        self._grow_after_s = grow_after_s
         self.cpus, self.size = scale.cpus_per_worker, room.size
         self.ends: str | None = None
         """Why the group itself has ended its task early; None where it has not. Such a group is not used again."""
@@ -212,7 +215,7 @@ class WorkerGroup:
         import ray
         from ray import cloudpickle
 
-        watch = _GroupWatch(self, task.step.scale)
+        watch = _GroupWatch(self, task.step.scale, self._grow_after_s)
         end = _End(stopping, lambda: self._shared and watch.to_end())
         try:
             # Pickled, so that the queue need not import torch.
@@ -286,8 +289,8 @@ class _End:
 class _GroupWatch:
     """Decides whether a group on a cluster of many nodes ends its task early."""
 
-    def __init__(self, group: WorkerGroup, scale: Scale) -> None:
-        self._group, self._most = group, scale.workers
+    def __init__(self, group: WorkerGroup, scale: Scale, grow_after_s: float) -> None:
+        self._group, self._most, self._grow_after_s = group, scale.workers, grow_after_s
         self._looked_at = time.monotonic()
         self._more = placement.RoomRequest(group.bundle)
 
@@ -298,7 +301,7 @@ class _GroupWatch:
         self._looked_at, group = time.monotonic(), self._group
         if group.nodes & placement.leaving():
             group.ends = "a node is about to be taken away"
-        elif group.size < self._most and self._more.fulfilled_s() > GROW_AFTER_S:
+        elif group.size < self._most and self._more.fulfilled_s() > self._grow_after_s:
             group.ends = f"there is room for {min(self._most, group.size + 1 + placement.slots(group.bundle))} workers"
         return group.ends is not None
 
@@ -307,10 +310,14 @@ class _GroupWatch:
 
 
 class WorkerGroups:
-    """The groups of a cluster, and those that wait for work."""
+    """The groups of a cluster, and those that wait for work.
 
-    def __init__(self, cluster: Connection) -> None:
-        self._cluster = cluster
+    A group with fewer workers than its step asks for ends for a larger one when there has been room for
+    ``grow_after_s`` seconds.
+    """
+
+    def __init__(self, cluster: Connection, grow_after_s: float = GROW_AFTER_S) -> None:
+        self._cluster, self._grow_after_s = cluster, grow_after_s
         self._idle: list[WorkerGroup] = []
         self._begun: list[WorkerGroup] = []
         self._lock = threading.Lock()
@@ -343,7 +350,7 @@ class WorkerGroups:
         if room is None:
             return None
         run_name = f"{label}-{uuid.uuid4().hex[:8]}"  # Ray Train goes on with a run of the same name
-        group = WorkerGroup(self._cluster, scale, bundle, room, run_name)
+        group = WorkerGroup(self._cluster, scale, bundle, room, run_name, self._grow_after_s)
         with self._lock:
             self._begun = [other for other in self._begun if other.thread.is_alive()] + [group]
         return group

@@ -29,8 +29,6 @@ from mvray.tracking import now
 from mvray.tuning.suggest import Known, Settings, bred, drawn, suggest
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
-SAVE_EVERY_S = 5.0
-"""Trials are saved at most so often for a new epoch: the trial's own checkpoint has its epochs too."""
 
 
 @dataclass
@@ -123,9 +121,12 @@ def _step(job: Job, name: str) -> Train:
 
 
 class Study:
-    """The trials of a search. ``base`` is the searched step as the job has it. May be used from any thread."""
+    """The trials of a search. ``base`` is the searched step as the job has it. May be used from any thread.
 
-    def __init__(self, job: Job, base: Planned) -> None:
+    A new epoch is stored at most once in ``save_every_s`` seconds: the trial's own checkpoint has its epochs too.
+    """
+
+    def __init__(self, job: Job, base: Planned, save_every_s: float = 5.0) -> None:
         assert job.search is not None
         self.job, self.base, self.search = job, base, job.search
         assert isinstance(base.step, Train)
@@ -136,7 +137,7 @@ class Study:
         self.trials: list[Trial] = []
         self.trained: set[int] = set()
         """Trials that this process has trained: others were finished before, or by another command."""
-        self._saved_at, self._attempt = 0.0, ""
+        self._save_every_s, self._saved_at, self._attempt = save_every_s, 0.0, ""
         self._lock = RLock()
         with contextlib.suppress(FileNotFoundError):
             stored = self.folder.read_json("study.json", dict)
@@ -242,7 +243,7 @@ class Study:
         with self._lock:
             if epochs == len(trial.values) + 1:
                 trial.values.append(float(value))
-                if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+                if time.monotonic() - self._saved_at > self._save_every_s:
                     self._saved_at = time.monotonic()
                     with contextlib.suppress(OSError):
                         self._check_attempt()

@@ -21,7 +21,6 @@ from nodes import environ_of_nodes, net_of_nodes
 from toys import Logged, Means, rows_of_epochs, step_of
 
 from mvray import Job
-from mvray.cluster import worker_group
 from mvray.cluster.session import Cluster
 from mvray.experiment.steps import Generate, Scale
 from mvray.pipeline import generate, train
@@ -64,7 +63,7 @@ def said():
 
 @pytest.fixture(scope="module")
 def cluster(net, said, tmp_path_factory):
-    cluster = Cluster(Storage(str(tmp_path_factory.mktemp("scratch"))), say=said.append)
+    cluster = Cluster(Storage(str(tmp_path_factory.mktemp("scratch"))), say=said.append, grow_after_s=2.0)
     assert not cluster.is_local
     cluster.start(Job("faults", (step_of(Path("/nowhere"), Logged()),)))
     cluster.ready()
@@ -192,9 +191,8 @@ def test_training_leaves_a_node_that_is_shut_down_and_waits_for_another(
 
 
 def test_fewer_workers_go_on_when_a_node_is_lost_and_more_when_one_comes(
-    net, cluster, said, undisturbed, drawings, tmp_path, monkeypatch
+    net, cluster, said, undisturbed, drawings, tmp_path
 ):
-    monkeypatch.setattr(worker_group, "GROW_AFTER_S", 2.0)
     said.clear()
     # Slowly: a node takes its time to start, and there must be something left to do by then.
     running = Running(_planned(drawings, tmp_path, min_workers=1, pause_s=2.0), cluster)

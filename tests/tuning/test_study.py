@@ -16,13 +16,10 @@ from mvray.tuning.study import Study
 
 def study_of(drawings: Path, place: Path) -> Study:
     job = load_job(Path(__file__).parents[1] / "searched.py", False, str(drawings))
-    return Study(job, plan.make(job, Storage(str(place))).of(job.steps[0], 0))
+    return Study(job, plan.make(job, Storage(str(place))).of(job.steps[0], 0), save_every_s=0.0)
 
 
-def test_who_claims_a_search_last_goes_on_with_it(
-    drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(study, "SAVE_EVERY_S", 0.0)
+def test_who_claims_a_search_last_goes_on_with_it(drawings: Path, tmp_path: Path) -> None:
     older, newer = study_of(drawings, tmp_path), study_of(drawings, tmp_path)
     older.claim()
     trial = older.next(6)
@@ -41,7 +38,6 @@ def test_who_claims_a_search_last_goes_on_with_it(
 def test_an_epoch_is_noted_while_the_storage_is_away(
     drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "SAVE_EVERY_S", 0.0)
     made = study_of(drawings, tmp_path)
     made.claim()
     trial = made.next(6)
