@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
-import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +13,7 @@ from mvray.cluster import Cluster
 from mvray.errors import DataError, MvrayError, SettingError
 from mvray.experiment import Job, git_commit, job_file, replaced, versions
 from mvray.inference import Result, SearchResult, StepResult, load_step
-from mvray.pipeline import Plan, Planned, cost, execute, plan, selected_steps
+from mvray.pipeline import Plan, Planned, check_only, cost, execute, plan, selected_steps
 from mvray.reports import RunLog, comparison, means, pictures, search_figures, search_table
 from mvray.storage import Storage
 from mvray.tracking import Progress, Tracker, outbox_folder, refuge, tracking_uri, where_tracked
@@ -29,12 +25,10 @@ if TYPE_CHECKING:
 STORAGE = "runs"
 DELIVERY_DELAY_S = 20.0
 """MLflow is imported after so long: it must not compete with the start of training."""
-INTERRUPTED = 130
 __all__ = [
     "Result",
     "SearchResult",
     "StepResult",
-    "check_only",
     "load",
     "load_job",
     "report",
@@ -205,13 +199,6 @@ def load(path: str | Path, job: str | Path | None = None) -> Method:
     return load_step(str(path))[0]
 
 
-def check_only(job: Job, only: str | None) -> None:
-    """Raises SettingError where the job has no step ``only``."""
-    names = sorted({step.name for step in job.walk()})
-    if only is not None and only not in names:
-        raise SettingError(f"--only {only}: the job {job.name!r} has no such step; it has {', '.join(names)}.")
-
-
 def _path_of(job: Job | Path | str) -> Path | None:
     return None if isinstance(job, Job) else Path(job)
 
@@ -228,58 +215,32 @@ def _session(
     log: RunLog,
     progress: Progress,
     storage: str,
-    costs: Any,
-    at_end: Any = None,
+    costs: Callable[[], list[tuple[str, Storage]]],
+    at_end: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """Work on a cluster; afterwards, whatever happens, it is left, costs are shown and MLflow's run is closed."""
     status = "FAILED"
-    with _interruptible():
-        try:
-            yield
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        except Exception:
-            cluster.end_if_lost()
-            raise
-        finally:
-            try:
-                cluster.stop()
-                with _readable(progress):
-                    _say_costs(costs(), log, progress)
-                if at_end is not None:
-                    with _readable(progress):
-                        at_end()
-            finally:
-                if undelivered := log.close(status):
-                    again = shlex.join(["mvray", "deliver", "--storage", storage])
-                    progress.say(f"{undelivered} Send them with: {again} (so does the next run).")
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGINT (Ctrl-C) and SIGTERM end the run with checkpoints; a second Ctrl-C ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def again(number: int, _: object) -> None:
-        if number == signal.SIGINT:
-            print("\nmvray: ended at once. The same command goes on from the last checkpoint.", file=sys.stderr)
-            os._exit(INTERRUPTED)  # Ray ends what this process leaves
-
-    def first(*_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, again)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    except Exception:
+        cluster.end_if_lost()
+        raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        try:
+            cluster.stop()
+            with _readable(progress):
+                _say_costs(costs(), log, progress)
+            if at_end is not None:
+                with _readable(progress):
+                    at_end()
+        finally:
+            if undelivered := log.close(status):
+                again = shlex.join(["mvray", "deliver", "--storage", storage])
+                progress.say(f"{undelivered} Send them with: {again} (so does the next run).")
 
 
 @contextmanager

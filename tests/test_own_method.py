@@ -53,7 +53,7 @@ def test_it_runs_on_ray_and_is_looked_through_and_searched(place: Path, monkeypa
     assert "3 of 3 steps finished" in said(place, "run", *JOB, *FEW, "--workers", 2, MVRAY_PLAIN_RAY="1")
     (step,) = place.glob("runs/train-*/weights.safetensors")
     manifest = json.loads(step.with_name("step.json").read_text())
-    assert set(manifest["code"][0]["files"]) == {"method.py", "job.py", "test_method.py"}
+    assert set(manifest["code"][0]["files"]) == {"method.py", "job.py"}
 
     elsewhere = place / "elsewhere"
     elsewhere.mkdir()

@@ -39,6 +39,7 @@ LATE = {
     "torch": "its start-up takes seconds, and Ray's small actors do without",
     "mvray": "the command line imports api, and so torch, when a command needs it",
     "mvray.training": "imports torch: as torch",
+    "mvray.pipeline": "imports torch: as torch",
     "mvray.inference": "imports torch: as torch",
     "mvray.tuning": "imports torch: as torch",
     "mvray.data.synthetic": "imports torch: as torch",

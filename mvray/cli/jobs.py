@@ -17,6 +17,7 @@ from mvray.cli.options import (
     workers_for_api,
     workers_option,
 )
+from mvray.cli.signals import interruptible
 from mvray.cli.supervisor import supervised
 from mvray.errors import SettingError
 
@@ -52,7 +53,9 @@ def _run_here(options: argparse.Namespace, patience_s: float = 0.0) -> int:
     from mvray import api
 
     workers = workers_for_api(options.workers)
-    result = api.run(options.job, **keywords_of(options), workers=workers, only=options.only, patience_s=patience_s)
+    more = {"workers": workers, "only": options.only, "patience_s": patience_s}
+    with interruptible():
+        result = api.run(options.job, **keywords_of(options), **more)
     print(result)
     print(f"\nResults:  {result.plan.storage.uri}")
     print(f"Pictures: {same_job('report', options)} --html report.html")

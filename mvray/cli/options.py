@@ -82,11 +82,12 @@ def keywords_of(options: argparse.Namespace) -> dict[str, Any]:
 def job_of(options: argparse.Namespace, only: str | None = None) -> Job:
     """The job that the options name, with its settings and workers."""
     from mvray import api
+    from mvray.pipeline import check_only
 
     check_job_options(options)
     workers = workers_for_api(vars(options).get("workers"))
     job = api.load_job(options.job, options.tiny, options.data, settings_of(options.set), workers)
-    api.check_only(job, only)
+    check_only(job, only)
     return job
 
 

@@ -16,6 +16,7 @@ from mvray.cli.options import (
     workers_of,
     workers_option,
 )
+from mvray.cli.signals import interruptible
 from mvray.cli.supervisor import supervised
 from mvray.errors import SettingError
 
@@ -47,7 +48,8 @@ def _tune_here(options: argparse.Namespace, patience_s: float = 0.0) -> int:
 
     limits = {"trials": options.trials, "concurrent": options.concurrent, "patience_s": patience_s}
     workers = workers_for_api(options.workers)
-    result = api.tune(options.job, **keywords_of(options), workers=workers, **limits)
+    with interruptible():
+        result = api.tune(options.job, **keywords_of(options), workers=workers, **limits)
     print(result)
     _say_next(options, result)
     return 0

@@ -169,8 +169,9 @@ class Connection:
             )
 
     def keep_signals(self) -> None:
-        """Let Python have SIGTERM again, from whose handler Ray's core took it over; for the main thread."""
-        if self._started.is_set() and not self._has_signals:
+        """Let Python have SIGTERM again, from whose handler Ray's core took it over. Only the main thread may."""
+        on_main = threading.current_thread() is threading.main_thread()
+        if self._started.is_set() and on_main and not self._has_signals:
             self._has_signals = True
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 

@@ -59,14 +59,25 @@ def code_of(function: Callable[..., Any]) -> str:
 
 
 def syntax_hash(source: str) -> str:
-    """12 hexadecimal digits for what ``source`` does: comments, docstrings and layout do not count."""
+    """12 hexadecimal digits for what ``source`` does: comments, docstrings and layout do not count.
+
+    Of the fields that are set alone, so that a release of Python which has others gives the same.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
             ast.get_docstring(node, clean=False) is not None
         ):
             node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()[:12]
+
+
+def _plain(part: Any) -> Any:
+    if isinstance(part, ast.AST):
+        return type(part).__name__, [
+            (n, _plain(value)) for n, value in ast.iter_fields(part) if value not in (None, [])
+        ]
+    return [_plain(item) for item in part] if isinstance(part, list) else part
 
 
 def _content(file: str) -> str:

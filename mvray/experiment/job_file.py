@@ -32,6 +32,8 @@ LIMIT_BYTES, LIMIT_FILES = 4 << 20, 500
 EXAMPLE = "jobs/gradcam_masking.py"
 _loaded: dict[str, Code] = {}
 """The code of each job folder that this process has loaded, by folder."""
+_on_path: list[str] = []
+"""The folder that was put on sys.path here."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +191,14 @@ def _forget(names: set[str], but_in: str | None = None) -> None:
 
 
 def _first_on_path(folder: str) -> None:
-    """Let imports find what lies in ``folder``, and nothing in other jobs' folders."""
-    for other in {*_folders(), folder}:
-        while other in sys.path:
+    """Let imports find what lies in ``folder``, and nothing in other jobs' folders.
+
+    What others have put on the path, as Python does with a script's own folder, stays.
+    """
+    for other in _on_path:
+        if other in sys.path:
             sys.path.remove(other)
+    _on_path[:] = [folder]
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
 
@@ -260,15 +266,30 @@ def _folders_of(code: Code) -> tuple[str, str]:
 
 
 def about(thing: Settings) -> list[dict[str, Any]]:
-    """What step.json says of the code of one's own that ``thing`` needs: where it lies, and a hash of each file."""
+    """What step.json says of the code of one's own that ``thing`` needs: where it lies, and a hash of each file.
+
+    Of the files that were imported alone: another job beside it, or a test, may change.
+    """
     return [
         {
             "folder": code.folder,
             "job": code.job,
-            "files": {name: _hash(data) for name, data in sorted(code.files.items())},
+            "files": {name: _hash(code.files[name]) for name in sorted(_imported(code))},
         }
         for code in codes_of(thing)
     ]
+
+
+def _imported(code: Code) -> set[str]:
+    """Those of its files that this process has imported."""
+    files = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
+    below = (
+        file.relative_to(folder).as_posix()
+        for folder in _folders_of(code)
+        for file in files
+        if file.is_relative_to(folder)
+    )
+    return {code.job, *below} & code.files.keys()
 
 
 def restore(codes: list[dict[str, Any]]) -> None:
@@ -308,8 +329,8 @@ def changes(codes: list[dict[str, Any]], thing: Settings) -> list[str]:
 
 
 def _hash(data: bytes) -> str:
-    """What a Python file does; a file that cannot be parsed, and so was not imported, counts as its bytes."""
+    """The hash of what a Python file does, "" where it cannot be parsed."""
     try:
         return syntax_hash(data.decode())
     except (SyntaxError, ValueError):
-        return hashlib.sha256(data).hexdigest()[:12]
+        return ""

@@ -3,7 +3,7 @@
 from mvray.pipeline import cost, plan, train
 from mvray.pipeline.outputs import columns_of, measure_table, samples_of
 from mvray.pipeline.plan import MANIFEST, Plan, Planned, rows_of
-from mvray.pipeline.run import execute, run_step, selected_steps
+from mvray.pipeline.run import check_only, execute, run_step, selected_steps
 from mvray.pipeline.step_log import ProgressLines, SearchLog, StepLog
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ProgressLines",
     "SearchLog",
     "StepLog",
+    "check_only",
     "columns_of",
     "cost",
     "execute",

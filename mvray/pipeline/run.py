@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from mvray.cluster import Cluster
 from mvray.data import as_table, write_table
 from mvray.errors import SettingError
-from mvray.experiment import BadRecord
+from mvray.experiment import BadRecord, Job
 from mvray.pipeline import cost as costs
 from mvray.pipeline.drivers import DRIVERS, Driver
 from mvray.pipeline.manifest import manifest_of
@@ -62,13 +62,18 @@ def execute(plan: Plan, cluster: Cluster, log: JobLog, progress: Progress, only:
             raise
 
 
+def check_only(job: Job, only: str | None) -> None:
+    """Raises SettingError where the job has no step ``only``."""
+    names = sorted({step.name for step in job.walk()})
+    if only is not None and only not in names:
+        raise SettingError(f"--only {only}: the job {job.name!r} has no such step; it has {', '.join(names)}.")
+
+
 def selected_steps(plan: Plan, only: str | None) -> list[Planned]:
-    """Every step, or those named ``only`` and what they read. Raises SettingError where there is none."""
+    """Every step, or those named ``only`` and what they read. Raises as `check_only`."""
+    check_only(plan.job, only)
     if only is None:
         return list(plan.steps)
-    names = sorted({planned.name for planned in plan.steps})
-    if only not in names:
-        raise SettingError(f"--only {only}: the job {plan.job.name!r} has no such step; it has {', '.join(names)}.")
     ids: set[str] = set()
 
     def add(planned: Planned) -> None:

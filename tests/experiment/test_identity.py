@@ -101,5 +101,6 @@ def test_comments_and_docstrings_are_not_code() -> None:
     plain = "def f(x):\n    return x + 1\n"
     told = 'def f(x):\n    """Adds."""\n\n    # one\n    return (x + 1)\n'
     assert syntax_hash(plain) == syntax_hash(told) != syntax_hash(plain.replace("1", "2"))
+    assert syntax_hash("def f(x, /, *, y=1):\n    return f'{x!r}'\n") == "478af48e8a67"  # in every Python
     with pytest.raises(SettingError, match="has no name; expected a function made with def"):
         code_of(lambda x: x)

@@ -74,6 +74,15 @@ def test_two_folders_with_the_same_names(tmp_path: Path) -> None:
     assert word_of(load(own(tmp_path / "a", "a"))) == "a"
     assert word_of(load(own(tmp_path / "b", "b"))) == "b"
     assert word_of(load(tmp_path / "a" / "own_job.py")) == "a"
+    assert str(tmp_path / "b") not in sys.path
+
+
+def test_what_others_have_put_on_the_path_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python does with the folder of a script, which may have a job too."""
+    monkeypatch.syspath_prepend(tmp_path / "a")
+    load(own(tmp_path / "a", "a"))
+    load(own(tmp_path / "b", "b"))
+    assert str(tmp_path / "a") in sys.path
 
 
 def test_work_is_opened_by_a_process_that_knows_nothing_of_it(tmp_path: Path) -> None:
@@ -100,16 +109,18 @@ def test_only_ones_own_code_is_packed(tmp_path: Path) -> None:
     assert set(codes_of(job)[0].files) == {"own_job.py", "own_method.py", "own_helper.py"}
 
 
-def test_a_neighbour_that_cannot_be_parsed_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_beside_a_job_that_it_does_not_import_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = own(tmp_path / "a")
     (tmp_path / "a" / "draft.py").write_bytes(b"def half(:\n\xff")
     noted = about(next(iter(load(job).walk())))
+    assert set(noted[0]["files"]) == {"own_job.py", "own_method.py", "own_helper.py"}
+    (tmp_path / "a" / "draft.py").write_text("WORD = 1\n")
     forget()
     monkeypatch.chdir(tmp_path)
     restore(noted)
-    (tmp_path / "a" / "draft.py").write_bytes(b"def other(:\n\xff")
+    (tmp_path / "a" / "own_helper.py").write_text("def half(:\n")
     forget()
-    with pytest.raises(DataError, match=r"draft.py in .* changed"):
+    with pytest.raises(DataError, match=r"own_helper.py in .* changed"):
         restore(noted)
 
 
