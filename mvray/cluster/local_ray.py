@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from mvray.cluster import fork_server
@@ -144,9 +143,12 @@ class LeanRun:
     def __init__(self, settings: RunSettings, group: Any) -> None:
         import ray.train
 
+        # Not in the controller, which may be killed before it can remove the folder.
+        self._meeting = tempfile.mkdtemp(prefix="mvray-ranks-")
         self._trainer = trainer(
             settings.on_worker,
             group,
+            backend(self._meeting),
             train_loop_config=dict(settings.config),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=settings.workers,
@@ -161,7 +163,10 @@ class LeanRun:
         )
 
     def fit(self) -> None:
-        self._trainer.fit()
+        try:
+            self._trainer.fit()
+        finally:
+            shutil.rmtree(self._meeting, ignore_errors=True)
 
     def end(self) -> None:
         import ray
@@ -170,8 +175,8 @@ class LeanRun:
             ray.kill(self._trainer.controller)
 
 
-def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings: Any) -> Any:
-    """A Ray Train trainer as TorchTrainer(on_worker, **settings) is, its workers in the placement group ``group``.
+def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, config: Any, **settings: Any) -> Any:
+    """A Ray Train trainer as TorchTrainer(on_worker, config, **settings) is, its workers in the placement ``group``.
 
     Its ``controller`` is an actor, once there is one: where it is killed, fit() ends at once.
     """
@@ -228,31 +233,31 @@ def trainer(on_worker: Callable[[dict[str, Any]], None], group: Any, **settings:
             ray.get(self.controller.run.remote())
             return ray.get(self.controller.get_result.remote())
 
-    return Trainer(on_worker, backend_config=backend(), **settings)
+    return Trainer(on_worker, backend_config=config, **settings)
 
 
-def backend() -> Any:
-    """Ray's own set-up of torch.distributed, called in the workers only: torch takes seconds to import."""
+def backend(meeting: str) -> Any:
+    """Ray's own set-up of torch.distributed, called in the workers only: torch takes seconds to import.
+
+    The ranks meet by a file in the folder ``meeting``, because torch's TCPStore listens on every interface and lets in
+    whoever comes.
+    """
     from ray.train.backend import Backend, BackendConfig
 
     class TorchBackend(Backend):
         share_cuda_visible_devices = True
-        meeting: Path | None = None
 
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             import ray
 
-            # A file, because torch's TCPStore listens on every interface and lets in whoever comes.
-            self.meeting = Path(tempfile.mkdtemp(prefix="mvray-ranks-"))
-            where = f"file://{self.meeting}/store"
+            where = f"file://{meeting}/store"
             kind = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
             world = len(worker_group)
             joined = [worker_group.execute_single_async(rank, _join, where, kind, rank, world) for rank in range(world)]
             ray.get(joined)
 
         def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-            if self.meeting is not None:  # nothing else: a worker group's processes end with it
-                shutil.rmtree(self.meeting, ignore_errors=True)
+            pass  # a worker group's processes end with it
 
     class TorchConfig(BackendConfig):
         @property

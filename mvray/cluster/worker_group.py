@@ -299,8 +299,11 @@ class _GroupWatch:
         if time.monotonic() - self._looked_at < WATCH_S:
             return False
         self._looked_at, group = time.monotonic(), self._group
-        if group.nodes & placement.leaving():
+        nodes = group.nodes
+        if nodes & placement.leaving():
             group.ends = "a node is about to be taken away"
+        elif not nodes:
+            pass  # before Ray Train has room for the group itself, a request for more would take it
         elif group.size < self._most and self._more.fulfilled_s() > self._grow_after_s:
             group.ends = f"there is room for {min(self._most, group.size + 1 + placement.slots(group.bundle))} workers"
         return group.ends is not None

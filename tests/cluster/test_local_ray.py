@@ -27,7 +27,7 @@ import sys
 import ray.train
 from mvray.cluster import local_ray
 
-trainer = local_ray.trainer(print, None, scaling_config=ray.train.ScalingConfig(num_workers=1))
+trainer = local_ray.trainer(print, None, None, scaling_config=ray.train.ScalingConfig(num_workers=1))
 names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
 assert "torch" not in sys.modules, "the driver has imported torch"
 print(*names)
