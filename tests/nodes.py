@@ -88,6 +88,22 @@ class Net:
                     self.again[number]()
                 time.sleep(0.1)
 
+    def workers(self, count: int) -> list[int]:
+        """The numbers of ``count`` nodes beside the head: what is missing is started, what is too many is killed."""
+        for number, process in list(self.nodes.items()):
+            if process.poll() is not None:
+                self.kill(number)
+        alive = sorted(number for number in self.nodes if number != 1)
+        for number in alive[count:]:
+            self.kill(number)
+        return alive[:count] + [self.one_more() for _ in range(count - len(alive))]
+
+    def one_more(self, **environ: str) -> int:
+        """The number of a node that is started now, with a number that no node has had."""
+        number = max(self.again, default=0) + 1
+        self.start(number, **environ)
+        return number
+
     def kill(self, number: int) -> None:
         """As when a machine is switched off."""
         process = self.nodes.pop(number)

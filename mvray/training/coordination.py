@@ -23,8 +23,8 @@ MOST_STEPS = 100
 class Coordination:
     """Every rank asks it: `reached` after every step but an epoch's last, `stopping` after every epoch."""
 
-    def __init__(self, scale: Scale, here: Environment) -> None:
-        self._scale, self._here = scale, here
+    def __init__(self, scale: Scale, here: Environment, agree_every_s: float = AGREE_EVERY_S) -> None:
+        self._scale, self._here, self._agree_every_s = scale, here, agree_every_s
         self._gpus = gpu_use() if here.device.type == "cuda" else None
         self._steps = self._left = 1
         self._exchanged_at = self._saved_at = time.monotonic()
@@ -54,6 +54,6 @@ class Coordination:
             self._gpus.everywhere = [vote[3] for vote in votes]
         # Rank 0's clock decides how many steps there are until the next exchange.
         per_step_s = votes[0][2] / self._steps
-        self._steps = self._left = max(1, min(MOST_STEPS, int(AGREE_EVERY_S / max(per_step_s, 1e-6))))
+        self._steps = self._left = max(1, min(MOST_STEPS, int(self._agree_every_s / max(per_step_s, 1e-6))))
         self._exchanged_at = now
         return any(vote[0] for vote in votes), due or votes[0][1]

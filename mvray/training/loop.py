@@ -23,7 +23,7 @@ from mvray.experiment import LAST
 from mvray.nn import build_method
 from mvray.storage import Storage
 from mvray.training.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
-from mvray.training.coordination import Coordination
+from mvray.training.coordination import AGREE_EVERY_S, Coordination
 from mvray.training.environment import placed
 from mvray.training.live_progress import LiveProgress
 from mvray.training.optim import lr_factor, optimiser, precision
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from mvray.training.environment import Environment
 
 
-def train(task: Task, here: Environment) -> dict[str, float]:
-    """Train to the end, or until ``here.stopping()``; returns the last epoch's metrics.
+def train(task: Task, here: Environment, agree_every_s: float = AGREE_EVERY_S) -> dict[str, float]:
+    """Train to the end, or until ``here.stopping()``, which ranks ask one another every ``agree_every_s``.
 
-    Raises NonFiniteLoss, and SettingError where the batch cannot be shared out over the ranks.
+    Returns the last epoch's metrics. Raises NonFiniteLoss, and SettingError where the batch cannot be shared out over the ranks.
     """
     task.step.check_shared(task.facts.samples, here.world)
     folder = Storage(task.folder)
-    parts, state = _parts(task, here, folder), State()
+    parts, state = _parts(task, here, folder, agree_every_s), State()
     resume(parts, state, here)
     parts.progress.show(state.epoch, state.position, parts.samples.batches, 0.0, state.history, now=True)
     going = all(here.report(task, row) for row in state.history)
@@ -58,7 +58,7 @@ def train(task: Task, here: Environment) -> dict[str, float]:
     return state.history[-1] if state.history else {}
 
 
-def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
+def _parts(task: Task, here: Environment, folder: Storage, agree_every_s: float) -> Parts:
     scale, optim = task.step.scale, task.step.optim
     torch.manual_seed(task.seed)
     method = build_method(task.step.method, task.facts)
@@ -82,7 +82,8 @@ def _parts(task: Task, here: Environment, folder: Storage) -> Parts:
     samples = Samples(task, here)
     progress = LiveProgress(folder, here, task.epochs)
     checkpoints = Checkpoints(folder, task.attempt)
-    return Parts(method, call, optimisers, samples, checkpoints, progress, Coordination(scale, here), {})
+    coordination = Coordination(scale, here, agree_every_s)
+    return Parts(method, call, optimisers, samples, checkpoints, progress, coordination, {})
 
 
 def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:

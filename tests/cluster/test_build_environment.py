@@ -20,7 +20,6 @@ from nodes import Net, net_of_nodes
 ROOT = Path(__file__).parents[2]
 MVRAY = Path(sys.executable).parent / "mvray"
 JOB = """
-import alike_soon
 from mvray import Job
 from needy import Needy
 from toys import step_of
@@ -43,12 +42,6 @@ class Needy(Linear):
 
         return super().build(facts)
 """
-SOON = """
-from mvray.cluster import node_versions
-
-node_versions.TASK_TIMEOUT_S, node_versions.SOON_S = 1.0, 0.0  # less than the environment takes on the node
-"""
-
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 
@@ -69,7 +62,7 @@ def test_every_node_makes_the_environment_and_is_waited_for(net: Net, drawings: 
     repository = tmp_path / "repository"
     repository.mkdir()
     shutil.copy(ROOT / "tests/toys.py", repository)
-    for name, text in (("job.py", JOB), ("needy.py", NEEDY), ("alike_soon.py", SOON)):
+    for name, text in (("job.py", JOB), ("needy.py", NEEDY)):
         (repository / name).write_text(text)
     # One package of ours with its hashes, for every system.
     locked = (ROOT / "requirements.lock").read_text().partition("\nwaitress==")[2].partition("    #")[0]

@@ -1,7 +1,7 @@
 """What happens to runs on a cluster of many nodes when parts of it are lost, go, come back, or are wanted by others.
 
-One cluster of real `ray start` processes for the whole file, whose tests take nodes from it and give it new ones, so
-their order matters. Steps are tiny.
+One cluster of real `ray start` processes for the whole file, whose tests take nodes from it and give it new ones.
+Steps are tiny.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ GRACE_S = 60
 
 @pytest.fixture(scope="module")
 def net():
-    """The head and nodes 2 and 3, with a CPU each; this process's environment leads to it."""
+    """The head and two nodes, with a CPU each; tests ask for what they need. This process's environment leads to it."""
     with net_of_nodes() as net:
-        for number in (1, 2, 3):
-            net.start(number)
+        net.start(1)
+        net.workers(2)
         yield net
 
 
@@ -140,6 +140,7 @@ def undisturbed(cluster, drawings, tmp_path_factory):
 @pytest.mark.parametrize("who", ["RayTrainWorker", "TrainController", "TaskQueue", "RayTrainWorker, asked to end"])
 def test_a_killed_process_changes_nothing(net, cluster, said, undisturbed, drawings, tmp_path, who):
     said.clear()
+    net.workers(2)
     running = Running(_planned(drawings, tmp_path), cluster)
     done = running.checkpoint()
     gently = who.endswith("end")
@@ -158,10 +159,11 @@ def test_training_leaves_a_node_that_is_given_notice(net, cluster, said, undistu
     from ray.core.generated import autoscaler_pb2
 
     said.clear()
-    net.start(4)
+    going = net.workers(3)[1]
     running = Running(_planned(drawings, tmp_path), cluster)
     before = running.checkpoint()
-    drained, told_at = next(node for node in _nodes() if node["NodeManagerAddress"] == "127.0.0.3"), time.monotonic()
+    drained = next(node for node in _nodes() if node["NodeManagerAddress"] == f"127.0.0.{going}")
+    told_at = time.monotonic()
     reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
     _gcs(net).drain_node(drained["NodeID"], reason, "spot", int((time.time() + GRACE_S) * 1000))
     _wait(lambda: _said(said, "a node is about to be taken away"))
@@ -172,19 +174,21 @@ def test_training_leaves_a_node_that_is_given_notice(net, cluster, said, undistu
     assert running.finish() == undisturbed
     assert not _said(said, "lost")
     running.check_rows()
+    net.kill(going)
 
 
 def test_training_leaves_a_node_that_is_shut_down_and_waits_for_another(
     net, cluster, said, undisturbed, drawings, tmp_path
 ):
     said.clear()
+    going = net.workers(2)[1]
     running = Running(_planned(drawings, tmp_path), cluster)
     running.checkpoint()
-    net.nodes[4].send_signal(signal.SIGTERM)
+    net.nodes[going].send_signal(signal.SIGTERM)
     _wait(lambda: _said(said, "a node is about to be taken away"))
     _wait(lambda: _said(said, "toy: waits for 1 more worker's room on the cluster"))
     assert not running.planned.folder.exists("progress.json")  # by which it would be charged
-    net.start(5)
+    net.one_more()
     assert running.finish() == undisturbed
     assert not _said(said, "lost")
     running.check_rows()
@@ -194,13 +198,14 @@ def test_fewer_workers_go_on_when_a_node_is_lost_and_more_when_one_comes(
     net, cluster, said, undisturbed, drawings, tmp_path
 ):
     said.clear()
+    lost = net.workers(2)[1]
     # Slowly: a node takes its time to start, and there must be something left to do by then.
     running = Running(_planned(drawings, tmp_path, min_workers=1, pause_s=2.0), cluster)
     done = running.checkpoint()
-    net.kill(5)
+    net.kill(lost)
     _wait(lambda: _said(said, "toy: 1 of 2 workers"))
     done = running.checkpoint(after=done)
-    net.start(6)
+    net.one_more()
     _wait(lambda: _said(said, "toy: there is room for 2 workers"))
     found = weights_from_bytes(running.finish())
     running.check_rows()
@@ -215,6 +220,7 @@ def test_a_step_leaves_its_room_to_others_and_the_next_one_waits_for_them(
     import ray.util
 
     said.clear()
+    net.workers(2)
     others = ray.util.placement_group([{"CPU": 1}])
     assert others.wait(120)
     running = Running(_planned(drawings, tmp_path), cluster)
@@ -233,8 +239,8 @@ def test_clocks_that_differ_by_an_hour_change_nothing(net, cluster, said, undist
         "now, now_ns = time.time, time.time_ns\n"
         "time.time, time.time_ns = lambda: now() + 3600, lambda: now_ns() + 3600 * 10**9\n"
     )
-    net.kill(6)
-    net.start(7, PYTHONPATH=f"{ahead}:{net.environ['PYTHONPATH']}")
+    net.workers(1)
+    net.one_more(PYTHONPATH=f"{ahead}:{net.environ['PYTHONPATH']}")
     running = Running(_planned(drawings, tmp_path), cluster)
     running.checkpoint()
     began_s = sorted(int(file.name.partition("-")[0]) / 1e9 for file in running.logs.glob("*.log"))
@@ -247,6 +253,7 @@ def test_generated_columns_survive_a_lost_node(net, cluster, drawings, tmp_path,
     """Two actors on two nodes, of which one is switched off; shards that were there are left alone."""
     monkeypatch.setattr(shard_files, "SHARD_ROWS", 5)
     (tmp_path / "slow").touch()
+    lost = net.workers(2)[0]
 
     def planned_at(place):
         step = Generate(
@@ -272,8 +279,8 @@ def test_generated_columns_survive_a_lost_node(net, cluster, drawings, tmp_path,
     _wait(lambda: len(net.processes("ray::MapWorker")) == 2)
     _wait(lambda: len(shards(planned)) >= 3)
     before = {path: file.stat().st_mtime_ns for path, file in shards(planned).items()}
-    net.kill(2)
-    net.start(10)
+    net.kill(lost)
+    net.one_more()
     (tmp_path / "slow").unlink()
     thread.join(240)
     assert not thread.is_alive()
@@ -290,6 +297,7 @@ def test_generated_columns_survive_a_lost_node(net, cluster, drawings, tmp_path,
 
 def test_a_command_survives_interruption_killing_and_a_new_head(net, cluster, undisturbed, drawings, tmp_path):
     cluster.stop()
+    net.workers(2)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/slow").touch()
     job = tmp_path / "job.py"
@@ -342,8 +350,7 @@ def test_a_command_survives_interruption_killing_and_a_new_head(net, cluster, un
     for number in list(net.nodes):
         net.kill(number)
     net.start(1)
-    for number in (8, 9):
-        net.start(number)
+    net.workers(2)
     (tmp_path / "logs/slow").unlink()
     assert process.wait(300) == 0, (tmp_path / "log").read_text()
     text = (tmp_path / "log").read_text()
