@@ -1,8 +1,8 @@
 """All of it at once, as a lab has it: three nodes, S3, MLflow with users, a job and a search submitted.
 
-Meanwhile a node is switched off and another one comes, the S3 server answers 503 and then not at all for a minute, and
-MLflow's server is killed and comes back a minute later. What is there in the end is what an undisturbed run on one
-machine makes, bit by bit, and MLflow's pages show all of it.
+Meanwhile a node is switched off and another one comes, the S3 server answers 503 and then not at all until that is
+told, and MLflow's server is killed and comes back when that is over. What is there in the end is what an undisturbed
+run on one machine makes, bit by bit, and MLflow's pages show all of it.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def test_a_job_among_faults(lab: Lab, undisturbed: dict[str, bytes]) -> None:
     time.sleep(5)
     lab.s3.answer = lambda method, path: None
     lab.s3.gone()
-    time.sleep(60)
+    lab.wait_for(id_, lambda: "does not answer" in lab.log(id_))  # said after 20 s
     lab.mlflow.start()
     lab.s3.back()  # last: without it the job cannot end, however long MLflow takes to start
     said = lab.ended(id_)
