@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def train(task: Task, here: Environment, agree_every_s: float = AGREE_EVERY_S) -> dict[str, float]:
     """Train to the end, or until ``here.stopping()``, which ranks ask one another every ``agree_every_s``.
 
-    Returns the last epoch's metrics. Raises NonFiniteLoss, and SettingError where the batch cannot be shared out over the ranks.
+    Returns the last epoch's metrics. Raises NonFiniteLoss, and SettingError where the batch cannot be shared out.
     """
     task.step.check_shared(task.facts.samples, here.world)
     folder = Storage(task.folder)
