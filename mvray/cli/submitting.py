@@ -111,8 +111,9 @@ def _is_everywhere(place: str) -> bool:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from mvray.cluster import LIMIT_MIB, JobClient, beside, environment, pack
+    from mvray.cluster import LIMIT_MIB, JobClient, beside, environment, pack, use_token
 
+    use_token()
     archive = pack(options.job, options.code_limit if options.code_limit is not None else LIMIT_MIB)
     words = words_of(options, archive.job)
     _check_job(options)

@@ -3,7 +3,7 @@
 from mvray.cluster import placement, ray_internals
 from mvray.cluster.code_archive import LIMIT_MIB, CodeArchive, pack
 from mvray.cluster.connection import HEADROOM_CPUS
-from mvray.cluster.job_client import ENDED, JobClient, SubmittedJob, beside, environment
+from mvray.cluster.job_client import ENDED, JobClient, SubmittedJob, beside, environment, use_token
 from mvray.cluster.node_reports import NodeReport, joined, node_reports, versions_here
 from mvray.cluster.node_versions import check_here
 from mvray.cluster.placement import NODE_ID
@@ -31,5 +31,6 @@ __all__ = [
     "pack",
     "placement",
     "ray_internals",
+    "use_token",
     "versions_here",
 ]

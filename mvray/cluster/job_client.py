@@ -114,6 +114,12 @@ def _is_loopback(uri: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def use_token() -> None:
+    """Send the token that Ray's variables name. Ray reads this when it is imported, which a job file may do."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 class JobClient:
     """The jobs of the cluster whose dashboard is at ``address``; without it, as Ray's variables say.
 
@@ -123,8 +129,7 @@ class JobClient:
     def __init__(self, address: str | None = None) -> None:
         configured = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
         self.address = configured or DEFAULT_ADDRESS
-        if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        use_token()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with self._words():
             self.address = _dashboard(self.address)

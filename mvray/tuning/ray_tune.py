@@ -1,8 +1,8 @@
 """What Ray Tune sees of a search: its trials, where their settings come from, and who hears of its decisions.
 
 A trial of Tune's (TrialProxy) trains nothing and holds no CPU: it hands on to Tune what the real training, in a worker
-group of the driver, reports. Ray Tune is imported at the top: this module is for Tune's own processes, and for tune.py
-once Ray has started.
+group of the driver, reports. Ray Tune is imported at the top: this module is for Tune's own processes, and tune.py
+imports it once Ray has started.
 """
 
 from __future__ import annotations

@@ -37,7 +37,6 @@ from mvray.pipeline import Planned, SearchLog, run_step, train
 from mvray.storage import retry
 from mvray.tracking import Progress, duration
 from mvray.training import SearchTrial, StepProgress
-from mvray.tuning.ray_tune import tuner
 from mvray.tuning.study import FAILED, FINISHED, RUNNING, STOPPED, Study, Trial, at_epoch, brief
 
 ROOM_EVERY_S = 5.0
@@ -345,6 +344,8 @@ def tune_study(
 
     def tuned() -> None:
         try:
+            from mvray.tuning.ray_tune import tuner
+
             tuner(study, trials, place).fit()
         except BaseException as error:
             errors.append(error)
