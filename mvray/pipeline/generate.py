@@ -161,7 +161,8 @@ def _generated_shards(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     actors = max(1, min(len(missing), scale.workers))
-    shards = ray.data.range(len(missing), override_num_blocks=len(missing))
+    # Not ray.data.range, whose tasks want a CPU of their own: where the actors have the last one they wait for ever.
+    shards = ray.data.from_items([{"id": at} for at in range(len(missing))], override_num_blocks=len(missing))
     results = shards.map_batches(
         type(name, (ShardMaker,), {}),
         fn_constructor_args=(Packed.of(work, ray.cloudpickle.dumps), missing),

@@ -27,7 +27,7 @@ from mvray.errors import ClusterError, DataError, Interrupted, SettingError, Ste
 from mvray.experiment import Metric
 from mvray.experiment.steps import Data, Generate, Measure, Scale, Step
 from mvray.pipeline import cost as costs
-from mvray.pipeline import plan, run
+from mvray.pipeline import generate, plan, run
 from mvray.storage.storage import Storage
 from mvray.tracking.terminal import Progress
 from mvray.tuning import tune
@@ -157,6 +157,18 @@ def node(net: Net, cluster: Cluster) -> None:
     until = time.monotonic() + 60
     while not ray.cluster_resources().get("CPU") and time.monotonic() < until:
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_generate_step_needs_no_more_than_its_actors_have(
+    node: None, cluster: Cluster, drawings: Path, tmp_path: Path
+) -> None:
+    """An actor that holds every CPU there is; what hands it its shards must not wait for another."""
+    step = Generate("means", Means(), step_of(drawings, Logged()).data, Scale(cpus_per_worker=2, loader_workers=0))
+    planned = plan.make(Job("room", (step,)), Storage(str(tmp_path))).steps[0]
+    run._write_inputs(planned)
+    assert generate.run(planned, cluster)["rows"] == 60
 
 
 class Lines(Progress):
