@@ -25,7 +25,6 @@ from mvray.experiment import NOTE, shipped
 from mvray.tracking import duration
 
 TASK_TIMEOUT_S = 120.0
-SOON_S = 2.0
 
 
 def differences(expected: Mapping[str, str], installed: Mapping[str, str | None]) -> list[str]:
@@ -84,10 +83,10 @@ def _answers(pending: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str | 
     setup_s = _environment_s(ray.get_runtime_context().runtime_env)
     wait_s = TASK_TIMEOUT_S + setup_s
     until = time.monotonic() + wait_s
-    if setup_s and (unready := ray.wait(list(pending.values()), num_returns=len(pending), timeout=SOON_S)[1]):
+    if setup_s:
         print(
-            f"Waiting for {len(unready)} of {len(pending)} nodes: where the environment of {LOCK} is not there yet it "
-            f"is made now, for at most {duration(setup_s)}.",
+            f"Waiting for {len(pending)} nodes: where the environment of {LOCK} is not there yet it is made now, for "
+            f"at most {duration(setup_s)}.",
             file=sys.stderr,
             flush=True,
         )
