@@ -250,6 +250,12 @@ class JobClient:
             first_line = message.partition("\n")[0]
             if type(error).__name__ == "AuthenticationError":
                 raise ClusterError(_not_let_in(self.address, message)) from error
+            if "No available agent" in message:
+                raise ClusterError(
+                    f"The head of the cluster at {self.address} has no agent that starts jobs; expected one. Does "
+                    "another Ray on that machine hold its port? dashboard_agent.log in Ray's logs there says why it "
+                    "ended; start Ray anew with --dashboard-agent-listen-port."
+                ) from error
             if missing and "status code 404" in message:
                 raise SettingError(missing) from error
             raise ClusterError(

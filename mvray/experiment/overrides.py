@@ -181,6 +181,9 @@ def _of_kind(name: str, current: Settings, setting: str) -> Any:
     return cls(**{name: getattr(current, name) for name in ("root", "of") if name in both})
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
 def _coerced(value: Any, hint: Any, name: str) -> Any:
     """``value``, which may be text, as the type that ``hint`` asks for."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -194,6 +197,10 @@ def _coerced(value: Any, hint: Any, name: str) -> Any:
         if len(items) != len(hints):
             raise SettingError(f"--set {name}={value}: expected {len(hints)} values, with commas between them.")
         return tuple(_coerced(item, item_hint, name) for item, item_hint in zip(items, hints, strict=True))
+    if origin is typing.Literal:
+        if chosen := [argument for argument in arguments if value == argument or str(value) == str(argument)]:
+            return chosen[0]
+        raise SettingError(f"--set {name}={value}: expected one of {', '.join(map(str, arguments))}.")
     if hint is bool and str(value).lower() in ("true", "false", "1", "0", "yes", "no"):
         return str(value).lower() in ("true", "1", "yes")
     if hint in (int, float, str):
@@ -203,8 +210,11 @@ def _coerced(value: Any, hint: Any, name: str) -> Any:
                 return coerced
         except (TypeError, ValueError):
             pass
-    type_name = getattr(hint, "__name__", str(hint))
-    raise SettingError(f"--set {name}={value}: expected a value of type {type_name}.")
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        inside = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(hint)[:4])  # type: ignore[arg-type]
+        raise SettingError(f"--set {name}={value}: {name} has settings of its own; expected one of them, as {inside}.")
+    kind = _KINDS.get(hint) or f"a value of type {getattr(hint, '__name__', hint)}"
+    raise SettingError(f"--set {name}={value}: expected {kind}.")
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -11,16 +11,16 @@ import torch
 from mvray.errors import DataError, SettingError
 from mvray.experiment import NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
 from mvray.generators.columns import as_lists, as_table
-from mvray.nn import Method, cam
+from mvray.nn import Method, cam, networks
 
 
 @dataclass(frozen=True)
 class Config(GeneratorConfig):
     """Maps of the network that ``of`` trained.
 
-    ``layer`` is a dotted name in the method, "" its own choice. ``target`` is the class whose score
-    is explained: "predicted" (what the network relies on for its own decision, with or without
-    labels) or "label". Takeuchi does not say which; on training pages they are nearly always one.
+    ``layer`` is a dotted name in the method, "" its own choice, or its last convolution. ``target`` is the class
+    whose score is explained: "predicted" (what the network relies on for its own decision, with or without labels)
+    or "label". Takeuchi does not say which; on training pages they are nearly always one.
     """
 
     kind: ClassVar[str] = "gradcam"
@@ -55,9 +55,7 @@ class GradCam(Generator):
 
     def __init__(self, config: Config, method: Method) -> None:
         self._target, self._method = config.target, method
-        self._layer = config.layer or method.attention_layer
-        if not self._layer:
-            raise SettingError(f"{type(method).__name__} names no layer to look at; set generator.layer.")
+        self._layer = config.layer or method.attention_layer or networks.last_convolution(method)
 
     def __call__(self, batch: Batch) -> pa.Table:
         """Raises DataError for a sample without a label where labels are explained."""

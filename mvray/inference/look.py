@@ -37,10 +37,11 @@ def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> P
     if isinstance(step.data.pictures, Clips):
         return _look_at_videos(step, facts, method, files, out)
     generator = gradcam.Config(of=step, layer=layer).build(method, Storage(step_path).read)
-    out.mkdir(parents=True, exist_ok=True)
     rows: list[list[np.ndarray]] = []
     names: list[str] = []
-    for path in picture_files(files, ENDINGS):
+    pictures = list(picture_files(files, ENDINGS))
+    out.mkdir(parents=True, exist_ok=True)
+    for path in pictures:
         try:
             image_CHW = _read(path, facts)
         except (Unreadable, OSError) as error:
@@ -68,9 +69,10 @@ def _look_at_videos(step: Train, facts: Facts, method: Method, files: Sequence[P
     at = np.unique(np.linspace(0, clips.frames - 1, min(clips.frames, SHEET_FRAMES)).round().astype(int))
     rows: list[list[np.ndarray]] = []
     names: list[str] = []
+    videos = list(picture_files(files, set(SUFFIXES)))
     out.mkdir(parents=True, exist_ok=True)
     count = 0
-    for path in picture_files(files, set(SUFFIXES)):
+    for path in videos:
         try:
             with Video(path) as video:
                 clip = ClipView.of(clips, video.count, video.height, video.width, None)

@@ -73,7 +73,7 @@ class Method(torch.nn.Module, ABC):
 
     phases: ClassVar[tuple[str, ...]] = ("train",)
     attention_layer: str = ""
-    """Name of the layer that Grad-CAM looks at unless told otherwise ("" where there is none)."""
+    """Name of the layer that Grad-CAM looks at unless told otherwise, "" for the last convolution."""
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:

@@ -56,6 +56,11 @@ def verdict(rows: Sequence[Row], column: Column) -> str:
     if not measured:
         return f"{column.title} has not been measured yet."
     best, *others = sorted(measured, key=lambda row: -row["mean"][column.metric])
+    equal = [best, *(row for row in others if row["mean"][column.metric] == best["mean"][column.metric])]
+    if len(equal) > 1:
+        names = " and ".join(f"“{row['name']}”" for row in equal)
+        text = f"{column.title}: {names} are equal with {_number(best['mean'][column.metric], column)}"
+        return f"{text}, above all others." if len(equal) < len(measured) else f"{text}."
     sentences = [f"{column.title}: “{best['name']}” is best with {_number(best['mean'][column.metric], column)}."]
     if not others:
         return sentences[0] + " There is no other row to compare it with."

@@ -412,7 +412,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown step": (["run", "JOB", "--set", "maskd.method.x=1"], "is named 'maskd' (did you mean 'masked'?)"),
     "unknown setting": (["run", "JOB", "--set", "pictures.hight=3"], "Pictures has no setting 'hight'"),
     "no value": (["run", "JOB", "--set", "seeds"], "--set seeds: expected NAME=VALUE"),
-    "wrong value": (["run", "JOB", "--set", "plain.optim.lr=fast"], "expected a value of type float"),
+    "wrong value": (["run", "JOB", "--set", "plain.optim.lr=fast"], "expected a number"),
     "no such data": (["run", "JOB", "--data", "nowhere"], "--data nowhere: there is no such folder."),
     "not Manga109": (
         ["run", "JOB", "--data", "DRAWINGS"],

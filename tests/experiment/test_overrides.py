@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -15,6 +15,7 @@ from mvray.api import load_job
 from mvray.data.readers.folder import Folder
 from mvray.data.readers.manga109 import Manga109
 from mvray.errors import SettingError
+from mvray.experiment.contracts import MethodConfig
 from mvray.experiment.identity import identify, without_files
 from mvray.experiment.overrides import replaced
 from mvray.experiment.serialisation import decoded, encoded, flat
@@ -315,15 +316,16 @@ def test_another_source_of_the_catalogue_keeps_the_root() -> None:
         ("source", "foldr", r"no source 'foldr' \(did you mean 'folder'\?\). There are: .*folder.*manga109"),
         ("source", "base", "no source 'base'"),
         ("masked.method", "gan", "no method 'gan'. There are: arcface, classifier"),
-        ("masked.optim.lr", "fast", "--set masked.optim.lr=fast: expected a value of type float"),
-        ("masked.optim.epochs", "2.5", "masked.optim.epochs=2.5: expected a value of type int"),
-        ("masked.optim.epochs", 2.5, "masked.optim.epochs=2.5: expected a value of type int"),
-        ("masked.optim.epochs", "none", "expected a value of type int"),
-        ("masked.optim.milestones", "1,b", "expected a value of type int"),
-        ("scale.channels_last", "perhaps", "expected a value of type bool"),
+        ("masked.optim.lr", "fast", "--set masked.optim.lr=fast: expected a number"),
+        ("masked.optim.epochs", "2.5", "masked.optim.epochs=2.5: expected a whole number"),
+        ("masked.optim.epochs", 2.5, "masked.optim.epochs=2.5: expected a whole number"),
+        ("masked.optim.epochs", "none", "expected a whole number"),
+        ("masked.optim.milestones", "1,b", "expected a whole number"),
+        ("scale.channels_last", "perhaps", "expected true or false"),
         ("pictures.crop_scale", "0.5", "pictures.crop_scale=0.5: expected 2 values"),
-        ("masked.optim", "adam", "expected a value of type Optim"),
-        ("seeds", "a", "--set seeds=a: expected a value of type int"),
+        ("masked.optim", "adam", "masked.optim has settings of its own; expected one of them, as masked.optim.name"),
+        ("masked.optim.momentum", "x", "expected a number"),
+        ("seeds", "a", "--set seeds=a: expected a whole number"),
         ("seeds", "", r"seeds is \(\); expected one or more different numbers"),
         ("masked.method.probability", "2", "method.probability is 2.0; expected 0 to 1"),
         ("masked.optim.schedule", "linear", "optim.schedule is 'linear'; expected one of constant, cosine, step"),
@@ -377,3 +379,20 @@ def test_settings_by_dotted_name() -> None:
     assert flat(STEPS["cams"])["generator.of"] == "phase1"
     assert flat(STEPS["score-plain"])["metrics"] == "accuracy, attention_entropy, attention_inside"
     assert not [name for name, value in found.items() if isinstance(value, Step | Data | Train)]
+
+
+@dataclass(frozen=True)
+class Pooled(MethodConfig):
+    pool: Literal["mean", "max"] = "mean"
+    parts: Literal[1, 2] = 1
+
+    def build(self, facts: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_setting_may_be_one_of_some_values() -> None:
+    job = Job("pooled", (Train("step", Pooled(), Data(Folder())),))
+    changed = replaced(job, {"step.method.pool": "max", "step.method.parts": "2"}).steps[0]
+    assert changed.method == Pooled("max", 2)  # type: ignore[union-attr]
+    with pytest.raises(SettingError, match=r"--set step.method.pool=min: expected one of mean, max"):
+        replaced(job, {"step.method.pool": "min"})

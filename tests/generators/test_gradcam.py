@@ -75,6 +75,13 @@ def test_another_layer_has_maps_of_its_own_size(method: Method, batch: dict[str,
         gradcam.Config(of=train(), layer="network.features.99").build(method, None)(batch)
 
 
+def test_a_method_that_names_no_layer_is_seen_through_its_last_convolution(
+    method: Method, batch: dict[str, torch.Tensor]
+) -> None:
+    method.attention_layer = ""
+    assert gradcam.Config(of=train()).build(method, None)(batch).num_rows == 6
+
+
 def test_survives_parquet(method: Method, batch: dict[str, torch.Tensor], tmp_path: Path) -> None:
     made = gradcam.Config(of=train()).build(method, None)
     table = made(batch)

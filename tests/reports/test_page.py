@@ -76,6 +76,14 @@ def test_verdict_concludes_nothing_from_one_seed():
     assert "nothing can be concluded" in pages.verdict(one_pair, ACCURACY)
 
 
+def test_verdict_of_equal_rows_names_all_of_them():
+    rows = [row("plain", [0.9]), row("erasing", [0.8]), row("proposed", [0.9])]
+    assert (
+        pages.verdict(rows, ACCURACY) == "accuracy (%): “plain” and “proposed” are equal with 90.0, above all others."
+    )
+    assert pages.verdict(rows[::2], ACCURACY) == "accuracy (%): “plain” and “proposed” are equal with 90.0."
+
+
 def test_verdict_without_values_or_without_others():
     assert pages.verdict([row("plain", [None])], ACCURACY) == "accuracy (%) has not been measured yet."
     alone = pages.verdict([row("plain", [0.8, 0.9]), row("missing", [None, None])], ACCURACY)
