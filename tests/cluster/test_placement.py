@@ -159,18 +159,6 @@ def node(net: Net, cluster: Cluster) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_generate_step_needs_no_more_than_its_actors_have(
-    node: None, cluster: Cluster, drawings: Path, tmp_path: Path
-) -> None:
-    """An actor that holds every CPU there is; what hands it its shards must not wait for another."""
-    step = Generate("means", Means(), step_of(drawings, Logged()).data, Scale(cpus_per_worker=2, loader_workers=0))
-    planned = plan.make(Job("room", (step,)), Storage(str(tmp_path))).steps[0]
-    run._write_inputs(planned)
-    assert generate.run(planned, cluster)["rows"] == 60
-
-
 class Lines(Progress):
     def __init__(self) -> None:
         super().__init__()
@@ -341,3 +329,15 @@ def test_the_head_is_spared_where_another_node_will_do(cluster: Cluster) -> None
     assert room.size == 1
     assert head not in placement.nodes_of(room.group)
     room.release()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_generate_step_needs_no_more_than_its_actors_have(
+    node: None, cluster: Cluster, drawings: Path, tmp_path: Path
+) -> None:
+    """An actor that holds every CPU there is; what hands it its shards must not wait for another."""
+    step = Generate("means", Means(), step_of(drawings, Logged()).data, Scale(cpus_per_worker=2, loader_workers=0))
+    planned = plan.make(Job("room", (step,)), Storage(str(tmp_path))).steps[0]
+    run._write_inputs(planned)
+    assert generate.run(planned, cluster)["rows"] == 60
