@@ -187,7 +187,7 @@ def test_memory_does_not_grow(drawings: Path, tmp_path: Path) -> None:
     for _ in range(4):
         torch.cuda.reset_peak_memory_stats()
         stepped(parts, given.step.optim, batches, here)
-        parts.samples.predictions(parts.method, "validation")
+        parts.samples.scores(parts.method, "validation")
         used.append((torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()))
     assert used[1] == used[2] == used[3]
 

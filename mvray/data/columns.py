@@ -5,37 +5,51 @@ that opens them writes one uncompressed Arrow file into a cache folder of the no
 maps it into memory, so they share one copy.
 
 Payload types: a number per sample; a fixed-size list (a vector); a fixed-size list of float16,
-float32 or uint8 whose field has the metadata ``shape`` = "h,w" (a map, see `map_field`); and, where a
-column ``frame`` makes the rows those of frames, instance masks (masks.py).
+float32 or uint8 whose field has the metadata ``shape`` = "h,w" (a map, see `map_field`); PNG files whose pixels are
+classes (`classes_field`); and, where a column ``frame`` makes the rows those of frames, instance masks (masks.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
-from mvray.data.geometry import cut_view
+from mvray.data.geometry import IGNORE, View, cut_view
 from mvray.data.masks import MaskColumn, positions_of
 from mvray.data.node_cache import build_once, node_folder
 from mvray.data.tables import read_table
 from mvray.errors import DataError, SettingError
-from mvray.experiment import Masks
+from mvray.experiment import CLASSES, LABELS, PAD, Masks, Pictures
 from mvray.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mvray.data.geometry import View
+    from mvray.experiment import Data
 
 
 def map_field(name: str, height: int, width: int, kind: str = "float16") -> pa.Field:
     """The field of a column of maps, values in 0..1 (uint8: in 0..255), height x width each."""
     type_ = pa.list_(pa.type_for_alias(kind), height * width)
     return pa.field(name, type_, metadata={"shape": f"{height},{width}"})
+
+
+def classes_field(name: str) -> pa.Field:
+    """The field of a column of class maps: grey PNG files, a class for each pixel, IGNORE for none."""
+    return pa.field(name, pa.binary(), metadata={"kind": CLASSES})
+
+
+def as_png(classes_HW: np.ndarray) -> bytes:
+    """A class map (uint8) as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(classes_HW).save(file, "PNG")
+    return file.getvalue()
 
 
 class ColumnReader(Protocol):
@@ -53,9 +67,9 @@ class Column:
     ``shape`` is () for numbers, (n,) for vectors and (h, w) for maps.
     """
 
-    def __init__(self, table: pa.Table, name: str) -> None:
+    def __init__(self, table: pa.Table, name: str, pictures: Pictures = Pictures()) -> None:
         field = table.schema.field(name)
-        self.name = name
+        self.name, self._pictures = name, pictures
         self.shape = _shape(field)
         self._keys = table["key"]
         pieces = [_values(chunk, self.shape) for chunk in table[name].chunks]
@@ -81,7 +95,7 @@ class Column:
         map_hw = value.astype(np.float32)
         if value.dtype == np.uint8:
             map_hw /= 255
-        return {self.name: np.ascontiguousarray(cut_view(map_hw, height, width, view))}
+        return {self.name: np.ascontiguousarray(cut_view(map_hw, height, width, in_canvas(view, self._pictures)))}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -92,26 +106,85 @@ class Column:
         return value
 
 
+class ClassesColumn:
+    """A generated column of class maps."""
+
+    def __init__(self, table: pa.Table, name: str, pictures: Pictures) -> None:
+        self.name, self._pictures = name, pictures
+        self._keys, self._files = table["key"], table[name]
+
+    def lookup(self, keys: pa.ChunkedArray | pa.Array, max_missing: float = 0.0) -> np.ndarray:
+        """As `Column.lookup`."""
+        return positions_of(keys, self._keys, self.name, max_missing)
+
+    def sample(self, position: int, height: int, width: int, view: View) -> dict[str, np.ndarray]:
+        """The classes, H x W uint8, nearest; IGNORE where there is padding."""
+        classes_HW = np.asarray(Image.open(io.BytesIO(self._files[position].as_py()), formats=("PNG",)))
+        view = in_canvas(view, self._pictures)
+        cut_HW = cut_view(classes_HW, height, width, view, Image.Resampling.NEAREST, padding=IGNORE)
+        return {self.name: np.ascontiguousarray(cut_HW)}
+
+
+def in_canvas(view: View, made_with: Pictures) -> View:
+    """The part ``view`` of a picture as a part of what a Generate step over ``made_with`` has seen of it."""
+    if made_with.fit != PAD:
+        return view
+    assert view.native is not None, "open_columns refuses columns of padded pictures for others"
+    return view.within(View.padded(made_with, view.native, None))
+
+
 class Columns:
     """The columns of one Generate step's output."""
 
     @staticmethod
-    def open(uri: str, cache: Path | None = None, masks: Masks = Masks()) -> Mapping[str, ColumnReader]:
-        """The payload columns below the step's folder ``uri``, by name. Raises DataError where there are none."""
+    def open(
+        uri: str, cache: Path | None = None, masks: Masks = Masks(), pictures: Pictures = Pictures()
+    ) -> Mapping[str, ColumnReader]:
+        """The payload columns below the step's folder ``uri``, by name; the step saw pictures as ``pictures`` says.
+
+        Raises DataError where there are none.
+        """
         table = _local_copy(Storage(uri), cache or node_folder("columns"))
         if "frame" in table.column_names:
             return {"masks": MaskColumn(table, masks)}
-        return {name: Column(table, name) for name in table.column_names if name != "key"}
+        return {name: _column(table, name, pictures) for name in table.column_names if name != "key"}
+
+
+def _column(table: pa.Table, name: str, pictures: Pictures) -> ColumnReader:
+    if (table.schema.field(name).metadata or {}).get(b"kind") == CLASSES.encode():
+        return ClassesColumn(table, name, pictures)
+    return Column(table, name, pictures)
 
 
 def open_columns(
-    uris: Sequence[str], needed: Sequence[str], who: str, masks: Masks, used: Sequence[str] = ()
+    uris: Sequence[str],
+    needed: Sequence[str],
+    who: str,
+    data: Data,
+    used: Sequence[str] = (),
+    targets: Sequence[str] = (),
 ) -> dict[str, ColumnReader]:
-    """The columns ``needed``, of the Generate steps whose folders are ``uris``, and those of ``used`` that are there.
+    """The columns ``needed`` of ``data``'s Generate steps, whose folders are ``uris``; of ``used``, those there are.
 
-    Raises SettingError where one is made by none of the steps, or by two.
+    Not those among ``targets``, which the source has. Raises SettingError where one is made by none of the steps, or
+    by two, or has the name of a target.
     """
-    opened = [Columns.open(uri, masks=masks) for uri in uris]
+    opened = []
+    for step, uri in zip(data.columns, uris, strict=True):
+        pictures = step.data.pictures if isinstance(step.data.pictures, Pictures) else Pictures()
+        if pictures.fit == PAD and not (isinstance(data.pictures, Pictures) and data.pictures.fit == PAD):
+            raise SettingError(
+                f"Step {who!r} joins what {step.name!r} made of padded pictures; expected pictures.fit=pad for both."
+            )
+        opened.append(Columns.open(uri, masks=data.masks, pictures=pictures))
+    for name in targets:
+        if any(name in columns for columns in opened):
+            raise SettingError(
+                f"Step {who!r} reads {name!r}, which the data has and a Generate step makes: expected one of them. "
+                "Name the generated one in the step's settings, or leave it out of with_columns()."
+            )
+    needed = [name for name in needed if name not in targets and name != LABELS]
+    used = [name for name in used if name not in targets]
     names = (*needed, *(name for name in used if name not in needed and any(name in columns for columns in opened)))
     for name in names:
         if (makers := sum(name in columns for columns in opened)) != 1:

@@ -7,13 +7,14 @@ in any batch, after any restart. Shapes: B samples, C channels, T frames, H x W 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mvray.data.decoding import Unreadable
 from mvray.data.geometry import View, sample_key
+from mvray.data.rows import labels_of, target_locations
 from mvray.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 class SampleDataset(ABC):
     """Samples of one split, as dicts of arrays; map-style: ``dataset[row, epoch]``.
 
-    Beside what `sample` gives, ``label``, ``index`` (the row) and ``draw`` (`sample_key`) are int64, and
-    ``columns`` are joined by key in the same geometry. Augments only where ``train``.
+    Beside what `sample` gives, ``label``, ``index`` (the row) and ``draw`` (`sample_key`) are int64, ``labels`` (K
+    float32 of 0 and 1) is there where samples have several labels, and ``columns`` are joined by key in the same
+    geometry. ``targets`` names the source's further pictures that `sample` gives, too. Augments only where ``train``.
 
     A sample that cannot be decoded is replaced by the next row that can; ``bad`` (int64) is then the
     row that was asked for, else -1, and ``failures`` has that row's reason. Evaluation must leave such
@@ -45,8 +47,11 @@ class SampleDataset(ABC):
         seed: int = 0,
         train: bool = False,
         max_bad_fraction: float = 0.01,
+        targets: Sequence[str] = (),
     ) -> None:
         self._seed, self._train = seed, train
+        self._targets = {name: target_locations(rows, name) for name in targets}
+        self._labels_NK = labels_of(rows)
         self._locations, self._parts = rows["location"].to_pylist(), rows["part"].to_pylist()
         self._labels = rows["label"].to_numpy()
         keys = rows["key"].combine_chunks()
@@ -58,6 +63,8 @@ class SampleDataset(ABC):
             for name, (_, positions) in self._columns.items()
             for row in (positions < 0).nonzero()[0]
         }
+        for name, locations in self._targets.items():
+            self.failures |= {row: f"has no {name!r}" for row, location in enumerate(locations) if not location}
 
     def __len__(self) -> int:
         return len(self._locations)
@@ -73,7 +80,7 @@ class SampleDataset(ABC):
 
     @abstractmethod
     def sample(self, row: int, key: int) -> tuple[dict[str, np.ndarray], View]:
-        """The pixels of a row under their name, and which part of it that is. Raises Unreadable.
+        """The pixels of a row and its targets under their names, and which part of it that is. Raises Unreadable.
 
         ``key`` draws the augmentation; without ``train`` there is none.
         """
@@ -92,6 +99,8 @@ class SampleDataset(ABC):
                 continue
             numbers = {"label": self._labels[row], "index": row, "draw": key, "bad": requested if step else -1}
             sample |= {name: np.asarray(number, np.int64) for name, number in numbers.items()}
+            if self._labels_NK is not None:
+                sample["labels"] = self._labels_NK[row].astype(np.float32)
             for column, positions in self._columns.values():
                 sample |= column.sample(positions[row], *self.size, view)
             return sample

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 _64 = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_GEOMETRY = -1  # the stream of the sample's key that is used here; nn/draws.py has those from 0 on
+GEOMETRY, COLOUR = -1, -2  # the streams of a sample's key that are used in data/; nn/draws.py has those from 0 on
+PADDING = (124, 116, 104)
+"""What is put around a picture that is padded: ImageNet's mean colour, which is 0 for a network."""
+IGNORE = 255
+"""The class of a pixel that counts for nothing: boundaries, and what a view pads."""
 
 
 def _mix(word: int) -> int:
@@ -34,9 +38,9 @@ def sample_key(seed: int, epoch: int, row: int) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
-def uniform(key: int, count: int) -> list[float]:
-    """Numbers in [0, 1) that belong to ``key``, as nn/draws.py makes them."""
-    start = _mix((_mix((key + _GOLDEN) & _64) + _GEOMETRY * _GOLDEN) & _64)
+def uniform(key: int, count: int, stream: int = GEOMETRY) -> list[float]:
+    """Numbers in [0, 1) that belong to ``key`` and ``stream``, as nn/draws.py makes them."""
+    start = _mix((_mix((key + _GOLDEN) & _64) + stream * _GOLDEN) & _64)
     return [(_mix((start + i * _GOLDEN) & _64) >> 11) * 2.0**-53 for i in range(1, count + 1)]
 
 
@@ -44,7 +48,8 @@ def uniform(key: int, count: int) -> list[float]:
 class View:
     """The part of a picture that a sample shows, in shares of its width and height, and whether it is mirrored.
 
-    ``numbers`` are the frames of a video; a picture has one, 0.
+    Below 0 and above 1 there is nothing, which is padded. ``numbers`` are the frames of a video; a picture has one, 0.
+    ``native`` is the picture's own height and width, where it was needed to choose the part.
     """
 
     x0: float = 0.0
@@ -53,6 +58,32 @@ class View:
     y1: float = 1.0
     mirrored: bool = False
     numbers: Sequence[int] = (0,)
+    native: tuple[int, int] | None = None
+
+    @classmethod
+    def padded(cls, pictures: Pictures, native: tuple[int, int], key: int | None) -> View:
+        """Where ``pictures`` has fit="pad": a place drawn by ``key``, or where it is None the whole, in the middle."""
+        if key is None:
+            scale, y, x, mirror = min(1.0, pictures.height / native[0], pictures.width / native[1]), 0.5, 0.5, 1.0
+        else:
+            mirror, size, y, x = uniform(key, 4)
+            scale = pictures.size_range[0] + size * (pictures.size_range[1] - pictures.size_range[0])
+        spans = []
+        for size_px, own_px, place in ((pictures.height, native[0], y), (pictures.width, native[1], x)):
+            scaled_px = max(1, round(own_px * scale))
+            spare = scaled_px - size_px  # below 0 where padding is needed
+            first = min(0, spare) + int(place * (abs(spare) + 1))
+            spans.append((first / scaled_px, (first + size_px) / scaled_px))
+        (y0, y1), (x0, x1) = spans
+        return cls(x0, y0, x1, y1, pictures.flip and mirror < 0.5, native=native)
+
+    def within(self, other: View) -> View:
+        """The same part in shares of what ``other`` shows of the picture."""
+        wide, high = other.x1 - other.x0, other.y1 - other.y0
+        box = ((self.x0 - other.x0) / wide, (self.y0 - other.y0) / high)
+        return replace(
+            self, x0=box[0], y0=box[1], x1=box[0] + (self.x1 - self.x0) / wide, y1=box[1] + (self.y1 - self.y0) / high
+        )
 
     @classmethod
     def random(cls, pictures: Pictures, key: int) -> View:
@@ -118,15 +149,48 @@ def cut_view(
     width: int,
     view: View,
     resampling: Image.Resampling = Image.Resampling.BILINEAR,
+    padding: int | float | tuple[int, ...] = 0,
 ) -> np.ndarray:
     """The part ``view`` of a picture (uint8, with 1 or 3 channels) or map (float32), height x width.
 
     Bilinear; where it gets smaller, over all the pixels that fall together. A map that gets larger
-    equals torch's interpolate(align_corners=False) of it.
+    equals torch's interpolate(align_corners=False) of it. What lies outside is ``padding``.
     """
-    if array.shape[:2] != (height, width) or view.x1 - view.x0 < 1:
+    if min(view.x0, view.y0) < 0 or max(view.x1, view.y1) > 1:
+        array = _padded(array, height, width, view, resampling, padding)
+    elif array.shape[:2] != (height, width) or min(view.x1 - view.x0, view.y1 - view.y0) < 1:
         image = Image.fromarray(array)
         box = (view.x0 * image.width, view.y0 * image.height, view.x1 * image.width, view.y1 * image.height)
         gap = None if array.dtype == np.float32 or resampling == Image.Resampling.NEAREST else 2.0
         array = np.asarray(image.resize((width, height), resampling, box, reducing_gap=gap))
     return array[:, ::-1] if view.mirrored else array
+
+
+def _padded(
+    array: np.ndarray,
+    height: int,
+    width: int,
+    view: View,
+    resampling: Image.Resampling,
+    padding: int | float | tuple[int, ...],
+) -> np.ndarray:
+    """As `cut_view`, not mirrored: what there is of the part, in its place in an array of ``padding``."""
+    canvas = np.empty((height, width, *array.shape[2:]), array.dtype)
+    canvas[:] = padding
+    top, bottom, y0, y1 = _inside(view.y0, view.y1, height, array.shape[0])
+    left, right, x0, x1 = _inside(view.x0, view.x1, width, array.shape[1])
+    if top < bottom and left < right:
+        size = right - left, bottom - top
+        part = Image.fromarray(array).resize(size, resampling, (x0, y0, x1, y1))
+        canvas[top:bottom, left:right] = np.asarray(part)
+    return canvas
+
+
+def _inside(start: float, end: float, pixels: int, own: int) -> tuple[int, int, float, float]:
+    """Which of ``pixels`` from ``start`` to ``end`` lie on an axis from 0 to 1, and from where to where in ``own``."""
+    per_pixel = (end - start) / pixels
+    first = max(0, round(-start / per_pixel))
+    last = min(pixels, round((1 - start) / per_pixel))
+    begins, ends = ((start + at * per_pixel) * own for at in (first, last))
+    # Whole pixels stay whole: a picture that is not scaled is copied as it is.
+    return first, last, max(0.0, round(begins, 6)), min(float(own), round(ends, 6))

@@ -31,11 +31,12 @@ def dataset(
     *,
     seed: int = 0,
     train: bool = False,
+    targets: Sequence[str] = (),
 ) -> SampleDataset:
-    """The samples of ``rows`` as ``data`` says: clips of videos, or pictures."""
+    """The samples of ``rows`` as ``data`` says: clips of videos, or pictures, with these targets."""
     if isinstance(data.source, FileSource):
         data.source.expect(rows)
-    options = {"seed": seed, "train": train, "max_bad_fraction": data.max_bad_fraction}
+    options = {"seed": seed, "train": train, "max_bad_fraction": data.max_bad_fraction, "targets": targets}
     if isinstance(data.pictures, Clips):
         return ClipDataset(data.source, rows, data.pictures, columns, **options)
     return PictureDataset(data.source, rows, data.pictures, columns, **options)

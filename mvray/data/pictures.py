@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from mvray.data.colour import jittered
 from mvray.data.dataset import SampleDataset
-from mvray.data.decoding import pixels_of
-from mvray.data.geometry import View, cut_view
+from mvray.data.decoding import Unreadable, pixels_of
+from mvray.data.geometry import IGNORE, PADDING, View, cut_view
 from mvray.data.readers.base import PictureSource
+from mvray.experiment import CLASSES, IMAGE, PAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class PictureDataset(SampleDataset):
-    """``image`` is C x H x W uint8, stretched to ``pictures``' size; maps are H x W float32 in 0..1."""
+    """``image`` is C x H x W uint8 of ``pictures``' size; maps are H x W float32 in 0..1.
+
+    Targets come through the same view: images as C x H x W uint8, classes as H x W uint8 (nearest; IGNORE where
+    there is padding), maps as H x W float32.
+    """
 
     def __init__(
         self,
@@ -41,21 +47,47 @@ class PictureDataset(SampleDataset):
         return self._pictures.height, self._pictures.width
 
     def sample(self, row: int, key: int) -> tuple[dict[str, np.ndarray], View]:
-        view = View.random(self._pictures, key) if self._train else View()
-        return {"image": self._image(row, view)}, view
-
-    def _image(self, row: int, view: View) -> np.ndarray:
-        height, width, channels = self._pictures.height, self._pictures.width, self._pictures.channels
-        location, part = self._locations[row], self._parts[row]
-        if isinstance(self._source, PictureSource):
-            least = math.ceil(height / (view.y1 - view.y0)), math.ceil(width / (view.x1 - view.x0))
-            read_HWC = self._source.read_sized(location, part, *least, grey=channels == 1)
-        else:
+        pictures, location, part = self._pictures, self._locations[row], self._parts[row]
+        grey = pictures.channels == 1
+        drawn = key if self._train else None
+        if pictures.fit == PAD:  # where to cut depends on the picture's own size
             read_HWC = self._source.read(location, part)
+            view = View.padded(pictures, (read_HWC.shape[0], read_HWC.shape[1]), drawn)
+        else:
+            view = View() if drawn is None else View.random(pictures, drawn)
+            if isinstance(self._source, PictureSource) and not self._targets:
+                high, wide = pictures.height / (view.y1 - view.y0), pictures.width / (view.x1 - view.x0)
+                read_HWC = self._source.read_sized(location, part, math.ceil(high), math.ceil(wide), grey=grey)
+            else:
+                read_HWC = self._source.read(location, part)
+        image_CHW = self._cut(read_HWC, view)
+        if self._train and any(pictures.jitter):
+            image_CHW = jittered(image_CHW, pictures.jitter, key)
+        targets = {name: self._target(name, row, read_HWC.shape[:2], view) for name in self._targets}
+        return {"image": image_CHW, **targets}, view
+
+    def _cut(self, read_HWC: np.ndarray, view: View) -> np.ndarray:
+        """The part ``view`` of a picture, C x H x W."""
+        height, width, channels = self._pictures.height, self._pictures.width, self._pictures.channels
         if channels == 1 and read_HWC.shape[2] == 3:
             read_HWC = pixels_of(Image.fromarray(read_HWC).convert("L"))
         if read_HWC.shape[2] == 1:
-            read_HWC = cut_view(read_HWC[..., 0], height, width, view)[..., None]
+            read_HWC = cut_view(read_HWC[..., 0], height, width, view, padding=PADDING[1])[..., None]
         else:
-            read_HWC = cut_view(read_HWC, height, width, view)
+            read_HWC = cut_view(read_HWC, height, width, view, padding=PADDING)
         return np.ascontiguousarray(np.broadcast_to(read_HWC.transpose(2, 0, 1), (channels, height, width)))
+
+    def _target(self, name: str, row: int, size: tuple[int, int], view: View) -> np.ndarray:
+        """The target ``name`` of a picture of ``size`` (height, width), in the same part."""
+        target, kind = self._source.read_target(self._targets[name][row], name), self._source.targets[name]
+        if target.shape[:2] != size:
+            raise Unreadable(
+                f"its {name} is {target.shape[1]} x {target.shape[0]} pixels, the picture {size[1]} x {size[0]}"
+            )
+        if kind == IMAGE:
+            return self._cut(target, view)
+        height, width = self._pictures.height, self._pictures.width
+        if kind == CLASSES:
+            nearest = Image.Resampling.NEAREST
+            return np.ascontiguousarray(cut_view(target, height, width, view, nearest, padding=IGNORE))
+        return np.ascontiguousarray(cut_view(target, height, width, view))

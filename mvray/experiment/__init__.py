@@ -2,6 +2,7 @@
 
 from mvray.experiment import job_file
 from mvray.experiment.contracts import (
+    LABELS,
     Batch,
     Facts,
     Frame,
@@ -17,9 +18,9 @@ from mvray.experiment.contracts import (
     SegmenterConfig,
 )
 from mvray.experiment.exhibits import Column, Groups, Matches, Row, Sheet, Table
-from mvray.experiment.fields import FILE, NOT_IDENTITY, check_above_0
+from mvray.experiment.fields import ADDED, FILE, NOT_IDENTITY, check_above_0
 from mvray.experiment.identity import described, identify, without_files
-from mvray.experiment.inputs import ALL, PEOPLE, PEOPLE_AND_OBJECTS, Clips, Masks, Pictures
+from mvray.experiment.inputs import ALL, PAD, PEOPLE, PEOPLE_AND_OBJECTS, STRETCH, Clips, Masks, Pictures
 from mvray.experiment.job import Job
 from mvray.experiment.job_file import Code, Packed, codes_of
 from mvray.experiment.overrides import replaced
@@ -27,17 +28,24 @@ from mvray.experiment.provenance import NOTE, git_commit, shipped, versions
 from mvray.experiment.search_space import Choice, Domain, Integers, LogUniform, Search, Uniform, as_text, set_line
 from mvray.experiment.serialisation import decoded, encoded, flat
 from mvray.experiment.settings import Settings, kind_of, kinds
-from mvray.experiment.source import UNSEEN, BadRecord, Index, Source
+from mvray.experiment.source import CLASSES, IMAGE, MAP, UNSEEN, BadRecord, Index, Source
 from mvray.experiment.steps import LAST, Data, Generate, Measure, Optim, Scale, Step, Train
 
 __all__ = [
+    "ADDED",
     "ALL",
+    "CLASSES",
     "FILE",
+    "IMAGE",
+    "LABELS",
     "LAST",
+    "MAP",
     "NOTE",
     "NOT_IDENTITY",
+    "PAD",
     "PEOPLE",
     "PEOPLE_AND_OBJECTS",
+    "STRETCH",
     "UNSEEN",
     "BadRecord",
     "Batch",

@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
     from mvray.experiment.inputs import Clips, Pictures
 
+LABELS = "labels"
+"""What a method needs that learns from pictures with several labels: 0 or 1 for each class, B x K float32."""
 Read = Callable[[str], bytes]
 """The content of a file, whose path is below the data's root. Raises FileNotFoundError."""
 Batch = Mapping[str, "Tensor"]
 """One batch on the device: ``image`` (B x C x H x W uint8) or ``clip`` (B x 3 x T x H x W uint8), ``label``
 (B int64), ``index`` (B int64, row of the training index), ``draw`` (B int64, the sample's own random key for
-this epoch, see mvray/nn/draws.py), and one entry per generated column (maps: B x H x W float32 in 0..1;
-instance masks: ``masks``, B x T x H x W uint8, T is 1 for pictures, see job.Masks)."""
+this epoch, see mvray/nn/draws.py), ``labels`` (B x K float32) where samples have several, one entry per target that
+is read (images: B x C x H x W uint8; classes: B x H x W uint8, 255 for none; maps: B x H x W float32 in 0..1), and one
+per generated column (maps and classes as targets; instance masks: ``masks``, B x T x H x W uint8, T is 1 for pictures,
+see job.Masks)."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,9 @@ class MethodConfig(Settings, ABC):
     """Settings of a training method; the file in mvray/methods/ holds it beside its Method.
 
     ``version`` grows when the method's results change with equal settings. ``scores`` names what its
-    ``Method.score`` returns, so what a step can select by. ``needs`` names the generated columns that
-    training reads from the batch; ``predict_uses``, those that ``Method.predict`` reads too where the
-    data is joined with them.
+    ``Method.score`` returns, so what a step can select by. ``needs`` names the source's targets and the generated
+    columns that training reads from the batch (LABELS for several labels); ``predict_uses``, those that
+    ``Method.predict`` and its evaluation read too where the data has them.
     """
 
     family: ClassVar[str] = "method"

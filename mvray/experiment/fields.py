@@ -13,6 +13,10 @@ FILE: Mapping[str, Any] = {"file": True}
 """Metadata of a field that names a file ("" for none), which counts by its content."""
 
 
+ADDED: Mapping[str, Any] = {"added": True}
+"""Metadata of a field that a later release has added: where it has its default it does not count, so ids stay."""
+
+
 def check_above_0(part: Any, part_name: str, *names: str, or_0: bool = False) -> None:
     """Raises SettingError where a number is not above 0 (None is left out); NaN and infinity are not."""
     for name, number in ((name, getattr(part, name)) for name in names):

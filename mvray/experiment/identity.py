@@ -45,8 +45,10 @@ def described(value: Any, step_id: Callable[[Step], str]) -> Any:
 def _fields(part: Any, step_id: Callable[[Step], str], *without: str) -> dict[str, Any]:
     content = {}
     for f in dataclasses.fields(part):
+        value = getattr(part, f.name)
+        if f.metadata.get("added") and value == f.default:
+            continue
         if f.metadata.get("identity", True) and f.name not in without:
-            value = getattr(part, f.name)
             content[f.name] = _content(value) if f.metadata.get("file") else described(value, step_id)
     return content
 

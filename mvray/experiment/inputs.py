@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mvray.errors import SettingError
-from mvray.experiment.fields import check_above_0
+from mvray.experiment.fields import ADDED, check_above_0
 from mvray.experiment.settings import Settings
+
+STRETCH, PAD = "stretch", "pad"
 
 
 @dataclass(frozen=True)
 class Pictures(Settings):
     """How a picture becomes a training sample: size in pixels, grey or colour, augmentation.
 
-    Augmentation is drawn in training only: ``flip`` mirrors with probability 1/2; ``crop_scale``
+    ``fit`` says how a picture of another size becomes height x width: "stretch", or "pad", where it keeps its pixels
+    (a larger one is made smaller until it fits) and what is missing around it is filled with ImageNet's mean colour.
+
+    Augmentation is drawn in training only: ``flip`` mirrors with probability 1/2. ``crop_scale``
     (least, most) is the share of the area that a random crop keeps before it is resized to the full
-    size again (1, 1: no crop). Generated columns that are maps go through the same crop and flip.
+    size again (1, 1: no crop); it belongs to "stretch". ``size_range`` (least, most) belongs to "pad": the picture's
+    sides are multiplied with a number between them, and a place for height x width is drawn. ``jitter`` changes
+    brightness, contrast, saturation and hue by at most so much (torchvision's ColorJitter). Targets and generated
+    columns that are maps go through the same crop and flip.
     """
 
     kind: ClassVar[str] = "pictures"
@@ -26,9 +34,25 @@ class Pictures(Settings):
     channels: int = 3
     flip: bool = False
     crop_scale: tuple[float, float] = (1.0, 1.0)
+    fit: str = field(default=STRETCH, metadata=ADDED)
+    size_range: tuple[float, float] = field(default=(1.0, 1.0), metadata=ADDED)
+    jitter: tuple[float, float, float, float] = field(default=(0.0, 0.0, 0.0, 0.0), metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_above_0(self, "pictures", "height", "width")
+        if self.fit not in (STRETCH, PAD):
+            raise SettingError(f"pictures.fit is {self.fit!r}; expected {STRETCH} or {PAD}.")
+        if not 0 < self.size_range[0] <= self.size_range[1] < float("inf"):
+            raise SettingError(f"pictures.size_range is {self.size_range}; expected 0 < least <= most.")
+        unused = ("crop_scale", self.crop_scale) if self.fit == PAD else ("size_range", self.size_range)
+        if tuple(unused[1]) != (1.0, 1.0):
+            other = PAD if self.fit == STRETCH else STRETCH
+            raise SettingError(f"pictures.{unused[0]} is {unused[1]}, which belongs to pictures.fit={other}.")
+        if not (all(part >= 0 for part in self.jitter) and max(self.jitter[:3]) <= 1 and self.jitter[3] <= 0.5):
+            raise SettingError(
+                f"pictures.jitter is {self.jitter}; expected brightness, contrast and saturation from 0 to 1, "
+                "hue from 0 to 0.5."
+            )
         if self.channels not in (1, 3):
             raise SettingError(f"channels is {self.channels}; expected 1 (grey) or 3 (colour).")
         if not (0 < self.crop_scale[0] <= self.crop_scale[1] <= 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 UNSEEN = "unseen"
 """The split of the classes that training never sees."""
+IMAGE, CLASSES, MAP = "image", "classes", "map"
+"""Kinds of targets: pixels; a class for each pixel, 255 for none; values from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Index:
     (int32 into ``names``, -1 for none), ``split`` (string), ``group`` (string), ``regions``
     (list of struct {kind: string, id: string, x0, y0, x1, y1: float32}, pixels of the sample as
     ``Source.read`` returns it), ``bytes`` (int64, size of the file) and ``frames`` (int32, how many
-    pictures the sample has: 1, or what a video's header says).
+    pictures the sample has: 1, or what a video's header says). Where samples have several labels, ``labels``
+    (fixed-size list of uint8, 1 for each class that is there); where the source has targets, ``targets`` (struct
+    with a struct {location: string, bytes: int64} for each, "" for a sample that has none).
 
     Classes that training must never see, because they are kept for the split "unseen", are in
     ``unseen``; labels count through ``names``, the classes and then these.
@@ -67,6 +72,18 @@ class Source(Settings, ABC):
         """Height and width in pixels of the samples that the regions refer to; None where there are no regions."""
         return None
 
+    @property
+    def targets(self) -> Mapping[str, str]:
+        """The kind (IMAGE, CLASSES or MAP) of each further picture that belongs to a sample, by its name."""
+        return {}
+
     @abstractmethod
     def read(self, location: str, part: str) -> np.ndarray:
         """One sample, H x W x C uint8 (C is 1 or 3). Raises mvray.data.Unreadable."""
+
+    def read_target(self, location: str, name: str) -> np.ndarray:
+        """The target ``name`` of a sample, as large as the sample itself. Raises mvray.data.Unreadable.
+
+        H x W x C uint8 for an image, H x W uint8 for classes, H x W float32 in 0..1 for a map.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names no targets")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from mvray.errors import SettingError
-from mvray.experiment.contracts import Facts, FunctionMetric, GeneratorConfig, MethodConfig, Metric
-from mvray.experiment.fields import NOT_IDENTITY, check_above_0
+from mvray.experiment.contracts import LABELS, Facts, FunctionMetric, GeneratorConfig, MethodConfig, Metric
+from mvray.experiment.fields import ADDED, NOT_IDENTITY, check_above_0
 from mvray.experiment.inputs import Clips, Masks, Pictures
 from mvray.experiment.settings import Settings, kind_of
 from mvray.experiment.source import Source
@@ -68,8 +68,10 @@ class Data(Settings):
 class Optim(Settings):
     """Optimisation. ``batch_size`` counts samples of one step over all workers and accumulations.
 
-    ``schedule``: "constant", "cosine" (to zero) or "step" (times ``decay`` at each epoch of
-    ``milestones``). ``patience`` ends training after that many epochs without a better
+    ``schedule``: "constant", "cosine" (to zero), "step" (times ``decay`` at each epoch of
+    ``milestones``) or "poly" (times (1 - t)^0.9, t the share of training that is done). Where ``steps`` is given,
+    training takes so many optimiser steps, whatever part of an epoch that is; it stands for ``epochs``, and the
+    milestones are steps, too. ``betas`` are Adam's. ``patience`` ends training after that many epochs without a better
     ``Train.select``. ``precision``: "auto" is bf16 on GPUs that have it and float32 elsewhere;
     "float32" or "bf16" ask for one.
     """
@@ -89,14 +91,27 @@ class Optim(Settings):
     accumulate: int = 1
     patience: int | None = None
     precision: str = "auto"
+    steps: int | None = field(default=None, metadata=ADDED)
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=ADDED)
 
     def __post_init__(self) -> None:
-        choices = {"name": "sgd, adam, adamw", "schedule": "constant, cosine, step", "precision": "auto, float32, bf16"}
+        choices = {
+            "name": "sgd, adam, adamw",
+            "schedule": "constant, cosine, step, poly",
+            "precision": "auto, float32, bf16",
+        }
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed.split(", "):
                 raise SettingError(f"optim.{name} is {value!r}; expected one of {allowed}.")
-        check_above_0(self, "optim", "epochs", "batch_size", "lr", "accumulate", "decay", "patience", "clip_norm")
+        above_0 = ("epochs", "steps", "batch_size", "lr", "accumulate", "decay", "patience", "clip_norm")
+        check_above_0(self, "optim", *above_0)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise SettingError(f"optim.betas is {self.betas}; expected two numbers from 0 up to, not including, 1.")
         check_above_0(self, "optim", "momentum", "weight_decay", "warmup_epochs", or_0=True)
+
+    def epochs_of(self, samples: int) -> int:
+        """Passes over ``samples`` training samples, of which the last one may be a part."""
+        return self.epochs if self.steps is None else -(-self.steps // (samples // min(self.batch_size, samples)))
 
 
 @dataclass(frozen=True)
@@ -175,6 +190,16 @@ class Step(Settings, ABC):
         return ()
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The source's targets (`Source.targets`) that it reads."""
+        return ()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it reads the labels of samples that have several."""
+        return False
+
+    @property
     def context(self) -> str:
         """What its data is for, in a word."""
         return ", ".join(self.data.splits) or "all"
@@ -222,6 +247,11 @@ class Train(Step):
     scale: Scale = field(default=Scale(), metadata=NOT_IDENTITY)
 
     def __post_init__(self) -> None:
+        if self.count_start_epochs and self.optim.steps is not None:
+            raise SettingError(
+                f"{self.name}.optim.steps is {self.optim.steps}, and count_start_epochs counts epochs; expected "
+                "optim.epochs with it."
+            )
         if self.select not in (*self.method.scores, LAST):
             raise SettingError(
                 f"{self.name}.select is {self.select!r}; {kind_of(type(self.method))} scores "
@@ -235,6 +265,15 @@ class Train(Step):
     @property
     def splits(self) -> tuple[str, ...]:
         return self.must_have  # training never sees the test samples
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        read = dict.fromkeys((*self.method.needs, *self.method.predict_uses))
+        return tuple(name for name in read if name in self.data.source.targets)
+
+    @property
+    def needs_labels(self) -> bool:
+        return LABELS in self.method.needs
 
     @property
     def context(self) -> str:
@@ -286,6 +325,10 @@ class Generate(Step):
         return self.generator.reads
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(name for name in self.generator.needs if name in self.data.source.targets)
+
+    @property
     def gpus_per_actor(self) -> float:
         """What each actor asks for where there are GPUs."""
         return self.scale.gpus_per_actor if self.generator.uses_gpu else 0.0
@@ -293,6 +336,10 @@ class Generate(Step):
     @property
     def inputs(self) -> tuple[Step, ...]:
         return (*self.data.columns, *((self.of,) if self.of else ()))
+
+    @property
+    def needs_labels(self) -> bool:
+        return LABELS in self.generator.needs
 
     def room(self, gpus: float, workers: int | None = None) -> tuple[float, float]:
         actors = self.scale.workers if workers is None else workers

@@ -7,7 +7,7 @@ finds instances for others through segmenters/mask_rcnn.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,7 +16,7 @@ import torch
 
 from mvray.errors import DataError, SettingError
 from mvray.experiment import FILE, Batch, Facts, Instances, MethodConfig
-from mvray.nn import CopyPaste, Method, detectors, draws, segment, weights
+from mvray.nn import CopyPaste, Group, Method, detectors, draws, segment, weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,8 +96,8 @@ class MaskRcnn(Method):
             for waiting in detectors.unseen_by_pixels(self.model):
                 waiting.requires_grad_(False)
 
-    def trained_in(self, phase: str) -> Iterable[torch.nn.Parameter]:
-        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+    def groups(self, phase: str) -> Sequence[Group]:
+        return (Group([parameter for parameter in self.parameters() if parameter.requires_grad]),)
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         frames_NCHW = _frames(batch).float() / 255

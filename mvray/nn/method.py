@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 
 from mvray.errors import SettingError
 from mvray.experiment import Batch, Facts, MethodConfig
+from mvray.nn.evaluation import Evaluation, Gathered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,8 +65,17 @@ class EpochWork(Protocol):
         """Forget what the optimisers remember of these parameters, which were set anew."""
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained alike: factors on the learning rate and the weight decay of `Optim`."""
+
+    parameters: Sequence[torch.nn.Parameter]
+    lr: float = 1.0
+    weight_decay: float = 1.0
+
+
 class Method(torch.nn.Module, ABC):
-    """A training method: losses in ``forward``, columns in ``predict``, numbers in ``score``.
+    """A training method: losses in ``forward``, columns in ``predict``, numbers in ``score`` or ``evaluation``.
 
     DDP synchronises gradients of what happens inside ``forward`` only, so every loss is computed
     there. Randomness inside ``forward`` comes from ``batch["draw"]`` wherever it can, so that a
@@ -86,17 +97,21 @@ class Method(torch.nn.Module, ABC):
         """
         self.load_state_dict(weights)
 
-    def trained_in(self, phase: str) -> Iterable[torch.nn.Parameter]:
-        """Parameters that ``phase`` updates."""
-        return self.parameters()
+    def groups(self, phase: str) -> Sequence[Group]:
+        """The parameters that ``phase`` updates."""
+        return (Group(tuple(self.parameters())),)
 
     @abstractmethod
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample columns, first dimension B in the batch's order. Called in eval mode, without gradients."""
 
-    @abstractmethod
+    def evaluation(self) -> Evaluation:
+        """What makes numbers out of predictions; the default gathers all columns and calls `score`."""
+        return Gathered(self.score)
+
     def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Numbers out of ``predict``'s columns and ``label`` over a whole split; the config's ``scores`` names them."""
+        raise NotImplementedError(f"{type(self).__name__} has neither score nor evaluation")
 
     def class_scores(self, images_BCHW: Tensor) -> Tensor:
         """Scores before softmax, B x K, differentiable: what Grad-CAM and saliency explain."""

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from mvray.data import check, fingerprint
 from mvray.errors import DataError
-from mvray.experiment import Data, Facts, Index, Job, Source, Step, Train, identify, job_file
+from mvray.experiment import LABELS, Data, Facts, Index, Job, Source, Step, Train, identify, job_file
 from mvray.storage import Storage
 
 MANIFEST = "step.json"
@@ -158,6 +158,7 @@ def make(job: Job, storage: Storage) -> Plan:
         if (data.source, splits) not in prints:
             prints[data.source, splits] = fingerprint(indexes[data.source], splits)
         _check_splits(step, rows_of(indexes[data.source], splits), data.source)
+        _check_targets(step, rows_of(indexes[data.source], splits))
         step.check_data(facts_of(data, indexes[data.source]), rows_of(indexes[data.source], splits))
     beside = {step.name: _content(step) for step in job.walk()}
     for seed in job.seeds:
@@ -194,6 +195,22 @@ def _content(step: Step) -> str:
                 f"--set {step.name}.generator.segmenter=mask_rcnn or detectron2."
             ) from None
     return hashed.hexdigest() if step.files else ""
+
+
+def _check_targets(step: Step, rows: pa.Table) -> None:
+    """Every sample needs each target that the step reads, and labels where it reads those of several."""
+    if step.needs_labels and LABELS not in rows.column_names:
+        raise DataError(
+            f"{step.data.source.root}: {step.name!r} learns from pictures with several labels, and there are none; "
+            "expected them in the data's annotations. Choose another source, or a method without."
+        )
+    for name in step.targets:
+        missing = rows.filter(pc.equal(pc.struct_field(rows["targets"], [name, "location"]), ""))
+        if len(missing):
+            raise DataError(
+                f"{step.data.source.root}: {len(missing)} of {len(rows)} samples of step {step.name!r} have no {name}, "
+                f"first {missing['location'][0]}; expected one for each. Choose other splits, or a method without."
+            )
 
 
 def _check_splits(step: Step, rows: pa.Table, source: Source) -> None:

@@ -124,7 +124,7 @@ class ShardMaker:
     @cached_property
     def _columns(self) -> dict[str, ColumnReader]:
         step = self._work.step
-        return open_columns(self._work.columns, (), step.name, step.data.masks, step.generator.needs)
+        return open_columns(self._work.columns, (), step.name, step.data, step.generator.needs, step.targets)
 
     def make(self, shard: int) -> tuple[int, int]:
         """Write one shard; returns how many samples it has and how many could not be read."""
@@ -152,7 +152,7 @@ class ShardMaker:
     def _of_samples(self, generator: Generator, rows: pa.Table) -> tuple[list[pa.Table], dict[int, str]]:
         """The columns of each batch, and the rows that could not be read."""
         step = self._work.step
-        samples = dataset(step.data, rows, self._columns, seed=self._work.seed)
+        samples = dataset(step.data, rows, self._columns, seed=self._work.seed, targets=step.targets)
         size = step.generator.samples_per_batch
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tables: list[pa.Table] = []

@@ -29,7 +29,7 @@ def task_of(planned: Planned, epochs_before: int) -> Task:
         seed=planned.seed,
         folder=planned.folder.uri,
         facts=planned.facts,
-        epochs=max(1, step.optim.epochs - epochs_before),
+        epochs=max(1, step.optim.epochs_of(planned.facts.samples) - epochs_before),
         attempt=uuid.uuid4().hex,
         columns=tuple(planned.inputs[generated.name].folder.uri for generated in step.data.columns),
         start_weights=f"{start.folder.uri}/weights.safetensors" if start else None,

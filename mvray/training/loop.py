@@ -26,7 +26,7 @@ from mvray.training.checkpoint import Checkpoints, weights_from_bytes, weights_t
 from mvray.training.coordination import AGREE_EVERY_S, Coordination
 from mvray.training.environment import placed
 from mvray.training.live_progress import LiveProgress
-from mvray.training.optim import lr_factor, optimiser, precision
+from mvray.training.optim import lr_factor, optimiser, precision, set_lr
 from mvray.training.ranks import gathered
 from mvray.training.samples import Samples
 from mvray.training.state import EpochView, Parts, State, resume, save
@@ -98,19 +98,21 @@ def _epoch(task: Task, parts: Parts, state: State, here: Environment) -> bool:
     started_at = time.monotonic()
     parts.progress.before_s = started_at - began_at if first == 0 else None
     parts.method.train()
+    length = samples.batches_of(state.epoch)
     with contextlib.closing(samples.train_batches(state.epoch, state.position, parts.values)) as batches:
         for batch in batches:
-            factor = lr_factor(optim, state.epoch + state.position / samples.batches, task.epochs)
+            epoch = state.epoch + state.position / samples.batches
+            factor = lr_factor(optim, epoch, samples.epochs, samples.batches)
             losses = _step(parts, optim, batch, factor, here)
             state.position, state.steps = state.position + 1, state.steps + 1
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
             bad_step = torch.where((bad_step < 0) & ~torch.isfinite(total), state.steps, bad_step)
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0.0) + loss.double()
-            if state.position == samples.batches:
+            if state.position == length:
                 break
             rate = (state.position - first) / (time.monotonic() - started_at)
-            parts.progress.show(state.epoch, state.position, samples.batches, rate, state.history)
+            parts.progress.show(state.epoch, state.position, length, rate, state.history)
             stop, due = parts.coordination.reached(state.position)
             if stop or due:
                 _check_finite(bad_step, state, losses, here)
@@ -139,8 +141,7 @@ def _step(parts: Parts, optim: Optim, batch: dict[str, Tensor], factor: float, h
         if len(parts.optimisers) > 1:
             for parameter in parts.method.parameters():
                 parameter.requires_grad_(id(parameter) in trained)
-        for group in updates.param_groups:
-            group["lr"] = optim.lr * factor
+        set_lr(updates, optim.lr * factor)
         updates.zero_grad(set_to_none=True)
         for i, piece in enumerate(pieces):
             # DDP averages over ranks; the share makes that the mean over samples for uneven ranks too.
@@ -169,7 +170,7 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> boo
     everyone = gathered(state.sums, here)
     for name in state.sums:
         metrics[f"train/{name}"] = sum(sums[name] for sums in everyone) / here.world / state.position
-    scores = parts.method.score(parts.samples.predictions(parts.method, "validation"))
+    scores = parts.samples.scores(parts.method, "validation")
     metrics |= {f"validation/{name}": value for name, value in scores.items()}
     value = scores.get(task.step.select, float(state.epoch))
     better = task.step.select == LAST or _is_better(value, state.best, task.step.select_max)
@@ -212,7 +213,8 @@ def _check_readable(task: Task, parts: Parts, here: Environment) -> None:
 
 
 def _last_factor(task: Task, parts: Parts, state: State) -> float:
-    return lr_factor(task.step.optim, state.epoch + (state.position - 1) / parts.samples.batches, task.epochs)
+    samples, epoch = parts.samples, state.epoch + (state.position - 1) / parts.samples.batches
+    return lr_factor(task.step.optim, epoch, samples.epochs, samples.batches)
 
 
 def _add(into: dict[str, float], sums: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import torch
 
 from mvray.data import (
-    ColumnReader,
     SampleDataset,
     dataset,
     loader,
@@ -44,18 +43,18 @@ class Samples:
         node_cache.begin_task(step.scale.cache_gb)
         rows = read_table(Storage(task.folder), "index.parquet")
         needs, uses = step.method.needs, step.method.predict_uses
-        columns = open_columns(task.columns, needs, step.name, step.data.masks, uses)
-        predicted = {name: column for name, column in columns.items() if name in uses}
+        columns = open_columns(task.columns, needs, step.name, step.data, uses, step.targets)
         self._task, self._here = task, here
 
-        def of(split: str, columns: Mapping[str, ColumnReader], augmented: bool = False) -> SampleDataset:
+        def of(split: str, names: tuple[str, ...], augmented: bool = False) -> SampleDataset:
             split_rows = rows.filter(pc.equal(rows["split"], split))
-            return dataset(step.data, split_rows, columns, seed=task.seed, train=augmented)
+            joined = {name: column for name, column in columns.items() if name in names}
+            targets = [name for name in step.targets if name in names]
+            return dataset(step.data, split_rows, joined, seed=task.seed, train=augmented, targets=targets)
 
-        train_columns = {name: column for name, column in columns.items() if name in needs}
-        self._sets = {"train": of("train", train_columns, augmented=True), "validation": of("validation", predicted)}
-        # Training samples as evaluation sees them: unaugmented, without columns.
-        self._plain = of("train", {})
+        self._sets = {"train": of("train", needs, augmented=True), "validation": of("validation", uses)}
+        # Training samples as evaluation sees them: unaugmented, without columns and targets.
+        self._plain = of("train", ())
         self.samples, self.total = len(self._plain), len(rows)
         self.labels = torch.from_numpy(rows["label"].to_numpy()[pc.equal(rows["split"], "train").to_numpy()]).long()
         self.batch_size = min(step.optim.batch_size, self.samples)
@@ -83,18 +82,23 @@ class Samples:
                 placed = self._placed(batch)
                 yield placed | {name: value[placed["index"]] for name, value in on_device.items()}
 
-    def predictions(self, method: Method, split: str) -> dict[str, np.ndarray]:
-        """``method.predict`` and ``label`` over a whole split, in its order, on every rank."""
-        mine: dict[str, list[Tensor]] = {}
+    @property
+    def epochs(self) -> float:
+        """Passes over the training samples; the last one may be a part."""
+        steps = self._task.step.optim.steps
+        return self._task.epochs if steps is None else steps / self.batches
+
+    def batches_of(self, epoch: int) -> int:
+        """Global batches of an epoch."""
+        steps = self._task.step.optim.steps
+        return self.batches if steps is None else min(self.batches, steps - epoch * self.batches)
+
+    def scores(self, method: Method, split: str) -> dict[str, float]:
+        """What ``method.evaluation`` says of its predictions over a whole split, on every rank."""
+        evaluation = method.evaluation()
         for batch, predicted in self._predicted(method, self._sets[split]):
-            for name, values in {**predicted, "label": batch["label"]}.items():
-                # A GPU goes on with the next batch; these are read once, when all of them are there.
-                mine.setdefault(name, []).append(values.to("cpu", non_blocking=True))
-        if self._here.device.type == "cuda":
-            torch.cuda.synchronize(self._here.device)
-        parts = gathered({name: torch.cat(values).numpy() for name, values in mine.items()}, self._here)
-        parts = [part for part in parts if part]  # a rank has none where there are fewer samples than ranks
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            evaluation.update(batch, predicted)
+        return evaluation.compute(evaluation.joined(gathered(evaluation.state(), self._here)))
 
     def train_predictions(self, method: Method) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
         """(index_B, columns) over this rank's share of the training samples, in order."""

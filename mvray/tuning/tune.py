@@ -380,4 +380,4 @@ def _epochs(study: Study) -> int:
     """How many epochs a trial has at most: those of the step that it starts from count."""
     step = study.base.step
     assert isinstance(step, Train)
-    return max(1, step.optim.epochs - train.epochs_before(study.base))
+    return max(1, step.optim.epochs_of(study.base.facts.samples) - train.epochs_before(study.base))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mvray.data.bad_files import Note, as_table, check, inspect
 from mvray.data.decoding import MAX_MEGAPIXELS, Unreadable, load_pixels, open_picture
-from mvray.data.readers.base import rows
+from mvray.data.rows import rows
 from mvray.errors import DataError
 from mvray.experiment.source import BadRecord, Index
 from mvray.storage.storage import Storage

@@ -78,7 +78,7 @@ def test_data_is_cut_and_joined_without_changing_it() -> None:
         (lambda: Pictures(crop_scale=(0.9, 0.5)), "crop_scale"),
         (lambda: Pictures(crop_scale=(0.5, 1.5)), "crop_scale"),
         (lambda: Optim(name="lion"), "optim.name is 'lion'; expected one of sgd, adam, adamw"),
-        (lambda: Optim(schedule="poly"), "optim.schedule is 'poly'; expected one of constant, cosine, step"),
+        (lambda: Optim(schedule="cyclic"), "optim.schedule is 'cyclic'; expected one of constant, cosine, step, poly"),
         (lambda: Optim(precision="fp8"), "optim.precision is 'fp8'; expected one of auto, float32, bf16"),
         (lambda: Optim(epochs=0), "optim.epochs is 0; expected a value above 0"),
         (lambda: Optim(batch_size=-4), "optim.batch_size is -4; expected a value above 0"),

@@ -49,11 +49,15 @@ def step(request: pytest.FixtureRequest) -> Train:
     return given
 
 
+def _trained_in(method: Method, phase: str) -> list[torch.nn.Parameter]:
+    return [parameter for group in method.groups(phase) for parameter in group.parameters]
+
+
 Optimisers = dict[str, torch.optim.Optimizer]
 
 
 def optimisers_of(method: Method, lr: float) -> Optimisers:
-    return {phase: torch.optim.Adam(list(method.trained_in(phase)), lr) for phase in method.phases}
+    return {phase: torch.optim.Adam(_trained_in(method, phase), lr) for phase in method.phases}
 
 
 def train_on(method: Method, batch: Batch, optimisers: Optimisers, steps: int) -> None:
@@ -93,7 +97,7 @@ def test_every_parameter_is_trained_in_some_phase(step: Train) -> None:
     wanted = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
     reached: set[str] = set()
     for phase in method.phases:
-        mine = {id(parameter) for parameter in method.trained_in(phase)}
+        mine = {id(parameter) for parameter in _trained_in(method, phase)}
         method.zero_grad()
         sum(method(batch, phase).values()).backward()
         for name, parameter in method.named_parameters():

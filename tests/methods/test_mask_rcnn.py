@@ -141,10 +141,10 @@ def test_pixels_alone_have_the_same_loss_and_wait_with_the_rest() -> None:
     (name,) = found = pixels(batch, "train")
     torch.testing.assert_close(found[name], whole(batch, "train")[name])
     found[name].backward()
-    assert all(each.grad is not None for each in pixels.trained_in("train"))
+    assert all(each.grad is not None for each in pixels.groups("train")[0].parameters)
     waiting = {name.split(".")[1] for name, each in pixels.named_parameters() if not each.requires_grad}
     assert waiting >= {"rpn", "roi_heads"}
-    assert len(list(pixels.trained_in("train"))) < len(list(whole.trained_in("train")))
+    assert len(list(pixels.groups("train")[0].parameters)) < len(list(whole.groups("train")[0].parameters))
     whole.load_state_dict(pixels.state_dict())  # as Train.start_from does
 
 

@@ -12,11 +12,27 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from toys import BUILT, Here, Kept, Linear, LinearMethod, Relabelled, Shared, TwoPhases, initial, step_of, task, weights
+from toys import (
+    BUILT,
+    Here,
+    Kept,
+    Linear,
+    LinearMethod,
+    Means,
+    Relabelled,
+    Shared,
+    Streamed,
+    TwoPhases,
+    initial,
+    step_of,
+    task,
+    weights,
+)
 
 from mvray.data import sampler
 from mvray.data.tables import read_table, write_table
 from mvray.errors import NonFiniteLoss, SettingError
+from mvray.experiment import Generate
 from mvray.experiment.inputs import Pictures
 from mvray.methods import classifier
 from mvray.storage.storage import Storage
@@ -87,6 +103,34 @@ def test_training_is_what_the_formulas_say(drawings: Path, tmp_path: Path) -> No
     last = read_last(given)
     np.testing.assert_allclose(last["layer.weight"], w, atol=1e-5)
     np.testing.assert_allclose(last["layer.bias"], b, atol=1e-5)
+
+
+def test_steps_groups_and_poly_are_what_the_formulas_say(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
+    """7 steps are an epoch of 5 and one of 2; the bias has 20 times the rate and no decay; on two ranks, too."""
+    step = step_of(drawings, Streamed(), lr=0.02, weight_decay=0.01, momentum=0.9, schedule="poly", steps=7, epochs=1)
+    given = task(step, tmp_path / "one", seed=7)
+    train(given, Here())
+
+    data, start = everything(given), initial(given)
+    pixels, label = data["image"].reshape(42, -1) / 255, data["label"]
+    w, b = (start[f"layer.{name}"].double().numpy() for name in ("weight", "bias"))
+    v_w, v_b = np.zeros_like(w), np.zeros_like(b)
+    batches = [rows for epoch in range(2) for rows in sampler.order(42, 8, seed=7, epoch=epoch)]
+    for t, rows in enumerate(batches[:7]):
+        error = (softmax(pixels[rows] @ w.T + b) - np.eye(3)[label[rows]]) / 8
+        v_w = 0.9 * v_w + error.T @ pixels[rows] + 0.01 * w
+        v_b = 0.9 * v_b + error.sum(0)
+        rate = 0.02 * (1 - t / 7) ** 0.9
+        w, b = w - rate * v_w, b - 20 * rate * v_b
+    np.testing.assert_allclose(read_last(given)["layer.weight"], w, atol=1e-5)
+    np.testing.assert_allclose(read_last(given)["layer.bias"], b, atol=1e-5)
+    assert [row["epoch"] for row in history(given)] == [0, 1]
+    two = task(replace(step, scale=replace(step.scale, workers=2)), tmp_path / "two", seed=7)
+    assert two_ranks(two) == DONE
+    same(given, two)
+    assert [row["validation/accuracy"] for row in history(two)] == [
+        row["validation/accuracy"] for row in history(given)
+    ]
 
 
 def read_last(task: Task) -> dict[str, torch.Tensor]:
@@ -244,13 +288,15 @@ def test_values_of_before_epoch_reach_the_batches(drawings: Path, tmp_path: Path
 
 def test_a_needed_column_comes_from_one_step(drawings: Path, tmp_path: Path) -> None:
     step = step_of(drawings, classifier.Config(network="alexnet-small", hide="attention"))
-    given = task(step, tmp_path / "step")
+    maps = Generate("maps", Means(), step.data)
     place = Storage(str(tmp_path / "made"))
     made = pa.array([[0.0]], pa.list_(pa.float16(), 1))
     write_table(place, "columns/00000.parquet", pa.table({"key": ["a"], "map": made}))
     for columns, found in (((), "0 of the 0"), ((place.uri, place.uri), "2 of the 2")):
+        joined = replace(step, data=step.data.with_columns(*[maps] * len(columns)))
+        given = replace(task(joined, tmp_path / "step"), columns=columns)
         with pytest.raises(SettingError, match=f"needs the column 'map' of one Generate step; {found} that"):
-            Samples(replace(given, columns=columns), Here())
+            Samples(given, Here())
 
 
 def test_progress_says_how_far_training_is(drawings: Path, tmp_path: Path) -> None:
@@ -366,7 +412,7 @@ def test_two_ranks_validate_the_weights_that_are_kept(drawings: Path, tmp_path: 
     assert two_ranks(given) == DONE
     kept = method.build(given.facts)
     kept.load_state_dict(weights(given))
-    scores = kept.score(Samples(given, Here()).predictions(kept.eval(), "validation"))
+    scores = Samples(given, Here()).scores(kept.eval(), "validation")
     assert metrics(given)["validation/loss"] == pytest.approx(scores["loss"], rel=1e-4)
 
 

@@ -17,26 +17,37 @@ FACTS = Facts(("a", "b"), height=2, width=2, channels=1, samples=4)
 
 @pytest.mark.parametrize("epoch", [0, 0.25, 1, 7.5, 9.75])
 def test_constant_and_cosine(epoch: float) -> None:
-    assert lr_factor(Optim(), epoch, 10) == 1
+    assert lr_factor(Optim(), epoch, 10, 1) == 1
     cosine = Optim(schedule="cosine")
-    assert lr_factor(cosine, epoch, 10) == pytest.approx((1 + math.cos(math.pi * epoch / 10)) / 2)
-    assert lr_factor(cosine, epoch, 10) > lr_factor(cosine, epoch + 0.1, 10)
+    assert lr_factor(cosine, epoch, 10, 1) == pytest.approx((1 + math.cos(math.pi * epoch / 10)) / 2)
+    assert lr_factor(cosine, epoch, 10, 1) > lr_factor(cosine, epoch + 0.1, 10, 1)
 
 
 def test_steps() -> None:
     steps = Optim(schedule="step", milestones=(3, 5), decay=0.1)
-    found = [lr_factor(steps, epoch, 8) for epoch in (0, 2.9, 3, 4.9, 5, 7)]
+    found = [lr_factor(steps, epoch, 8, 1) for epoch in (0, 2.9, 3, 4.9, 5, 7)]
     assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert lr_factor(Optim(milestones=(3,)), 4, 8) == 1  # belongs to "step" alone
+    assert lr_factor(Optim(milestones=(3,)), 4, 8, 1) == 1  # belongs to "step" alone
+
+
+def test_milestones_are_steps_where_steps_are_given() -> None:
+    steps = Optim(schedule="step", milestones=(7, 12), steps=20)
+    found = [lr_factor(steps, at / 5, 4, 5) for at in (0, 6, 7, 11, 12)]
+    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("epoch", [0, 1.25, 9.9, 10])
+def test_poly(epoch: float) -> None:
+    assert lr_factor(Optim(schedule="poly"), epoch, 10, 1) == pytest.approx((1 - epoch / 10) ** 0.9)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
 def test_warm_up_rises_from_almost_nothing(schedule: str) -> None:
     warm = Optim(schedule=schedule, warmup_epochs=2, milestones=(6,))
-    assert 0 < lr_factor(warm, 0, 10) < 1e-6
-    assert [lr_factor(warm, epoch, 10) for epoch in (0.5, 1, 1.5)] == pytest.approx([0.25, 0.5, 0.75])
+    assert 0 < lr_factor(warm, 0, 10, 1) < 1e-6
+    assert [lr_factor(warm, epoch, 10, 1) for epoch in (0.5, 1, 1.5)] == pytest.approx([0.25, 0.5, 0.75])
     plain = Optim(schedule=schedule, milestones=(6,))
-    assert all(lr_factor(warm, epoch, 10) == lr_factor(plain, epoch, 10) for epoch in (2, 5, 6, 9))
+    assert all(lr_factor(warm, epoch, 10, 1) == lr_factor(plain, epoch, 10, 1) for epoch in (2, 5, 6, 9))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])

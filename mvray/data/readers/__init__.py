@@ -6,18 +6,22 @@ from mvray.data.readers.folder import Folder
 from mvray.data.readers.identities import Identities
 from mvray.data.readers.manga109 import Manga109
 from mvray.data.readers.manga109_faces import Manga109Faces
+from mvray.data.readers.pairs import Pairs
 from mvray.data.readers.ucf101 import UCF101
 from mvray.data.readers.videos import SUFFIXES, Videos
+from mvray.data.readers.voc2012 import VOC2012
 
 __all__ = [
     "SUFFIXES",
     "UCF101",
+    "VOC2012",
     "AnimeFace",
     "FileSource",
     "Folder",
     "Identities",
     "Manga109",
     "Manga109Faces",
+    "Pairs",
     "PictureSource",
     "VideoSource",
     "Videos",

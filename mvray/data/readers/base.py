@@ -9,11 +9,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from mvray.data.bad_files import inspect
 from mvray.data.decoding import Unreadable
 from mvray.data.node_cache import fetch_once
+from mvray.data.rows import target_locations, target_names
 from mvray.data.splits import SPLITS, assign_splits
 from mvray.data.video.ranges import Ranges
 from mvray.data.video.video import Video
@@ -24,24 +25,10 @@ from mvray.storage import Entry, Storage, s3
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    import pyarrow as pa
+
     from mvray.data.video.frame_table import FrameTable
 
-REGION = pa.struct(
-    [("kind", pa.string()), ("id", pa.string())] + [(side, pa.float32()) for side in ("x0", "y0", "x1", "y1")]
-)
-ROWS = pa.schema(
-    {
-        "key": pa.string(),
-        "location": pa.string(),
-        "part": pa.string(),
-        "label": pa.int32(),
-        "split": pa.string(),
-        "group": pa.string(),
-        "regions": pa.list_(REGION),
-        "bytes": pa.int64(),
-        "frames": pa.int32(),
-    }
-)
 WHOLE_BYTES, BLOCK_BYTES = 16 << 20, 2 << 20
 _MOST_FRAMES = 2**31 - 1  # as the column holds; broken headers say more, or more frames than the file has bytes
 
@@ -79,6 +66,9 @@ class FileSource(Source):
         """These rows of the index are read next, maybe again and again: `again` may keep their files on this node."""
         if self.root and not self.storage.is_local:
             self._sizes.update(zip(rows["location"].to_pylist(), rows["bytes"].to_pylist(), strict=True))
+            for name in target_names(rows):
+                sizes = pc.struct_field(rows["targets"], [name, "bytes"]).to_pylist()
+                self._sizes.update(zip(target_locations(rows, name), sizes, strict=True))
 
     def again(self, location: str, read: Callable[[str], bytes] | None = None) -> bytes:
         """As ``bytes_of``, or ``read``; a file that is not local is fetched once per node, where it was expected."""
@@ -200,15 +190,3 @@ def _readable() -> Iterator[None]:
         raise Unreadable("the file is not there any more") from error
     except PermissionError as error:
         raise Unreadable(f"no permission to read it ({error.strerror or error})") from error
-
-
-def rows(columns: dict[str, Iterable[Any]]) -> pa.Table:
-    """Index rows from columns; Arrow arrays are taken as they are. Without ``frames``, each sample is one picture."""
-    columns = {"frames": np.ones(len(list(columns["key"])), np.int32), **columns}
-    return pa.table(
-        [
-            values if isinstance(values, pa.Array) else pa.array(list(values), field.type)
-            for field, values in ((field, columns[field.name]) for field in ROWS)
-        ],
-        schema=ROWS,
-    )

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mvray.data.bad_files import Note
 from mvray.data.decoding import Unreadable
-from mvray.data.readers.base import REGION
+from mvray.data.rows import REGION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

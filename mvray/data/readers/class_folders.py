@@ -14,7 +14,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
 from mvray.data.bad_files import Note
-from mvray.data.readers.base import Shares, rows
+from mvray.data.readers.base import Shares
+from mvray.data.rows import rows
 from mvray.data.splits import assign_splits
 from mvray.errors import DataError
 from mvray.experiment import UNSEEN, BadRecord, Index

@@ -16,10 +16,10 @@ from PIL import Image
 
 from mvray.data.bad_files import inspect
 from mvray.data.decoding import open_upright, pixels_of
-from mvray.data.readers.base import rows
 from mvray.data.readers.boxes import SIDES, Book, annotations_of, books_of, regions_of
 from mvray.data.readers.spreads import Spread, SpreadSource
 from mvray.data.readers.works import VOLUMES, authors_of, by_volumes, check_known, series_of
+from mvray.data.rows import rows
 from mvray.errors import DataError, SettingError
 from mvray.experiment import NOT_IDENTITY, BadRecord, Index
 

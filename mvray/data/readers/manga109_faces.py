@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from mvray.data.bad_files import Note, inspect
 from mvray.data.crops import Crops, Cut, crop, decode_whole, open_crops
 from mvray.data.decoding import Unreadable
-from mvray.data.readers.base import rows
 from mvray.data.readers.boxes import Book, annotations_of, books_of
 from mvray.data.readers.faces import OTHER, Face, faces_of, keys_of, named_in, pictures_of
 from mvray.data.readers.spreads import Spread, SpreadSource
@@ -32,6 +31,7 @@ from mvray.data.readers.works import (
     set_apart,
     shuffled,
 )
+from mvray.data.rows import rows
 from mvray.errors import DataError, SettingError
 from mvray.experiment import NOT_IDENTITY, UNSEEN, BadRecord, Index
 

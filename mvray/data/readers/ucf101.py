@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from mvray.data.readers.base import VideoSource, rows
+from mvray.data.readers.base import VideoSource
+from mvray.data.rows import rows
 from mvray.data.splits import assign_splits
 from mvray.errors import DataError, SettingError
 from mvray.experiment import BadRecord, Index

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from mvray.data.bad_files import Note, check
-from mvray.data.readers.base import ROWS
 from mvray.data.readers.manga109 import Manga109
+from mvray.data.rows import ROWS
 from mvray.errors import ClusterError, DataError, SettingError
 from mvray.experiment.source import BadRecord
 from mvray.storage.storage import Storage

@@ -23,8 +23,8 @@ from mvray.data.decoding import Unreadable
 from mvray.data.fingerprint import fingerprint
 from mvray.data.loader import loader
 from mvray.data.pictures import PictureDataset
-from mvray.data.readers.base import ROWS
 from mvray.data.readers.manga109_faces import Manga109Faces
+from mvray.data.rows import ROWS
 from mvray.errors import DataError, SettingError
 from mvray.experiment.inputs import Pictures
 from mvray.experiment.source import BadRecord, Index

@@ -12,8 +12,8 @@ import pytest
 from footage import film, numbers_in
 
 from mvray.data.bad_files import check
-from mvray.data.readers.base import ROWS
 from mvray.data.readers.ucf101 import UCF101
+from mvray.data.rows import ROWS
 from mvray.errors import DataError, SettingError
 from mvray.storage.storage import Storage
 

@@ -15,10 +15,10 @@ from PIL import Image
 from mvray import Job
 from mvray.data.bad_files import Note, check
 from mvray.data.decoding import Unreadable
-from mvray.data.readers.base import ROWS
 from mvray.data.readers.folder import Folder
 from mvray.data.readers.ucf101 import UCF101
 from mvray.data.readers.videos import SUFFIXES, Videos
+from mvray.data.rows import ROWS
 from mvray.errors import DataError
 from mvray.experiment.overrides import replaced
 from mvray.experiment.steps import Data, Train
