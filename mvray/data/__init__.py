@@ -2,7 +2,7 @@
 
 from mvray.data import node_cache, sampler
 from mvray.data.bad_files import as_table, check
-from mvray.data.columns import ColumnReader, open_columns
+from mvray.data.columns import ColumnReader, as_png, classes_field, open_columns
 from mvray.data.dataset import SampleDataset
 from mvray.data.decoding import Unreadable, open_upright, pixels_of
 from mvray.data.fingerprint import fingerprint
@@ -17,8 +17,10 @@ __all__ = [
     "SampleDataset",
     "Unreadable",
     "View",
+    "as_png",
     "as_table",
     "check",
+    "classes_field",
     "cut_view",
     "dataset",
     "fingerprint",

@@ -1,4 +1,4 @@
-"""Numbers out of columns: classification, retrieval, clustering."""
+"""Numbers out of columns: classification, retrieval, clustering, segmentation."""
 
 from mvray.metrics import retrieval
 from mvray.metrics.classification import (
@@ -23,6 +23,7 @@ from mvray.metrics.clustering import (
 )
 from mvray.metrics.reduction import Pca, Umap
 from mvray.metrics.retrieval import Retrieval
+from mvray.metrics.segmentation import MeanIoU, accuracy, counts_of, iou
 
 __all__ = [
     "LEFT_OUT",
@@ -36,12 +37,16 @@ __all__ = [
     "Hdbscan",
     "KMeans",
     "MaskAgreement",
+    "MeanIoU",
     "Pca",
     "Retrieval",
     "Top5",
     "Umap",
+    "accuracy",
     "confusion",
+    "counts_of",
     "group_vectors",
+    "iou",
     "mean_interval",
     "retrieval",
     "work_keys",

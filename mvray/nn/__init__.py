@@ -2,6 +2,7 @@
 
 from mvray.nn import (
     balanced,
+    batch_norm,
     cam,
     detectors,
     draws,
@@ -18,6 +19,8 @@ from mvray.nn import (
 )
 from mvray.nn.attention_branch import AttentionBranch, apply
 from mvray.nn.copy_paste import CopyPaste
+from mvray.nn.decoders import DECODERS, Plain, enlarged
+from mvray.nn.encoders import Encoder, is_vgg
 from mvray.nn.evaluation import CONCATENATE, SUM, Evaluation, Gathered
 from mvray.nn.k_means import Clusters, kmeans
 from mvray.nn.lanes import in_passes
@@ -29,24 +32,30 @@ from mvray.nn.weights import local
 
 __all__ = [
     "CONCATENATE",
+    "DECODERS",
     "SUM",
     "AttentionBranch",
     "Clusters",
     "CopyPaste",
+    "Encoder",
     "EpochWork",
     "Evaluation",
     "Gathered",
     "Group",
     "Layers",
     "Method",
+    "Plain",
     "apply",
     "balanced",
+    "batch_norm",
     "build_method",
     "cam",
     "detectors",
     "draws",
+    "enlarged",
     "hiding",
     "in_passes",
+    "is_vgg",
     "kmeans",
     "layers",
     "local",

@@ -117,6 +117,10 @@ class Method(torch.nn.Module, ABC):
         """Scores before softmax, B x K, differentiable: what Grad-CAM and saliency explain."""
         raise SettingError(f"{type(self).__name__} has no class scores; look through another step.")
 
+    def class_maps(self, images_BCHW: Tensor) -> Tensor:
+        """Probabilities of each class at each place, B x K x H x W: what label maps are made of."""
+        raise SettingError(f"{type(self).__name__} says nothing of places; make label maps of another step.")
+
     def before_epoch(self, work: EpochWork) -> Mapping[str, Tensor]:
         """Per-sample values for the coming epoch, each with ``work.samples`` rows, equal on all ranks.
 

@@ -1,0 +1,123 @@
+"""Encoders and decoders of segmentation: resolutions, torchvision's own outputs, dilation, unpooling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.models import segmentation
+
+from mvray.errors import SettingError
+from mvray.nn.decoders import DECODERS, Context, Skips
+from mvray.nn.encoders import Encoder
+
+PICTURES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("vgg-small", (16, 32, 64, 128, 128)),
+        ("vgg16", (64, 128, 256, 512, 512)),
+        ("resnet18", (64, 64, 128, 256, 512)),
+        ("resnet50", (64, 256, 512, 1024, 2048)),
+        ("mobilenet_v2", (16, 24, 32, 96, 1280)),
+        ("efficientnet_b0", (16, 24, 40, 112, 1280)),
+    ],
+)
+@pytest.mark.parametrize("stride", [32, 8])
+def test_levels_have_their_strides_and_channels(name: str, channels: tuple[int, ...], stride: int) -> None:
+    encoder = Encoder(name, stride).eval()
+    assert encoder.channels == channels
+    with torch.no_grad():
+        levels = encoder(PICTURES)
+    strides = [min(2 ** (level + 1), stride) for level in range(5)]
+    assert [tuple(level.shape[1:]) for level in levels] == [
+        (width, 64 // step, 96 // step) for width, step in zip(channels, strides, strict=True)
+    ]
+
+
+def test_a_network_that_does_not_halve_five_times_is_refused() -> None:
+    for name in ("alexnet", "vit_b_16"):
+        with pytest.raises(SettingError, match=f"method.network is {name}, whose layers do not halve the size 5 times"):
+            Encoder(name)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_dilation_sees_the_same_places_as_striding_does(stride: int) -> None:
+    """Of a network without padding's effect, every stride-th value of the dilated one is the strided one's."""
+    torch.manual_seed(0)
+    strided = Encoder("resnet50", 32).double().eval()
+    dilated = Encoder("resnet50", stride).double().eval()
+    dilated.load_state_dict(strided.state_dict())
+    picture = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    step = 32 // stride
+    with torch.no_grad():
+        whole, thin = dilated(picture)[-1][:, :, ::step, ::step], strided(picture)[-1]
+    # Paddings of dilated convolutions lie elsewhere: the middle alone is compared.
+    torch.testing.assert_close(whole[:, :, 7:9, 7:9], thin[:, :, 7:9, 7:9])
+
+
+@pytest.mark.parametrize("name", list(DECODERS))
+def test_every_decoder_gives_scores_of_the_classes(name: str) -> None:
+    whole = name in ("unet", "segnet", "deconvnet")
+    encoder = Encoder("vgg-small", 32 if whole else 8, indices=name in ("segnet", "deconvnet"))
+    decoder = DECODERS[name](encoder, 5, 32)
+    levels, indices = encoder.with_indices(PICTURES)
+    scores = decoder(levels, indices)
+    assert scores.shape[:2] == (2, 5)
+    assert 64 / scores.shape[2] == 96 / scores.shape[3]
+    scores.sum().backward()
+    unused = [n for n, p in decoder.named_parameters() if p.grad is None]
+    assert unused == []
+
+
+@pytest.mark.parametrize("size", [(65, 97), (33, 80)])
+def test_sides_that_do_not_divide(size: tuple[int, int]) -> None:
+    pictures = torch.rand(2, 3, *size)
+    for name in ("fcn8", "unet", "segnet"):
+        encoder = Encoder("vgg-small", 32, indices=name == "segnet")
+        assert DECODERS[name](encoder, 3, 16)(*encoder.with_indices(pictures)).shape[:2] == (2, 3)
+
+
+@pytest.mark.parametrize("kind", ["fcn_resnet50", "deeplabv3_resnet50"])
+def test_torchvisions_own_outputs(kind: str) -> None:
+    torch.manual_seed(0)
+    theirs = getattr(segmentation, kind)(weights=None, weights_backbone=None, num_classes=21, aux_loss=True).eval()
+    encoder = Encoder("resnet50", 8).eval()
+    decoder = DECODERS["plain" if kind.startswith("fcn") else "aspp"](encoder, 21, 0).eval()
+    state = theirs.state_dict()
+    encoder.network.load_state_dict(
+        {name.removeprefix("backbone."): values for name, values in state.items() if name.startswith("backbone.")}
+    )
+    decoder.classifier.load_state_dict(
+        {name.removeprefix("classifier."): values for name, values in state.items() if name.startswith("classifier.")}
+    )
+    with torch.no_grad():
+        levels, indices = encoder.with_indices(PICTURES)
+        ours = torch.nn.functional.interpolate(decoder(levels, indices), size=(64, 96), mode="bilinear")
+        torch.testing.assert_close(ours, theirs(PICTURES)["out"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_context_module_starts_as_the_identity() -> None:
+    encoder = Encoder("vgg-small", 8).eval()
+    context = Context(encoder, 4, 0).eval()
+    levels = encoder(PICTURES)
+    front = context.front(levels, [])
+    torch.testing.assert_close(context(levels, []), front.relu())
+
+
+def test_fcn_starts_with_no_scores_and_sums_its_levels() -> None:
+    encoder = Encoder("vgg-small", 32).eval()
+    decoder = DECODERS["fcn8"](encoder, 3, 16).eval()
+    levels = encoder(PICTURES)
+    assert not decoder(levels, []).any()
+    for layer in decoder.scores:
+        torch.nn.init.normal_(layer.weight)
+    parts = [
+        decoder.scores[0](decoder.fc(levels[4])),
+        decoder.scores[1](levels[3]),
+        decoder.scores[2](levels[2]),
+    ]
+    up = torch.nn.Upsample(scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(decoder(levels, []), up(up(parts[0]) + parts[1]) + parts[2])
+    assert isinstance(DECODERS["unet"](encoder, 3, 0), Skips)
