@@ -22,7 +22,19 @@ from torch.nn import functional
 from mvray.errors import DataError, SettingError
 from mvray.experiment import FILE, Batch, Facts, MethodConfig
 from mvray.metrics import accuracy, iou
-from mvray.nn import DECODERS, Encoder, Evaluation, Group, Method, batch_norm, enlarged, is_vgg, networks, weights
+from mvray.nn import (
+    DECODERS,
+    Encoder,
+    Evaluation,
+    Group,
+    Method,
+    batch_norm,
+    enlarged,
+    is_vgg,
+    mean_over_ranks,
+    networks,
+    weights,
+)
 from mvray.nn import Plain as AuxiliaryHead
 
 if TYPE_CHECKING:
@@ -42,9 +54,10 @@ class Config(MethodConfig):
     fully connected or last layers, None as the paper has them. ``auxiliary`` weighs the loss of a head on level 4.
     ``class_weights``: one for each class, or none. ``hardest``: the share of the pixels, those with the highest loss,
     that count. ``head_lr``: factor on the learning rate of all but the encoder. ``bias_lr``: the same for biases, which
-    then do not decay. ``norm``: see nn/batch_norm.py. ``scales`` and ``flipped``: probabilities are averaged over these
-    sizes, and mirrored, when it is tested. ``weights``: of the encoder as torchvision names them, or of a whole
-    torchvision fcn_* or deeplabv3_*, of which a head for other classes is left out.
+    then do not decay. ``dropout``: its rate in the decoder, None as the paper has it. ``norm``: see nn/batch_norm.py.
+    ``scales`` and ``flipped``: probabilities are averaged over these sizes, and mirrored, when it is tested.
+    ``weights``: of the encoder as torchvision names them, or of a whole torchvision fcn_* or deeplabv3_*, of which a
+    head for other classes is left out.
     """
 
     kind: ClassVar[str] = "segmenter"
@@ -61,6 +74,7 @@ class Config(MethodConfig):
     hardest: float = 1.0
     head_lr: float = 1.0
     bias_lr: float = 1.0
+    dropout: float | None = None
     norm: str = batch_norm.TRAINED
     scales: tuple[float, ...] = (1.0,)
     flipped: bool = False
@@ -79,6 +93,7 @@ class Config(MethodConfig):
             ("hardest", self.hardest, 0 < self.hardest <= 1, "above 0, up to 1"),
             ("head_lr", self.head_lr, self.head_lr > 0, "a value above 0"),
             ("bias_lr", self.bias_lr, self.bias_lr > 0, "a value above 0"),
+            ("dropout", self.dropout, self.dropout is None or 0 <= self.dropout < 1, "None, or 0 up to below 1"),
             ("scales", self.scales, self.scales and min(self.scales) > 0, "one or more values above 0"),
             ("std", self.std, min(self.std) > 0, "values above 0"),
         ):
@@ -125,6 +140,10 @@ class Segmenter(Method):
         elif config.width is None and config.decoder.startswith("fcn"):
             width = 4096
         self.decoder = DECODERS[config.decoder](self.encoder, self.classes, width)
+        if config.dropout is not None:
+            for layer in self.decoder.modules():
+                if isinstance(layer, torch.nn.Dropout):
+                    layer.p = config.dropout
         self.auxiliary = AuxiliaryHead(self.encoder, self.classes, level=4) if config.auxiliary else None
         if whole:
             self._take(whole)
@@ -180,7 +199,7 @@ class Segmenter(Method):
         return losses
 
     def _loss(self, scores_BKhw: Tensor, target_BHW: Tensor) -> Tensor:
-        """The mean over the places that count, weighted, of the cross-entropy at the picture's size."""
+        """The mean over all ranks' places that count, weighted, of the cross-entropy at the picture's size."""
         scores_BKHW = enlarged(scores_BKhw.float(), target_BHW.shape[1:])
         weights_K = self.class_weights
         loss_N = functional.cross_entropy(
@@ -192,7 +211,7 @@ class Segmenter(Method):
             kept = max(1, int(self.config.hardest * int(counted_N.sum())))
             hardest = loss_N.detach().topk(kept).indices
             loss_N, weight_N = loss_N[hardest], weight_N[hardest]
-        return loss_N.sum() / weight_N.sum().clamp_min(1e-6)
+        return mean_over_ranks(loss_N.sum(), weight_N.sum(), len(target_BHW))
 
     def _normalised(self, images_BCHW: Tensor) -> Tensor:
         three_BCHW = images_BCHW.expand(-1, 3, -1, -1).to(self.mean.dtype, memory_format=torch.channels_last)

@@ -27,6 +27,7 @@ from mvray.nn.lanes import in_passes
 from mvray.nn.layers import Layers
 from mvray.nn.mask_rcnn import segment
 from mvray.nn.method import EpochWork, Group, Method, build_method
+from mvray.nn.over_ranks import mean_over_ranks
 from mvray.nn.roi_align import roi_align
 from mvray.nn.weights import local
 
@@ -61,6 +62,7 @@ __all__ = [
     "local",
     "margins",
     "mask_rcnn",
+    "mean_over_ranks",
     "networks",
     "rle",
     "roi_align",
