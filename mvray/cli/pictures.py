@@ -1,4 +1,4 @@
-"""mvray look | group | find: a trained step on anyone's pictures."""
+"""mvray look | group | find | apply: a trained step on anyone's pictures."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ def add(commands: Any) -> None:
     _job(find)
     find.set_defaults(command=_find)
 
+    apply = commands.add_parser("apply", help="make class maps of any pictures by a step that segments")
+    apply.add_argument("step", metavar="MODEL", help="folder of a finished Train step")
+    apply.add_argument("files", type=Path, nargs="+", metavar="PICTURES", help="pictures, or folders of them")
+    apply.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _job(apply)
+    apply.set_defaults(command=_apply)
+
 
 def _job(parser: argparse.ArgumentParser) -> None:
     text = "the job file, where the method is your own and lies elsewhere than below this folder"
@@ -56,6 +63,16 @@ def _look(options: argparse.Namespace) -> int:
     _load_code(options)
     sheet = look(options.step, options.files, options.out, options.layer)
     print(f"Wrote {sheet}.")
+    return 0
+
+
+def _apply(options: argparse.Namespace) -> int:
+    from mvray.inference import apply
+
+    _load_code(options)
+    for line in apply(options.step, options.files, options.out):
+        print(line)
+    print(f"Wrote {options.out / 'sheet.png'}.")
     return 0
 
 

@@ -7,11 +7,13 @@ from mvray.data.dataset import SampleDataset
 from mvray.data.decoding import Unreadable, open_upright, pixels_of
 from mvray.data.fingerprint import fingerprint
 from mvray.data.frames import frames
-from mvray.data.geometry import ClipView, View, cut_view
+from mvray.data.geometry import PADDING, ClipView, View, cut_view
 from mvray.data.loader import dataset, loader, readable_samples
+from mvray.data.palette import colours, palette_png
 from mvray.data.tables import metadata_of, read_table, write_table
 
 __all__ = [
+    "PADDING",
     "ClipView",
     "ColumnReader",
     "SampleDataset",
@@ -21,6 +23,7 @@ __all__ = [
     "as_table",
     "check",
     "classes_field",
+    "colours",
     "cut_view",
     "dataset",
     "fingerprint",
@@ -30,6 +33,7 @@ __all__ = [
     "node_cache",
     "open_columns",
     "open_upright",
+    "palette_png",
     "pixels_of",
     "read_table",
     "readable_samples",

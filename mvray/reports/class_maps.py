@@ -1,0 +1,58 @@
+"""Class maps as people see them: colours over the picture, with names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mvray.data import colours
+from mvray.reports.figures import INK, load_font, picture_png, plain_text
+
+if TYPE_CHECKING:
+    from mvray.reports.figures import Picture
+
+IGNORE = 255
+_OPACITY = 0.55
+
+
+def painted(image_HWC: Picture, classes_HW: np.ndarray) -> Picture:
+    """The classes' colours over a picture (H x W x 3 uint8) of the same size; the background (0) and 255 stay clear.
+
+    A class ends in a line of its full colour.
+    """
+    table_HWC = colours()[classes_HW].astype(np.float32)
+    inside_HW = (classes_HW != 0) & (classes_HW != IGNORE)
+    edge_HW = np.zeros_like(inside_HW)
+    edge_HW[:-1] |= classes_HW[1:] != classes_HW[:-1]
+    edge_HW[:, :-1] |= classes_HW[:, 1:] != classes_HW[:, :-1]
+    opacity_HW1 = (inside_HW * np.where(edge_HW, 1.0, _OPACITY))[..., None]
+    mixed: Picture = np.rint(image_HWC * (1 - opacity_HW1) + table_HWC * opacity_HW1).astype(np.uint8)
+    return mixed
+
+
+def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None) -> Image.Image:
+    """The classes' colours with their names in rows, ``width`` pixels wide; of ``shown`` alone where that is given."""
+    font = load_font(20)
+    numbers = range(len(names)) if shown is None else shown
+    cells = [(number, plain_text(names[number])) for number in numbers]
+    cell = max([110, *(44 + int(font.getlength(name)) for _, name in cells)])
+    columns = max(1, width // cell)
+    image = Image.new("RGB", (width, 12 + 32 * -(-len(cells) // columns)), "white")
+    draw = ImageDraw.Draw(image)
+    for at, (number, name) in enumerate(cells):
+        x, y = 8 + at % columns * cell, 8 + at // columns * 32
+        draw.rectangle((x, y, x + 24, y + 24), fill=tuple(colours()[number].tolist()), outline=INK)
+        draw.text((x + 32, y), name, fill=INK, font=font)
+    return image
+
+
+def with_legend(sheet_png: Image.Image, names: Sequence[str], shown: Sequence[int] | None = None) -> bytes:
+    """A sheet with the legend below it, as PNG."""
+    below = legend(names, sheet_png.width, shown)
+    whole = Image.new("RGB", (sheet_png.width, sheet_png.height + below.height), "white")
+    whole.paste(sheet_png, (0, 0))
+    whole.paste(below, (0, sheet_png.height))
+    return picture_png(whole)

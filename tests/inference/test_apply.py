@@ -1,0 +1,103 @@
+"""`mvray apply`: class maps of anyone's pictures, in their own size."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvray.data import colours
+from mvray.data.readers import Pairs
+from mvray.errors import DataError
+from mvray.experiment import Data, Facts, MethodConfig, Pictures, Train
+from mvray.inference.apply import apply, class_map
+from mvray.nn import Method
+from mvray.reports import class_maps
+
+CLASSES = ("background", "dark", "light")
+
+
+class Brightness(Method):
+    """The class is what the picture's grey says: 0 below 80, 1 below 160, 2 above; padding must not be seen."""
+
+    def forward(self, batch, phase):
+        raise NotImplementedError
+
+    def predict(self, batch):
+        raise NotImplementedError
+
+    def class_maps(self, images_BCHW):
+        grey = images_BCHW.float().mean(1)
+        return torch.stack([grey < 80, (grey >= 80) & (grey < 160), grey >= 160], 1).float()
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    rows = np.linspace(0, 3, height, endpoint=False).astype(int)
+    return np.broadcast_to(np.array([40, 120, 220], np.uint8)[rows][:, None, None], (height, width, 3))
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+@pytest.mark.parametrize("size", [(48, 64), (12, 9), (300, 400), (1, 200), (90, 3)])
+def test_a_map_has_the_size_of_its_picture(fit: str, size: tuple[int, int]) -> None:
+    pictures = Pictures(48, 64, 3, fit=fit)
+    step = Train("seg", MethodConfigOf(), Data(Pairs(), pictures), select="last")
+    classes_HW = class_map(Brightness(), picture(*size), step, Facts.of(CLASSES, pictures, 1))
+    assert classes_HW.shape == size
+    if size[0] > 2:
+        expected = np.linspace(0, 3, size[0], endpoint=False).astype(int)
+        assert (classes_HW[:, size[1] // 2] == expected).mean() > 0.9
+
+
+class MethodConfigOf(MethodConfig):
+    kind = "brightness"
+
+    def build(self, facts):
+        return Brightness()
+
+
+def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures(30, 40, 3, fit="pad")
+    step = Train("seg", MethodConfigOf(), Data(Pairs(), pictures), select="last")
+    loaded = (Brightness(), step, Facts.of(CLASSES, pictures, 1))
+    monkeypatch.setattr(sys.modules["mvray.inference.apply"], "load_step", lambda path: loaded)
+    files = tmp_path / "in"
+    (files / "more").mkdir(parents=True)
+    Image.fromarray(picture(60, 50)).save(files / "a.png")
+    Image.fromarray(picture(20, 30)).convert("L").save(files / "more/a.png")
+    (files / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    for _ in range(2):  # again into the same folder
+        said = apply("step", [files], tmp_path / "out")
+    assert said[-1] == "2 pictures, 1 left out."
+    assert "broken.png" in said[0]
+    out = tmp_path / "out"
+    first = Image.open(out / "maps/a.png")
+    assert (first.mode, first.size) == ("P", (50, 60))
+    assert set(np.unique(np.asarray(first))) == {0, 1, 2}
+    assert first.getpalette()[3:9] == colours(3)[1:].ravel().tolist() == [128, 0, 0, 0, 128, 0]
+    assert sorted(file.name for file in (out / "overlays").iterdir()) == sorted(
+        file.name for file in (out / "maps").iterdir()
+    )
+    table = list(csv.DictReader((out / "areas.csv").open()))
+    assert [row["width"] for row in table] == ["50", "30"]
+    assert sum(float(table[0][name]) for name in CLASSES) == pytest.approx(1)
+    assert float(table[0]["dark"]) == pytest.approx(1 / 3, abs=0.05)
+    assert (out / "classes.csv").read_text().splitlines()[2] == "1,dark,128,0,0"
+    assert Image.open(out / "sheet.png").width > 300
+    with pytest.raises(DataError, match=r"None of .* is a picture that can be read"):
+        apply("step", [files / "broken.png"], tmp_path / "other")
+
+
+def test_the_background_stays_as_it_is_and_classes_have_their_colour() -> None:
+    image = np.full((10, 10, 3), 100, np.uint8)
+    classes_HW = np.zeros((10, 10), np.uint8)
+    classes_HW[5:] = 1
+    shown = class_maps.painted(image, classes_HW)
+    assert (shown[:4] == 100).all()
+    assert shown[7, 7, 0] > 100 > shown[7, 7, 1]
+    assert colours()[255].tolist() == [224, 224, 192]
+    assert class_maps.legend(CLASSES, 400).size[0] == 400
