@@ -28,6 +28,12 @@ def add(commands: Any) -> None:
     faces.add_argument("--pictures", type=int, default=20, help="pictures of each character, of some only half as many")
     faces.add_argument("--seed", type=int, default=0)
     faces.set_defaults(command=_sample_faces)
+    segments = kinds.add_parser("segments", help="pictures with class maps in PASCAL VOC 2012's layout")
+    segments.add_argument("out", type=Path, metavar="OUT")
+    segments.add_argument("--pictures", type=int, default=300, help="a fifth of them for testing")
+    segments.add_argument("--size", type=int, default=160, help="pixels of the longer side")
+    segments.add_argument("--seed", type=int, default=0)
+    segments.set_defaults(command=_sample_segments)
 
 
 def _sample_comics(options: argparse.Namespace) -> int:
@@ -43,6 +49,14 @@ def _sample_actions(options: argparse.Namespace) -> int:
 
     actions.compose(options.out, classes=options.classes, videos=options.videos, seed=options.seed)
     print(f"Wrote {options.classes} classes of {options.videos} videos to {options.out}.")
+    return 0
+
+
+def _sample_segments(options: argparse.Namespace) -> int:
+    from mvray.data.synthetic import segments
+
+    segments.compose(options.out, pictures=options.pictures, size=options.size, seed=options.seed)
+    print(f"Wrote {options.pictures} pictures to {options.out}.")
     return 0
 
 

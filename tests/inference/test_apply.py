@@ -82,12 +82,12 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(file.name for file in (out / "overlays").iterdir()) == sorted(
         file.name for file in (out / "maps").iterdir()
     )
-    table = list(csv.DictReader((out / "areas.csv").open()))
+    table = list(csv.DictReader((out / "areas.csv").read_text().splitlines()))
     assert [row["width"] for row in table] == ["50", "30"]
-    assert sum(float(table[0][name]) for name in CLASSES) == pytest.approx(1)
+    assert sum(float(table[0][name]) for name in CLASSES) == pytest.approx(1, abs=1e-4)
     assert float(table[0]["dark"]) == pytest.approx(1 / 3, abs=0.05)
     assert (out / "classes.csv").read_text().splitlines()[2] == "1,dark,128,0,0"
-    assert Image.open(out / "sheet.png").width > 300
+    assert (out / "sheet.png").stat().st_size > 1000
     with pytest.raises(DataError, match=r"None of .* is a picture that can be read"):
         apply("step", [files / "broken.png"], tmp_path / "other")
 

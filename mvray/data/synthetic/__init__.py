@@ -1,5 +1,5 @@
 """Sample data sets, composed of drawings that may be shipped, in public layouts."""
 
-from mvray.data.synthetic import actions, comics, faces
+from mvray.data.synthetic import actions, comics, faces, segments
 
-__all__ = ["actions", "comics", "faces"]
+__all__ = ["actions", "comics", "faces", "segments"]
