@@ -28,7 +28,7 @@ from mvray.reports import class_maps, figures
 from mvray.tracking import Progress
 
 MAPS, OVERLAYS, CLASSES, AREAS, SHEET = "maps", "overlays", "classes.csv", "areas.csv", "sheet.png"
-_SHOWN = 24
+_SHOWN, _A_ROW = 24, 3
 _THUMB = 320
 
 
@@ -137,10 +137,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
 
 
 def _sheet(shown: Sequence[tuple[str, np.ndarray, np.ndarray]], step: Train, facts: Facts, seen: set[int]) -> bytes:
-    png = figures.sheet(
-        [[picture, over] for _, picture, over in shown],
-        ["picture", f"what {step.name} sees"],
-        [name for name, *_ in shown],
-        step.name,
-    )
+    rows = [shown[at : at + _A_ROW] for at in range(0, len(shown), _A_ROW)]
+    blank = np.full((8, 8, 3), 255, np.uint8)
+    cells = [[image for _, *pair in row for image in pair] for row in rows]
+    cells[-1] += [blank] * (2 * min(_A_ROW, len(shown)) - len(cells[-1]))
+    names = ["\n".join(name for name, *_ in row) for row in rows]
+    png = figures.sheet(cells, ["picture", f"what {step.name} sees"] * (len(cells[0]) // 2), names, step.name)
     return class_maps.with_legend(Image.open(io.BytesIO(png)).convert("RGB"), facts.classes, sorted(seen))
