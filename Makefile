@@ -30,7 +30,7 @@ demo: .venv/ready $(SAMPLE)/books.txt ## compose sample comics, run the tiny exp
 	$(BIN)/mvray report $(JOB) --tiny --data $(SAMPLE) --html report.html
 
 test: test-fast .venv/detectron2 ## all tests but the drills (with Ray, MLflow and S3 servers)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not drill"
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "slow and not drill"
 
 test-fast: .venv/ready ## tests without Ray and servers
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not drill"
