@@ -267,9 +267,14 @@ class PixelCounts(Evaluation):
         return {} if self._counts is None else {"counts": self._counts.cpu()}
 
     def compute(self, state: Mapping[str, Tensor]) -> dict[str, float]:
-        """``mean_iou`` and ``pixel_accuracy``; nothing where there is no truth to compare with."""
-        if not state:
+        """``mean_iou`` and ``pixel_accuracy``; nothing where the method names no truth. Raises DataError without it."""
+        if not self._truth:
             return {}
+        if not state:
+            raise DataError(
+                f"The validation samples have no {self._truth!r} to compare with; expected class maps. Use data that "
+                "has them, or set method.truth to nothing, with select=last."
+            )
         counts = torch.nn.functional.pad(state["counts"].reshape(self._classes, -1), (0, 1)).numpy()
         per_class = iou(counts)
         known = per_class[per_class == per_class]

@@ -41,6 +41,8 @@ class Evaluation(ABC):
     def joined(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The states of all ranks, in their order, as one."""
         some = [state for state in states if state]  # a rank has none where there are fewer samples than ranks
+        if not some:
+            return {}
         if self.over_ranks == CONCATENATE:
             return {name: torch.cat([state[name] for state in some]) for name in some[0]}
         return {name: torch.stack([state[name] for state in some]).sum(0) for name in some[0]}

@@ -73,6 +73,21 @@ def test_pixels_that_do_not_count_have_no_gradient() -> None:
     assert all(p.grad is None or not p.grad.any() for p in method.parameters())
 
 
+def test_without_a_truth_there_are_no_numbers_and_one_that_is_missing_is_said() -> None:
+    batch = batch_of()
+    for truth in ("", "mask", "nosuch"):
+        method = built(replace(SMALL, truth=truth)).eval()
+        evaluation = method.evaluation()
+        with torch.no_grad():
+            evaluation.update(batch, method.predict(batch))
+        state = evaluation.joined([evaluation.state(), {}])
+        if truth == "nosuch":
+            with pytest.raises(DataError, match="have no 'nosuch' to compare with"):
+                evaluation.compute(state)
+        else:
+            assert set(evaluation.compute(state)) == (set(method.config.scores) if truth else set())
+
+
 def test_groups_have_the_papers_factors() -> None:
     method = built(replace(SMALL, head_lr=10.0, bias_lr=2.0))
     factors = {
