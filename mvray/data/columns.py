@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from mvray.data.geometry import IGNORE, View, cut_view
+from mvray.data.geometry import View, cut_view
 from mvray.data.masks import MaskColumn, positions_of
 from mvray.data.node_cache import build_once, node_folder
 from mvray.data.tables import read_table
 from mvray.errors import DataError, SettingError
-from mvray.experiment import CLASSES, LABELS, PAD, Masks, Pictures
+from mvray.experiment import CLASSES, IGNORE, LABELS, PAD, Masks, Pictures
 from mvray.storage import Storage
 
 if TYPE_CHECKING:

@@ -19,8 +19,6 @@ _GOLDEN = 0x9E3779B97F4A7C15
 GEOMETRY, COLOUR = -1, -2  # the streams of a sample's key that are used in data/; nn/draws.py has those from 0 on
 PADDING = (124, 116, 104)
 """What is put around a picture that is padded: ImageNet's mean colour, which is 0 for a network."""
-IGNORE = 255
-"""The class of a pixel that counts for nothing: boundaries, and what a view pads."""
 
 
 def _mix(word: int) -> int:

@@ -11,9 +11,9 @@ from PIL import Image
 from mvray.data.colour import jittered
 from mvray.data.dataset import SampleDataset
 from mvray.data.decoding import Unreadable, pixels_of
-from mvray.data.geometry import IGNORE, PADDING, View, cut_view
+from mvray.data.geometry import PADDING, View, cut_view
 from mvray.data.readers.base import PictureSource
-from mvray.experiment import CLASSES, IMAGE, PAD
+from mvray.experiment import CLASSES, IGNORE, IMAGE, PAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -28,7 +28,7 @@ from mvray.experiment.provenance import NOTE, git_commit, shipped, versions
 from mvray.experiment.search_space import Choice, Domain, Integers, LogUniform, Search, Uniform, as_text, set_line
 from mvray.experiment.serialisation import decoded, encoded, flat
 from mvray.experiment.settings import Settings, kind_of, kinds
-from mvray.experiment.source import CLASSES, IMAGE, MAP, UNSEEN, BadRecord, Index, Source
+from mvray.experiment.source import CLASSES, IGNORE, IMAGE, MAP, UNSEEN, BadRecord, Index, Source
 from mvray.experiment.steps import LAST, Data, Generate, Measure, Optim, Scale, Step, Train
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "ALL",
     "CLASSES",
     "FILE",
+    "IGNORE",
     "IMAGE",
     "LABELS",
     "LAST",

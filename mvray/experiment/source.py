@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 UNSEEN = "unseen"
 """The split of the classes that training never sees."""
 IMAGE, CLASSES, MAP = "image", "classes", "map"
-"""Kinds of targets: pixels; a class for each pixel, 255 for none; values from 0 to 1."""
+"""Kinds of targets: pixels; a class for each pixel, IGNORE for none; values from 0 to 1."""
+IGNORE = 255
+"""The class of a pixel that counts for nothing: boundaries, and what a view pads."""
 
 
 @dataclass(frozen=True)

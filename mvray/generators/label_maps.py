@@ -11,10 +11,8 @@ import torch
 
 from mvray.data import as_png, classes_field
 from mvray.errors import SettingError
-from mvray.experiment import LABELS, NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
+from mvray.experiment import IGNORE, LABELS, NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
 from mvray.nn import Method
-
-IGNORE = 255
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from mvray.errors import SettingError
-from mvray.experiment import NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read
+from mvray.experiment import IGNORE, NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read
 from mvray.metrics import counts_of
 from mvray.nn import Method
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-IGNORE = 255
 
 
 @dataclass(frozen=True)

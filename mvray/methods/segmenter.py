@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment import FILE, Batch, Facts, MethodConfig
+from mvray.experiment import FILE, IGNORE, Batch, Facts, MethodConfig
 from mvray.metrics import accuracy, iou
 from mvray.nn import (
     DECODERS,
@@ -40,7 +40,6 @@ from mvray.nn import Plain as AuxiliaryHead
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORE = 255
 WIDTHS = {"largefov": 1024, "context": 4096, "psp": 512, "deconvnet": 4096}
 _WHOLE = ("segnet", "deconvnet", "unet")
 

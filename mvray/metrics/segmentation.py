@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from mvray.experiment import Metric
+from mvray.experiment import IGNORE, Metric
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def counts_of(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """The counts of two class maps of one shape (uint8), K x (K + 1) int64; predicted values of 255 are "none"."""
-    counted = truth.ravel() != 255
+    counted = truth.ravel() != IGNORE
     pairs = truth.ravel()[counted].astype(np.int64) * (classes + 1) + np.minimum(predicted.ravel()[counted], classes)
     return np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 

@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mvray.data import colours
+from mvray.experiment import IGNORE
 from mvray.reports.figures import INK, load_font, picture_png, plain_text
 
 if TYPE_CHECKING:
     from mvray.reports.figures import Picture
 
-IGNORE = 255
 _OPACITY = 0.55
 
 

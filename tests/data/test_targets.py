@@ -13,10 +13,11 @@ from PIL import Image
 
 from mvray.data.colour import jittered
 from mvray.data.columns import ClassesColumn, as_png, classes_field
-from mvray.data.geometry import IGNORE, PADDING, View, cut_view
+from mvray.data.geometry import PADDING, View, cut_view
 from mvray.data.loader import dataset
 from mvray.data.readers.pairs import Pairs
 from mvray.errors import DataError, SettingError
+from mvray.experiment import IGNORE
 from mvray.experiment.inputs import Pictures
 from mvray.experiment.steps import Data
 

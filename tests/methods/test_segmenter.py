@@ -101,6 +101,7 @@ def test_groups_have_the_papers_factors() -> None:
     assert [(group.lr, group.weight_decay) for group in built(SMALL).groups("train")] == [(1, 1), (1, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fcn_resnet50", "deeplabv3_resnet50"])
 def test_torchvisions_weights_give_torchvisions_outputs(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mvray.data.decoding import Unreadable, load_pixels, looks_like, open_picture
-from mvray.data.geometry import IGNORE
+from mvray.experiment import IGNORE
 
 if TYPE_CHECKING:
     from mvray.storage import Entry, Storage
 
+MASK = "mask"
+"""The target's name, in every reader."""
 _HEAD_BYTES = 64
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE = 0, 2, 3  # a PNG's colour types

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mvray.data.bad_files import inspect
 from mvray.data.decoding import PICTURE_SUFFIXES, Unreadable, open_upright, pixels_of
-from mvray.data.geometry import IGNORE
 from mvray.data.readers import class_maps
 from mvray.data.readers.base import PictureSource
+from mvray.data.readers.class_maps import MASK
 from mvray.data.rows import rows
 from mvray.errors import DataError
-from mvray.experiment import CLASSES, BadRecord, Index
+from mvray.experiment import CLASSES, IGNORE, BadRecord, Index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from mvray.storage import Entry, Storage
 
-MASK = "mask"
 _LOOKED_AT = 8
 
 

@@ -29,6 +29,7 @@ from mvray.data.bad_files import inspect
 from mvray.data.decoding import Unreadable, open_upright, pixels_of
 from mvray.data.readers import class_maps
 from mvray.data.readers.base import FileSource
+from mvray.data.readers.class_maps import MASK
 from mvray.data.rows import rows
 from mvray.data.splits import assign_splits
 from mvray.errors import DataError, SettingError
@@ -44,7 +45,6 @@ NAMES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """The classes in the order of the class maps' indices."""
-MASK = "mask"
 TRAINAUG = "trainaug"
 _PLACES = ("", "VOC2012/", "VOCdevkit/VOC2012/")
 _SBD_PLACES = ("benchmark_RELEASE/dataset/", "SBD/benchmark_RELEASE/dataset/", "SBD/dataset/", "SBD/", "dataset/")

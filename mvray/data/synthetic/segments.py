@@ -20,6 +20,7 @@ from mvray.data.synthetic.drawings import NOTICE, artists, drawing, extent, name
 from mvray.data.synthetic.surroundings import behind
 from mvray.data.synthetic.whole import check, is_whole, produce, replacing
 from mvray.errors import SettingError
+from mvray.experiment import IGNORE
 
 VERSION = 1
 """Grows when the same settings give other pictures."""
@@ -41,7 +42,6 @@ THINGS = {
 }
 CLASSES = ("background", *THINGS)
 SPLITS = ("train", "val")
-IGNORE = 255
 _BOUNDARY_PX = 1
 _LEAST_PX = 60
 _AT_ONCE = 10
