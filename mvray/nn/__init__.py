@@ -20,6 +20,7 @@ from mvray.nn import (
 from mvray.nn.attention_branch import AttentionBranch, apply
 from mvray.nn.copy_paste import CopyPaste
 from mvray.nn.decoders import DECODERS, Plain, enlarged
+from mvray.nn.dense_crf import CRF, CRFLayers, marginals
 from mvray.nn.encoders import Encoder, is_vgg
 from mvray.nn.evaluation import CONCATENATE, SUM, Evaluation, Gathered
 from mvray.nn.k_means import Clusters, kmeans
@@ -33,9 +34,11 @@ from mvray.nn.weights import local
 
 __all__ = [
     "CONCATENATE",
+    "CRF",
     "DECODERS",
     "SUM",
     "AttentionBranch",
+    "CRFLayers",
     "Clusters",
     "CopyPaste",
     "Encoder",
@@ -60,6 +63,7 @@ __all__ = [
     "kmeans",
     "layers",
     "local",
+    "marginals",
     "margins",
     "mask_rcnn",
     "mean_over_ranks",
