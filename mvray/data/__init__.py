@@ -2,7 +2,7 @@
 
 from mvray.data import node_cache, sampler
 from mvray.data.bad_files import as_table, check
-from mvray.data.columns import ColumnReader, as_png, classes_field, open_columns
+from mvray.data.columns import ColumnReader, as_png, classes_field, map_field, open_columns
 from mvray.data.dataset import SampleDataset
 from mvray.data.decoding import Unreadable, open_upright, pixels_of
 from mvray.data.fingerprint import fingerprint
@@ -29,6 +29,7 @@ __all__ = [
     "fingerprint",
     "frames",
     "loader",
+    "map_field",
     "metadata_of",
     "node_cache",
     "open_columns",

@@ -4,9 +4,9 @@ A Generate step leaves ``columns/*.parquet``: ``key`` and payload columns. The f
 that opens them writes one uncompressed Arrow file into a cache folder of the node; every process
 maps it into memory, so they share one copy.
 
-Payload types: a number per sample; a fixed-size list (a vector); a fixed-size list of float16,
-float32 or uint8 whose field has the metadata ``shape`` = "h,w" (a map, see `map_field`); PNG files whose pixels are
-classes (`classes_field`); and, where a column ``frame`` makes the rows those of frames, instance masks (masks.py).
+Payload types: a number per sample; a fixed-size list (a vector); a fixed-size list of float16, float32 or uint8 whose
+field has the metadata ``shape`` = "h,w" or "m,h,w" (maps, see `map_field`); PNG files whose pixels are classes
+(`classes_field`); and, where a column ``frame`` makes the rows those of frames, instance masks (masks.py).
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from mvray.experiment import Data
 
 
-def map_field(name: str, height: int, width: int, kind: str = "float16") -> pa.Field:
-    """The field of a column of maps, values in 0..1 (uint8: in 0..255), height x width each."""
-    type_ = pa.list_(pa.type_for_alias(kind), height * width)
-    return pa.field(name, type_, metadata={"shape": f"{height},{width}"})
+def map_field(name: str, height: int, width: int, kind: str = "float16", maps: int = 0) -> pa.Field:
+    """The field of a column of maps, values in 0..1 (uint8: in 0..255), height x width each.
+
+    With ``maps`` each sample has so many of them, maps x height x width.
+    """
+    type_ = pa.list_(pa.type_for_alias(kind), max(1, maps) * height * width)
+    return pa.field(name, type_, metadata={"shape": f"{maps},{height},{width}" if maps else f"{height},{width}"})
 
 
 def classes_field(name: str) -> pa.Field:
@@ -64,7 +67,7 @@ class ColumnReader(Protocol):
 class Column:
     """One generated column: ``lookup`` finds samples by key, ``column[position]`` is a sample's value.
 
-    ``shape`` is () for numbers, (n,) for vectors and (h, w) for maps.
+    ``shape`` is () for numbers, (n,) for vectors, (h, w) for maps and (m, h, w) for several of them.
     """
 
     def __init__(self, table: pa.Table, name: str, pictures: Pictures = Pictures()) -> None:
@@ -78,7 +81,7 @@ class Column:
 
     @property
     def is_map(self) -> bool:
-        return len(self.shape) == 2
+        return len(self.shape) > 1
 
     def lookup(self, keys: pa.ChunkedArray | pa.Array, max_missing: float = 0.0) -> np.ndarray:
         """Positions (int64) of ``keys``, -1 where there is no value.
@@ -88,14 +91,16 @@ class Column:
         return positions_of(keys, self._keys, self.name, max_missing)
 
     def sample(self, position: int, height: int, width: int, view: View) -> dict[str, np.ndarray]:
-        """The value; a map as H x W float32 in 0..1."""
+        """The value; a map as H x W float32 in 0..1, several as M x H x W."""
         value = self[position]
         if not self.is_map:
             return {self.name: value}
-        map_hw = value.astype(np.float32)
+        maps_Mhw = value.astype(np.float32).reshape(-1, *self.shape[-2:])
         if value.dtype == np.uint8:
-            map_hw /= 255
-        return {self.name: np.ascontiguousarray(cut_view(map_hw, height, width, in_canvas(view, self._pictures)))}
+            maps_Mhw /= 255
+        view = in_canvas(view, self._pictures)
+        cut_MHW = np.stack([cut_view(map_hw, height, width, view) for map_hw in maps_Mhw])
+        return {self.name: cut_MHW.reshape(*self.shape[:-2], height, width)}
 
     def __len__(self) -> int:
         return int(self._starts[-1])

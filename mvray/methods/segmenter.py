@@ -20,10 +20,12 @@ import torch
 from torch.nn import functional
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment import FILE, IGNORE, Batch, Facts, MethodConfig
+from mvray.experiment import ADDED, FILE, IGNORE, Batch, Facts, MethodConfig
 from mvray.metrics import accuracy, iou
 from mvray.nn import (
+    CRF,
     DECODERS,
+    CRFLayers,
     Encoder,
     Evaluation,
     Group,
@@ -56,7 +58,10 @@ class Config(MethodConfig):
     then do not decay. ``dropout``: its rate in the decoder, None as the paper has it. ``norm``: see nn/batch_norm.py.
     ``scales`` and ``flipped``: probabilities are averaged over these sizes, and mirrored, when it is tested.
     ``weights``: of the encoder as torchvision names them, or of a whole torchvision fcn_* or deeplabv3_*, of which a
-    head for other classes is left out.
+    head for other classes is left out. ``frozen``: the encoder keeps its weights and learns nothing. ``confidence``
+    names a column with a number for each sample, which weighs its pixels. ``crf``: the CRF as layers behind the
+    decoder, trained with it (CRF as RNN, Zheng et al. 2015); a step that starts from one without them begins with these
+    settings' weights.
     """
 
     kind: ClassVar[str] = "segmenter"
@@ -77,6 +82,9 @@ class Config(MethodConfig):
     norm: str = batch_norm.TRAINED
     scales: tuple[float, ...] = (1.0,)
     flipped: bool = False
+    frozen: bool = field(default=False, metadata=ADDED)
+    confidence: str = field(default="", metadata=ADDED)
+    crf: CRF | None = field(default=None, metadata=ADDED)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -101,7 +109,7 @@ class Config(MethodConfig):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (self.target,)
+        return (self.target, self.confidence) if self.confidence else (self.target,)
 
     @property
     def predict_uses(self) -> tuple[str, ...]:
@@ -146,7 +154,11 @@ class Segmenter(Method):
         self.auxiliary = AuxiliaryHead(self.encoder, self.classes, level=4) if config.auxiliary else None
         if whole:
             self._take(whole)
+        self.crf = CRFLayers(self.classes, config.crf) if config.crf else None
         batch_norm.with_norm(self, config.norm)
+        if config.frozen:
+            batch_norm.with_norm(self.encoder, batch_norm.FROZEN)
+            self.encoder.requires_grad_(False)
         self.attention_layer = "encoder." + networks.last_convolution(self.encoder)
         for name, values in (("mean", config.mean), ("std", config.std)):
             self.register_buffer(name, 255 * torch.tensor(values).reshape(3, 1, 1), persistent=False)
@@ -173,6 +185,10 @@ class Segmenter(Method):
             )
         self.load_state_dict(fits, strict=False)
 
+    def start(self, weights: Mapping[str, Tensor]) -> None:
+        crf = {} if self.crf is None else {f"crf.{name}": value for name, value in self.crf.state_dict().items()}
+        self.load_state_dict({**crf, **weights})
+
     def groups(self, phase: str) -> Sequence[Group]:
         config = self.config
         chosen: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
@@ -191,13 +207,24 @@ class Segmenter(Method):
 
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         pictures_BCHW, target_BHW = self._normalised(batch["image"]), batch[self.config.target].long()
+        confidence_B = batch[self.config.confidence].float() if self.config.confidence else None
         levels, indices = self.encoder.with_indices(pictures_BCHW)
-        losses = {"cross_entropy": self._loss(self.decoder(levels, indices), target_BHW)}
+        scores_BKHW = self._with_crf(self.decoder(levels, indices), batch["image"])
+        losses = {"cross_entropy": self._loss(scores_BKHW, target_BHW, confidence_B)}
         if self.auxiliary is not None:
-            losses["auxiliary"] = self.config.auxiliary * self._loss(self.auxiliary(levels, indices), target_BHW)
+            auxiliary_BKhw = self.auxiliary(levels, indices)
+            losses["auxiliary"] = self.config.auxiliary * self._loss(auxiliary_BKhw, target_BHW, confidence_B)
         return losses
 
-    def _loss(self, scores_BKhw: Tensor, target_BHW: Tensor) -> Tensor:
+    def _with_crf(self, scores_BKhw: Tensor, images_BCHW: Tensor) -> Tensor:
+        """Scores at the pictures' size, after the CRF where there is one."""
+        scores_BKHW = enlarged(scores_BKhw.float(), images_BCHW.shape[2:])
+        if self.crf is None:
+            return scores_BKHW
+        with_crf_BKHW: Tensor = self.crf(scores_BKHW, images_BCHW.expand(-1, 3, -1, -1))
+        return with_crf_BKHW
+
+    def _loss(self, scores_BKhw: Tensor, target_BHW: Tensor, confidence_B: Tensor | None = None) -> Tensor:
         """The mean over all ranks' places that count, weighted, of the cross-entropy at the picture's size."""
         scores_BKHW = enlarged(scores_BKhw.float(), target_BHW.shape[1:])
         weights_K = self.class_weights
@@ -206,6 +233,9 @@ class Segmenter(Method):
         ).flatten()
         counted_N = target_BHW.flatten() != IGNORE
         weight_N = weights_K[target_BHW.flatten().masked_fill(~counted_N, 0)] * counted_N
+        if confidence_B is not None:
+            confidence_N = confidence_B[:, None].expand(-1, target_BHW[0].numel()).flatten()
+            loss_N, weight_N = loss_N * confidence_N, weight_N * confidence_N
         if self.config.hardest < 1:
             kept = max(1, int(self.config.hardest * int(counted_N.sum())))
             hardest = loss_N.detach().topk(kept).indices
@@ -219,7 +249,7 @@ class Segmenter(Method):
     def scores(self, images_BCHW: Tensor) -> Tensor:
         """Scores before softmax at the pictures' size, B x K x H x W; pictures have values 0..255."""
         levels, indices = self.encoder.with_indices(self._normalised(images_BCHW))
-        return enlarged(self.decoder(levels, indices).float(), images_BCHW.shape[2:])
+        return self._with_crf(self.decoder(levels, indices), images_BCHW)
 
     def class_scores(self, images_BCHW: Tensor) -> Tensor:
         """The mean over a picture's places of their scores, B x K."""

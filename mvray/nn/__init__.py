@@ -13,6 +13,7 @@ from mvray.nn import (
     networks,
     rle,
     sharpness,
+    weak_losses,
     weights,
     whitening,
     x3d,
@@ -30,6 +31,7 @@ from mvray.nn.mask_rcnn import segment
 from mvray.nn.method import EpochWork, Group, Method, build_method
 from mvray.nn.over_ranks import mean_over_ranks
 from mvray.nn.roi_align import roi_align
+from mvray.nn.saliency import ClassMaps, Saliency, class_saliency
 from mvray.nn.weights import local
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "SUM",
     "AttentionBranch",
     "CRFLayers",
+    "ClassMaps",
     "Clusters",
     "CopyPaste",
     "Encoder",
@@ -49,11 +52,13 @@ __all__ = [
     "Layers",
     "Method",
     "Plain",
+    "Saliency",
     "apply",
     "balanced",
     "batch_norm",
     "build_method",
     "cam",
+    "class_saliency",
     "detectors",
     "draws",
     "enlarged",
@@ -72,6 +77,7 @@ __all__ = [
     "roi_align",
     "segment",
     "sharpness",
+    "weak_losses",
     "weights",
     "whitening",
     "x3d",

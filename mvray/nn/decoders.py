@@ -30,7 +30,7 @@ def enlarged(values_BCHW: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class FCN(nn.Module):
-    """Long, Shelhamer, Darrell 2015: scores of the last level, of level 4 (16s) and level 3 (8s), enlarged and summed.
+    """Long, Shelhamer, Darrell 2015: scores of levels 5, 4 (16s), 3 (8s) and 2 (4s), enlarged and summed.
 
     Behind a VGG fc6 and fc7 are convolutions of ``width`` channels (7 x 7 and 1 x 1, dropout 0.5). Scores start at
     zero. Enlarging is bilinear and fixed. A padding of 3 in fc6 stands for the 100 pixels that the authors put around
@@ -258,6 +258,7 @@ DECODERS: Mapping[str, Callable[[Encoder, int, int], nn.Module]] = {
     "fcn32": lambda encoder, classes, width: FCN(encoder, classes, (5,), width),
     "fcn16": lambda encoder, classes, width: FCN(encoder, classes, (5, 4), width),
     "fcn8": lambda encoder, classes, width: FCN(encoder, classes, (5, 4, 3), width),
+    "fcn4": lambda encoder, classes, width: FCN(encoder, classes, (5, 4, 3, 2), width),
     "segnet": lambda encoder, classes, width: Unpooling(encoder, classes, False, width),
     "deconvnet": lambda encoder, classes, width: Unpooling(encoder, classes, True, width),
     "unet": lambda encoder, classes, width: Skips(encoder, classes),

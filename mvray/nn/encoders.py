@@ -36,6 +36,11 @@ class Encoder(nn.Module):
         if indices:
             self._take_indices(name)
 
+    def deep_layers(self, prefix: str = "") -> tuple[str, ...]:
+        """The names of the convolutions, or blocks of them, of stages 3 to 5: for VGG16 conv3_1 to conv5_3."""
+        deep = {id(layer) for stage in self.stages[2:] for layer in stage if networks.has_convolution(layer)}
+        return tuple(f"{prefix}{name}" for name, layer in self.named_modules() if id(layer) in deep)
+
     def _take_indices(self, name: str) -> None:
         pools = [layer for stage in self.stages for layer in stage if isinstance(layer, nn.MaxPool2d)]
         if len(pools) != LEVELS:

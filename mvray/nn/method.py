@@ -85,6 +85,8 @@ class Method(torch.nn.Module, ABC):
     phases: ClassVar[tuple[str, ...]] = ("train",)
     attention_layer: str = ""
     """Name of the layer that Grad-CAM looks at unless told otherwise, "" for the last convolution."""
+    saliency_layers: tuple[str, ...] = ()
+    """Names of the layers at whose inputs saliency looks unless told otherwise."""
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
@@ -116,6 +118,11 @@ class Method(torch.nn.Module, ABC):
     def class_scores(self, images_BCHW: Tensor) -> Tensor:
         """Scores before softmax, B x K, differentiable: what Grad-CAM and saliency explain."""
         raise SettingError(f"{type(self).__name__} has no class scores; look through another step.")
+
+    def score_maps(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores before softmax at each place of the network's map (B x K x h x w, differentiable), and how likely each
+        class is in the picture (B x K): what saliency explains."""
+        raise SettingError(f"{type(self).__name__} has no scores of places; look through a tagger.")
 
     def class_maps(self, images_BCHW: Tensor) -> Tensor:
         """Probabilities of each class at each place, B x K x H x W: what label maps are made of."""

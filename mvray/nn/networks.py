@@ -195,6 +195,10 @@ def last_convolution(module: torch.nn.Module) -> str:
         name = parent
 
 
+def has_convolution(layer: torch.nn.Module) -> bool:
+    return any(isinstance(part, torch.nn.Conv2d) for part in layer.modules())
+
+
 def _with_followers(inside: torch.nn.Sequential, name: str) -> tuple[str, bool]:
     """The last of the normalisations and activations right after ``name``, and whether ``inside`` ends there."""
     parent, _, own = name.rpartition(".")
