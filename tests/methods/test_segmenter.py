@@ -140,7 +140,7 @@ def test_testing_at_several_sizes_and_mirrored_is_the_mean() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decoder": "fcn4"}, "method.decoder is 'fcn4'; expected one of fcn32, fcn16, fcn8"),
+        ({"decoder": "fcn2"}, "method.decoder is 'fcn2'; expected one of fcn32, fcn16, fcn8, fcn4"),
         ({"stride": 4}, "method.stride is 4; expected 8, 16 or 32"),
         ({"decoder": "unet", "stride": 8}, "method.stride is 8; expected 32 with method.decoder=unet"),
         ({"norm": "no"}, "method.norm is 'no'"),
