@@ -7,6 +7,9 @@ S_c the sum of class c's scores over all places and x_l the input of layer l:
     D_l^{c,c'} = max(0, tanh(3 (g_l^c - g_l^c') / max_i (g_l^c - g_l^c')))
     M^c        = sum over layers, scales and c' != c of D_l^{c,c'};  tanh(3 M^c / max_i M^c)
 
+Every scale counts for every candidate, and there are ``candidates`` of them; the authors' code (mat_dcsm) counts for a
+class the scales at which its probability is above 0.5, and has more candidates where more classes are.
+
 Without subtraction g_l^c stands for the sum over c'. Guided: where back-propagation passes a ReLU, what is negative
 becomes 0 (Springenberg et al. 2015). Shapes: B pictures, K classes, M candidates, H x W pixels, h x w cells of a map.
 """

@@ -18,7 +18,7 @@ from mvray.data.readers import Pairs
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Data, Facts, Optim, Pictures, Scale, Train
 from mvray.methods import segmenter
-from mvray.nn import DECODERS
+from mvray.nn import CRF, DECODERS, marginals
 from mvray.storage import Storage
 from mvray.training.loop import train
 
@@ -86,6 +86,30 @@ def test_without_a_truth_there_are_no_numbers_and_one_that_is_missing_is_said() 
                 evaluation.compute(state)
         else:
             assert set(evaluation.compute(state)) == (set(method.config.scores) if truth else set())
+
+
+def test_confidence_weighs_a_pictures_pixels() -> None:
+    method, batch = built(replace(SMALL, confidence="sure")).eval(), {**batch_of(), "sure": torch.tensor([0.25, 1.0])}
+    loss = method(batch, "train")["cross_entropy"]
+    each = []
+    for b in range(2):
+        one = {name: values[b : b + 1] for name, values in batch.items()}
+        each.append(float(method(one, "train")["cross_entropy"].detach()))
+    assert float(loss.detach()) == pytest.approx((0.25 * each[0] + each[1]) / 1.25, rel=1e-5)
+
+
+def test_the_crf_as_layers_begins_as_the_crf_and_is_trained_with_the_rest() -> None:
+    crf = CRF(2, 3.0, 2.0, 4.0, 8.0, 20.0)
+    plain, method, batch = built(SMALL).eval(), built(replace(SMALL, crf=crf)), batch_of()
+    method.start(plain.state_dict())
+    with torch.no_grad():
+        expected = marginals(plain.scores(batch["image"]), batch["image"], crf)
+        torch.testing.assert_close(method.eval().class_maps(batch["image"]), expected)
+    method.train()(batch, "train")["cross_entropy"].backward()
+    assert method.crf is not None
+    for parameter in (method.crf.weights_2K, method.crf.costs_KK, method.decoder.scores[0].weight):
+        assert parameter.grad is not None
+        assert parameter.grad.any()
 
 
 def test_groups_have_the_papers_factors() -> None:
