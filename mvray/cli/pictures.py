@@ -41,6 +41,7 @@ def add(commands: Any) -> None:
     apply.add_argument("step", metavar="MODEL", help="folder of a finished Train step")
     apply.add_argument("files", type=Path, nargs="+", metavar="PICTURES", help="pictures, or folders of them")
     apply.add_argument("--out", type=Path, required=True, metavar="DIR")
+    apply.add_argument("--crf", action="store_true", help="sharpen them by the fully connected CRF")
     _job(apply)
     apply.set_defaults(command=_apply)
 
@@ -70,7 +71,7 @@ def _apply(options: argparse.Namespace) -> int:
     from mvray.inference import apply
 
     _load_code(options)
-    for line in apply(options.step, options.files, options.out):
+    for line in apply(options.step, options.files, options.out, options.crf):
         print(line)
     print(f"Wrote {options.out / 'sheet.png'}.")
     return 0

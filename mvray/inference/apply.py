@@ -23,7 +23,7 @@ from mvray.errors import DataError, SettingError
 from mvray.experiment import PAD, Facts, Pictures, Train
 from mvray.inference import output_folder
 from mvray.inference.model import ENDINGS, load_step, picture_files, printable
-from mvray.nn import Method, enlarged
+from mvray.nn import CRF, Method, enlarged, marginals
 from mvray.reports import class_maps, figures
 from mvray.tracking import Progress
 
@@ -32,11 +32,12 @@ _SHOWN, _A_ROW = 24, 3
 _THUMB = 320
 
 
-def apply(step_path: str, files: Sequence[Path], out: Path) -> list[str]:
+def apply(step_path: str, files: Sequence[Path], out: Path, crf: bool = False) -> list[str]:
     """Write the class map of each picture, and what is above, to ``out``; returns what to say of it.
 
-    ``step_path`` is the folder of a finished Train step that segments pictures. Files that cannot be read are named and
-    left out. Raises DataError where it is not such a folder, or where no file can be read; SettingError for a step
+    ``step_path`` is the folder of a finished Train step that segments pictures. With ``crf`` the fully connected CRF
+    sharpens its probabilities, with the weights and widths that `CRF` has by itself. Files that cannot be read are
+    named and left out. Raises DataError where it is not such a folder, or where no file can be read; SettingError for a step
     whose method says nothing of places.
     """
     pictures = list(picture_files(files, ENDINGS))
@@ -58,7 +59,7 @@ def apply(step_path: str, files: Sequence[Path], out: Path) -> list[str]:
         except (Unreadable, OSError) as error:
             lines.append(f"left out: {printable(path)}: {getattr(error, 'reason', error)}")
             continue
-        classes_HW = class_map(method, image_HWC, step, facts)
+        classes_HW = class_map(method, image_HWC, step, facts, CRF() if crf else None)
         name = f"{path.stem}.png" if f"{MAPS}/{path.stem}.png" not in written else f"{path.stem}-{number}.png"
         colour_HWC = np.broadcast_to(image_HWC, (*image_HWC.shape[:2], 3))
         over_HWC = class_maps.painted(colour_HWC, classes_HW)
@@ -80,7 +81,7 @@ def apply(step_path: str, files: Sequence[Path], out: Path) -> list[str]:
     return [*lines, f"{len(rows):,} pictures, {len(lines):,} left out."]
 
 
-def class_map(method: Method, image_HWC: np.ndarray, step: Train, facts: Facts) -> np.ndarray:
+def class_map(method: Method, image_HWC: np.ndarray, step: Train, facts: Facts, crf: CRF | None = None) -> np.ndarray:
     """The likeliest class of each pixel, H x W uint8, of a picture of any size: as evaluation sees it, brought back.
 
     ``step`` says how pictures become as large as ``facts``: what was padded is cut off again, and the probabilities are
@@ -102,6 +103,9 @@ def class_map(method: Method, image_HWC: np.ndarray, step: Train, facts: Facts) 
     with torch.inference_mode():
         batch_BCHW = torch.from_numpy(np.ascontiguousarray(cut_CHW))[None].to(device)
         probabilities_BKHW = method.class_maps(batch_BCHW)
+        if crf is not None:
+            scores_BKHW = probabilities_BKHW.float().clamp_min(1e-12).log()
+            probabilities_BKHW = marginals(scores_BKHW, batch_BCHW.expand(-1, 3, -1, -1), crf)
         top, bottom = _span(view.y0, view.y1, facts.height)
         left, right = _span(view.x0, view.x1, facts.width)
         own = probabilities_BKHW[:, :, top:bottom, left:right]

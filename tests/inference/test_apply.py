@@ -16,7 +16,7 @@ from mvray.data.readers import Pairs
 from mvray.errors import DataError
 from mvray.experiment import Data, Facts, MethodConfig, Pictures, Train
 from mvray.inference.apply import apply, class_map
-from mvray.nn import Method
+from mvray.nn import CRF, Method
 from mvray.reports import class_maps
 
 CLASSES = ("background", "dark", "light")
@@ -101,3 +101,17 @@ def test_the_background_stays_as_it_is_and_classes_have_their_colour() -> None:
     assert shown[7, 7, 0] > 100 > shown[7, 7, 1]
     assert colours()[255].tolist() == [224, 224, 192]
     assert class_maps.legend(CLASSES, 400).size[0] == 400
+
+
+def test_the_crf_takes_single_pixels_away() -> None:
+    pictures = Pictures(48, 64, 3)
+    step = Train("seg", MethodConfigOf(), Data(Pairs(), pictures), select="last")
+    facts, specked = Facts.of(CLASSES, pictures, 1), picture(48, 64).copy()
+    specked[8, 10:50:8] = 82  # of the next class, and nearly of the colour around
+    crf = CRF(10, 3.0, 3.0, 4.0, 67.0, 60.0)
+    softer = Brightness()
+    softer.class_maps = lambda images: (Brightness().class_maps(images) * 2).softmax(1)  # type: ignore[method-assign]
+    plain, with_crf = class_map(softer, specked, step, facts), class_map(softer, specked, step, facts, crf)
+    assert (plain[8] == 1).sum() == 5
+    assert not with_crf[8].any()
+    assert (with_crf == class_map(softer, picture(48, 64), step, facts)).mean() > 0.95
