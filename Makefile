@@ -4,7 +4,7 @@ BIN := .venv/bin
 SAMPLE := samples/comics
 JOB := jobs/gradcam_masking.py
 
-.PHONY: help demo test test-fast drill drills check format bench clean
+.PHONY: help demo photos test test-fast drill drills check format bench clean
 
 .DEFAULT_GOAL := help
 help:
@@ -28,6 +28,9 @@ $(SAMPLE)/books.txt: | .venv/ready
 demo: .venv/ready $(SAMPLE)/books.txt ## compose sample comics, run the tiny experiment on them, write report.html
 	$(BIN)/mvray run $(JOB) --tiny --data $(SAMPLE)
 	$(BIN)/mvray report $(JOB) --tiny --data $(SAMPLE) --html report.html
+
+photos: .venv/ready ## compose real photographs out of Debian packages (apt-get) in VOC's layout: samples/photos
+	$(BIN)/python tests/photos.py samples/photos
 
 test: test-fast .venv/detectron2 ## all tests but the drills (with Ray, MLflow and S3 servers)
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m "slow and not drill"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def add(commands: Any) -> None:
     faces.set_defaults(command=_sample_faces)
     segments = kinds.add_parser("segments", help="pictures with class maps in PASCAL VOC 2012's layout")
     segments.add_argument("out", type=Path, metavar="OUT")
-    segments.add_argument("--pictures", type=int, default=300, help="a fifth of them for testing")
+    segments.add_argument("--pictures", type=int, default=300, help="pictures in all, a fifth of them for val")
     segments.add_argument("--size", type=int, default=160, help="pixels of the longer side")
     segments.add_argument("--seed", type=int, default=0)
     segments.set_defaults(command=_sample_segments)
@@ -52,17 +54,38 @@ def _sample_actions(options: argparse.Namespace) -> int:
     return 0
 
 
-def _sample_segments(options: argparse.Namespace) -> int:
-    from mvray.data.synthetic import segments
-
-    segments.compose(options.out, pictures=options.pictures, size=options.size, seed=options.seed)
-    print(f"Wrote {options.pictures} pictures to {options.out}.")
-    return 0
-
-
 def _sample_faces(options: argparse.Namespace) -> int:
     from mvray.data.synthetic import faces
 
     faces.compose(options.out, characters=options.characters, pictures=options.pictures, seed=options.seed)
     print(f"Wrote faces of {options.characters} characters to {options.out}.")
     return 0
+
+
+def _sample_segments(options: argparse.Namespace) -> int:
+    from mvray.data.synthetic import segments
+
+    segments.compose(
+        options.out, pictures=options.pictures, size=options.size, seed=options.seed, progress=_said_once()
+    )
+    print(f"Wrote {options.pictures} pictures with class maps to {options.out}.")
+    return 0
+
+
+def _said_once(after_s: float = 10.0) -> Callable[[int, int], None]:
+    """For ``progress``: one line, once composing has taken so long; what is left goes by the pace since the first."""
+    started = time.monotonic()
+    first: list[tuple[float, int]] = []
+    said = False
+
+    def say(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        first.append((now, done))
+        if said or now - started < after_s or done == first[0][1] or done == total:
+            return
+        said = True
+        left_s = (now - first[0][0]) / (done - first[0][1]) * (total - done)
+        print(f"{done} of {total} pictures in {now - started:.0f} s; about {left_s:.0f} s are left.", flush=True)
+
+    return say

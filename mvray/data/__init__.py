@@ -1,6 +1,6 @@
 """Samples: the way from files in a public layout to batches, and the columns that are joined to them."""
 
-from mvray.data import node_cache, sampler
+from mvray.data import node_cache, rle, sampler
 from mvray.data.bad_files import as_table, check
 from mvray.data.columns import ColumnReader, as_png, classes_field, map_field, open_columns
 from mvray.data.dataset import SampleDataset
@@ -38,6 +38,7 @@ __all__ = [
     "pixels_of",
     "read_table",
     "readable_samples",
+    "rle",
     "sampler",
     "write_table",
 ]

@@ -15,7 +15,7 @@ MAX_MEGAPIXELS = 100
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow knows others, some of which start programs
-_ORIENTATION = 0x0112  # the EXIF tag; above 4 width and height are swapped
+ORIENTATION = 0x0112  # the EXIF tag; above 4 width and height are swapped
 
 # Pillow's own limit is lower and a warning first; open_picture holds ours before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -61,7 +61,7 @@ def open_upright(data: bytes, height: int, width: int, grey: bool) -> Image.Imag
     try:
         exif = "exif" in image.info or image.format == "TIFF"
         if image.format == "JPEG":
-            turned = exif and image.getexif().get(_ORIENTATION, 1) > 4
+            turned = exif and image.getexif().get(ORIENTATION, 1) > 4
             image.draft("L" if grey else None, (height, width) if turned else (width, height))
         load_pixels(image)
         if exif:

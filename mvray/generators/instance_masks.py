@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from mvray.data import rle
 from mvray.errors import SettingError
 from mvray.experiment import (
     NOT_IDENTITY,
@@ -23,7 +24,7 @@ from mvray.experiment import (
     Train,
     check_above_0,
 )
-from mvray.nn import Method, rle
+from mvray.nn import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +85,7 @@ class InstanceMasks(FrameGenerator):
     """Columns: ``height`` and ``width`` of the frame in pixels (int32), and ``masks``, a list of what was found,
     best score first.
 
-    Each has ``rle`` (COCO's compressed run lengths of the frame's mask, see nn/rle.py), ``label`` (int16),
+    Each has ``rle`` (COCO's compressed run lengths of the frame's mask, see data/rle.py), ``label`` (int16),
     ``score`` (float32) and ``box`` (x0, y0, x1, y1 in pixels, float32). The names that labels count through
     are in the field's metadata: {b"classes": JSON list}.
     """

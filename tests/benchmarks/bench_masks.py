@@ -30,10 +30,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from mvray.data import rle
 from mvray.experiment.contracts import Frame
 from mvray.generators.instance_masks import Config, InstanceMasks
 from mvray.generators.segmenters import detectron2 as ours
-from mvray.nn import rle
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests/generators/segmenters")]

@@ -109,12 +109,14 @@ def test_what_is_not_a_class_map_is_left_out_with_the_reason(root: Path) -> None
     assert {record.location: record.reason for record in index.bad} == {
         "images/0.png": "has no class map masks/0.png",
         "masks/1.png": "pixels of 8 bits of RGB; expected a palette or 8 bits of grey, whose values are classes",
+        "masks/3.png": f"its class map is {WIDTH} x {HEIGHT + 1} pixels, the picture images/3.png {WIDTH} x {HEIGHT}",
     }
     samples = dataset(Data(source, PADDED), index.rows, targets=("mask",))
-    assert [int(samples[row, 0]["bad"]) for row in range(len(samples))] == [0, 1, -1, -1]
+    Image.new("L", (WIDTH, HEIGHT - 1)).save(root / "masks/4.png")  # after the index was made
+    assert [int(samples[row, 0]["bad"]) for row in range(len(samples))] == [0, 1, -1]
     assert samples.failures == {
         0: "holds the values 254; expected 0 to 3, or 255 for none",
-        1: f"its mask is {WIDTH} x {HEIGHT + 1} pixels, the picture {WIDTH} x {HEIGHT}",
+        1: f"its mask is {WIDTH} x {HEIGHT - 1} pixels, the picture {WIDTH} x {HEIGHT}",
     }
 
 

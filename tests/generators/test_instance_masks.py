@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mvray.data import rle
 from mvray.errors import SettingError
 from mvray.experiment.contracts import Frame, Instances, Read, Segmenter, SegmenterConfig
 from mvray.generators import instance_masks
 from mvray.generators.segmenters import files
-from mvray.nn import rle
 from mvray.nn.method import Method
 
 LAYERS = ((40, 1.0), (90, 0.6), (140, 0.05), (200, 0.02))

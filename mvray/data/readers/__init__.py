@@ -2,6 +2,7 @@
 
 from mvray.data.readers.animeface import AnimeFace
 from mvray.data.readers.base import FileSource, PictureSource, VideoSource
+from mvray.data.readers.coco import COCO
 from mvray.data.readers.folder import Folder
 from mvray.data.readers.identities import Identities
 from mvray.data.readers.manga109 import Manga109
@@ -12,6 +13,7 @@ from mvray.data.readers.videos import SUFFIXES, Videos
 from mvray.data.readers.voc2012 import VOC2012
 
 __all__ = [
+    "COCO",
     "SUFFIXES",
     "UCF101",
     "VOC2012",

@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
 from mvray.data.bad_files import inspect
-from mvray.data.decoding import PICTURE_SUFFIXES, Unreadable, open_upright, pixels_of
+from mvray.data.decoding import open_upright, pixels_of
 from mvray.data.readers import class_maps
 from mvray.data.readers.base import PictureSource
+from mvray.data.readers.class_folders import SPLIT_FOLDERS
 from mvray.data.readers.class_maps import MASK
 from mvray.data.rows import rows
+from mvray.data.splits import assign_splits
 from mvray.errors import DataError
 from mvray.experiment import CLASSES, IGNORE, BadRecord, Index
 
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mvray.storage import Entry, Storage
-
-_LOOKED_AT = 8
+    from mvray.storage import Entry
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(PictureSource):
-    """Pictures with class maps of equal size as the target "mask", shared out among splits."""
+    """Pictures with class maps of equal size as the target "mask", shared out among splits.
+
+    Folders train, validation (or val) and test in both images/ and masks/ are the splits; without a validation
+    folder that share of the training pictures is taken.
+    """
 
     kind: ClassVar[str] = "pairs"
 
@@ -88,29 +91,33 @@ class Pairs(PictureSource):
 
     def index(self) -> Index:
         self.storage.check(write=False)
-        pictures, masks = self._below("images"), self._below("masks")
+        (pictures, doubled), (masks, doubled_masks) = self._below("images"), self._below("masks")
         if not pictures:
             raise DataError(
                 f"{self.storage.uri} holds {self.listed()}; expected pictures in images/ and class maps of the same "
                 "names in masks/. Check the path (--data)."
             )
         classes, colours = self.classes, self.colours
-        bad = [
+        bad = doubled + doubled_masks
+        bad += [
             BadRecord(entry.path, f"has no class map masks/{name}.png")
             for name, entry in pictures.items()
             if name not in masks
         ]
         paired = sorted(name for name in pictures if name in masks)
         wrong = inspect(self.storage, [pictures[name] for name in paired])
-
-        def look(storage: Storage, entry: Entry) -> None:
-            class_maps.look(storage, entry, colours)
-
-        wrong |= inspect(self.storage, [masks[name] for name in paired], look)
-        self._look_closely([masks[name] for name in paired])
+        pixels = class_maps.INDICES if colours is None else class_maps.COLOURS
+        wrong |= class_maps.wrong_masks(self.storage, [(pictures[name], masks[name]) for name in paired], pixels)
         bad += [BadRecord(location, reason) for location, reason in wrong.items()]
         good = [name for name in paired if pictures[name].path not in wrong and masks[name].path not in wrong]
-        splits = self.splits_of(good, [""] * len(good))
+        class_maps.look_closely(
+            self.storage.uri,
+            [masks[name] for name in good],
+            lambda path: self.read_target(path, MASK),
+            classes,
+            f"Expected values of the {len(classes)} classes, or colours that colours.txt names (255 255 255 NAME).",
+        )
+        splits = self._splits(good)
         kept = [name for name, split in zip(good, splits, strict=True) if split]
         table = rows(
             {
@@ -136,32 +143,24 @@ class Pairs(PictureSource):
     def read_target(self, location: str, name: str) -> np.ndarray:
         return class_maps.classes_of(self.again(location), len(self.classes), self.colours)
 
-    def _below(self, folder: str) -> dict[str, Entry]:
-        """The pictures of a folder and those below it, by their path there without suffix."""
-        if not self.storage.exists(folder):
-            return {}
-        entries = self.storage.list(folder, recursive=True)
-        paths = {entry.path: PurePosixPath(entry.path).relative_to(folder) for entry in entries}
-        return {
-            str(paths[entry.path].with_suffix("")): entry
-            for entry in entries
-            if paths[entry.path].suffix.lower() in PICTURE_SUFFIXES and not paths[entry.path].name.startswith(".")
-        }
+    def _below(self, folder: str) -> tuple[dict[str, Entry], list[BadRecord]]:
+        entries = self.storage.list(folder, recursive=True) if self.storage.exists(folder) else []
+        return class_maps.by_name(entries, folder)
 
-    def _look_closely(self, masks: Sequence[Entry]) -> None:
-        """Raises DataError where the first class maps all hold other values: before hours of training, not after."""
-        reasons = []
-        for entry in masks[:_LOOKED_AT]:
-            try:
-                self.read_target(entry.path, MASK)
-                return
-            except Unreadable as error:
-                reasons.append(f"{entry.path}: {error.reason}")
-        if reasons:
-            raise DataError(
-                f"{self.storage.uri}: none of the first {len(reasons)} class maps can be used, first {reasons[0]}. "
-                f"Expected values of the {len(self.classes)} classes, or colours that colours.txt names."
-            )
+    def _splits(self, names: Sequence[str]) -> list[str]:
+        """The split of each pair, "" to leave it out."""
+        folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+        if "train" not in folders or not set(folders) <= set(SPLIT_FOLDERS):
+            return self.splits_of(names, [""] * len(names))
+        splits = [SPLIT_FOLDERS[folder] for folder in folders]
+        if "validation" not in splits:
+            train = [i for i, split in enumerate(splits) if split == "train"]
+            share = self.validation if self.validation <= 1 else self.validation / len(train)
+            sizes = (1 - share, share, 0.0)
+            drawn = assign_splits([names[i] for i in train], [""] * len(train), sizes, self.split_seed)
+            for i, split in zip(train, drawn, strict=True):
+                splits[i] = split
+        return splits
 
     def _text(self, name: str) -> str | None:
         try:

@@ -48,6 +48,7 @@ NAMES = (
 TRAINAUG = "trainaug"
 _PLACES = ("", "VOC2012/", "VOCdevkit/VOC2012/")
 _SBD_PLACES = ("benchmark_RELEASE/dataset/", "SBD/benchmark_RELEASE/dataset/", "SBD/dataset/", "SBD/", "dataset/")
+_SBD_SUFFIX = ".mat"
 _LISTS, _PICTURES, _MASKS, _AUGMENTED = (
     "ImageSets/Segmentation",
     "JPEGImages",
@@ -97,7 +98,7 @@ class VOC2012(FileSource):
     def names(self) -> tuple[str, ...]:
         """The classes, background first."""
         try:
-            text = self.storage.read(f"{self.top}classes.txt").decode()
+            text = self._text(f"{self.top}classes.txt")
         except FileNotFoundError:
             return NAMES
         return tuple(line.strip() for line in text.splitlines() if line.strip())
@@ -111,13 +112,23 @@ class VOC2012(FileSource):
                 "Name other lists with --set source.train and source.test."
             )
         splits = dict(zip(train, self._drawn(train), strict=True)) | dict.fromkeys(test, "test")
-        pictures = self._below(_PICTURES)
-        masks, bad = self._masks(splits), []
-        for name in sorted(name for name in splits if name not in pictures):
+        pictures, bad = self._below(_PICTURES)
+        masks = self._masks(splits)
+        doubled = {record.location.rpartition("/")[2].rpartition(".")[0] for record in bad}
+        for name in sorted(name for name in splits if name not in pictures and name not in doubled):
             bad.append(BadRecord(f"{self.top}{_PICTURES}/{name}.jpg", "in a list, and not there"))
         there = sorted(name for name in splits if name in pictures)
         wrong = inspect(self.storage, [pictures[name] for name in there])
-        wrong |= self._wrong_masks([masks[name] for name in there if name in masks])
+        pairs = [(pictures[name], masks[name]) for name in there if name in masks and not _is_sbds(masks[name])]
+        wrong |= class_maps.wrong_masks(self.storage, pairs, class_maps.INDICES)
+        class_maps.look_closely(
+            self.storage.uri,
+            [mask for _, mask in pairs if mask.path not in wrong],
+            lambda path: self.read_target(path, MASK),
+            self.names,
+            f"Expected indices of {len(self.names)} classes: VOC's, or those of {self.top}classes.txt, one name a "
+            "line, background first.",
+        )
         labels, unread = self._labels(there)
         bad += [BadRecord(location, reason) for location, reason in wrong.items()] + unread
         out = {record.location.rpartition("/")[2].rpartition(".")[0] for record in bad}
@@ -148,7 +159,7 @@ class VOC2012(FileSource):
 
     def read_target(self, location: str, name: str) -> np.ndarray:
         data = self.again(location)
-        if location.endswith(".mat"):
+        if location.endswith(_SBD_SUFFIX):
             return _of_sbd(data, len(self.names))
         return class_maps.classes_of(data, len(self.names))
 
@@ -163,13 +174,21 @@ class VOC2012(FileSource):
 
     def _lines(self, file: str) -> list[str]:
         try:
-            text = self.storage.read(file).decode()
+            text = self._text(file)
         except FileNotFoundError:
             raise DataError(
                 f"There is no {file} below {self.storage.uri}; expected a list of names there. Name one that is there "
                 "with --set source.train or source.test."
             ) from None
-        return list(dict.fromkeys(line.split()[0] for line in text.splitlines() if line.strip()))
+        # Lists that others hand on have paths: /JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png
+        names = (line.split()[0].rpartition("/")[2] for line in text.splitlines() if line.strip())
+        return list(dict.fromkeys(name.removesuffix(".jpg") for name in names))
+
+    def _text(self, file: str) -> str:
+        try:
+            return self.storage.read(file).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.storage.full(file)} is not text in UTF-8 ({error}).") from None
 
     def _sbd(self) -> str:
         """SBD's folder dataset/. Raises DataError where there is none."""
@@ -185,27 +204,21 @@ class VOC2012(FileSource):
         sizes = (1 - self.validation, self.validation, 0.0)
         return assign_splits(names, [""] * len(names), sizes, self.split_seed)
 
-    def _below(self, folder: str) -> dict[str, Entry]:
-        """The files of a folder by their names without suffix."""
-        entries = self.storage.list(f"{self.top}{folder}")
-        return {entry.path.rpartition("/")[2].rpartition(".")[0]: entry for entry in entries if not entry.is_dir}
+    def _below(self, folder: str) -> tuple[dict[str, Entry], list[BadRecord]]:
+        return class_maps.by_name(self.storage.list(f"{self.top}{folder}"), f"{self.top}{folder}")
 
     def _masks(self, names: Iterable[str]) -> dict[str, Entry]:
         """The class maps of these pictures: VOC's own, else those of SegmentationClassAug, else SBD's."""
-        masks = self._below(_MASKS)
+        masks, _ = self._below(_MASKS)
         if missing := [name for name in names if name not in masks]:
             more: dict[str, Entry] = {}
             if self.storage.exists(f"{self.top}{_AUGMENTED}"):
-                more = self._below(_AUGMENTED)
+                more, _ = self._below(_AUGMENTED)
             elif self.train == TRAINAUG:
                 entries = self.storage.list(f"{self._sbd()}cls")
-                more = {entry.path.rpartition("/")[2].removesuffix(".mat"): entry for entry in entries}
+                more = {entry.path.rpartition("/")[2].removesuffix(_SBD_SUFFIX): entry for entry in entries}
             masks |= {name: more[name] for name in missing if name in more}
         return masks
-
-    def _wrong_masks(self, masks: Sequence[Entry]) -> dict[str, str]:
-        pictures = [entry for entry in masks if not entry.path.endswith(".mat")]
-        return inspect(self.storage, pictures, class_maps.look)
 
     def _labels(self, names: Sequence[str]) -> tuple[dict[str, list[int]], list[BadRecord]]:
         """1 for each class that a picture's objects have, and the annotations that cannot be read.
@@ -268,6 +281,10 @@ def objects_of(xml: bytes) -> list[str]:
     return [name.strip() for name in names]
 
 
+def _is_sbds(mask: Entry) -> bool:
+    return mask.path.endswith(_SBD_SUFFIX)
+
+
 def _of_sbd(data: bytes, classes: int) -> np.ndarray:
     """The class map in a .mat file of SBD: GTcls.Segmentation."""
     from scipy.io import loadmat  # type: ignore[import-untyped]
@@ -276,6 +293,8 @@ def _of_sbd(data: bytes, classes: int) -> np.ndarray:
         classes_HW: np.ndarray = loadmat(io.BytesIO(data))["GTcls"][0, 0]["Segmentation"]
     except Exception as error:  # scipy's reader raises whatever broken bytes lead it to
         raise Unreadable(f"not SBD's class map ({type(error).__name__}: {error})") from error
-    if classes_HW.ndim != 2 or classes_HW.dtype != np.uint8 or int(classes_HW.max(initial=0)) >= classes:
-        raise Unreadable(f"not SBD's class map ({classes_HW.dtype}, {classes_HW.shape}, up to {classes_HW.max()})")
+    if not isinstance(classes_HW, np.ndarray) or classes_HW.ndim != 2 or classes_HW.dtype != np.uint8:
+        raise Unreadable("not SBD's class map (GTcls.Segmentation is no H x W uint8)")
+    if (highest := int(classes_HW.max(initial=0))) >= classes:
+        raise Unreadable(f"holds the value {highest}; expected 0 to {classes - 1}")
     return np.ascontiguousarray(classes_HW)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from mvray.data.synthetic.sprites import OPAQUE, Pose, Sprite, warp
+from mvray.data.synthetic.sprites import OPAQUE, Pose, Sprite, over, warp
 
 WIDTH, HEIGHT = 160, 120
 MARGIN_X, MARGIN_Y = 28, 14
@@ -56,7 +56,7 @@ def shoot(film: Film) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             layer_drawn = warp(layer.sprite, on_screen, (WIDTH, HEIGHT))
             if layer_drawn is not None:
                 where, rgba_hw4 = layer_drawn
-                frame_HW3[where] = _over(rgba_hw4, frame_HW3[where])
+                frame_HW3[where] = over(rgba_hw4, frame_HW3[where])
                 covered_hw = rgba_hw4[..., 3] >= OPAQUE
                 masks_NHW[:n, where[0], where[1]] &= ~covered_hw
                 masks_NHW[n, where[0], where[1]] = covered_hw
@@ -68,11 +68,3 @@ def _ground(film: Film, t: int) -> np.ndarray:
     right, down = film.camera[t]
     back = (1.0, 0.0, MARGIN_X + float(right), 0.0, 1.0, MARGIN_Y + float(down))
     return np.asarray(film.backdrop.transform((WIDTH, HEIGHT), Image.Transform.AFFINE, back, Image.Resampling.BICUBIC))
-
-
-def _over(rgba_hw4: np.ndarray, below_hw3: np.ndarray) -> np.ndarray:
-    """Premultiplied colours over a picture."""
-    alpha_hw1 = rgba_hw4[..., 3:].astype(np.uint16)
-    # Cubic interpolation overshoots at edges; no colour may be brighter than its cover.
-    colour_hw3 = np.minimum(rgba_hw4[..., :3], alpha_hw1)
-    return np.asarray((colour_hw3 + (below_hw3 * (255 - alpha_hw1) + 127) // 255).astype(np.uint8))

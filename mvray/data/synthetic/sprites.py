@@ -33,7 +33,12 @@ class Sprite:
 
 def sprite(artist: str, name: str, lean_deg: float = 0.0) -> Sprite:
     """The drawing, leaned clockwise by so much and cut at what is drawn."""
-    image = drawing(artist, name).image.convert("RGBa")
+    return cut_out(drawing(artist, name).image, lean_deg)
+
+
+def cut_out(drawn: Image.Image, lean_deg: float = 0.0) -> Sprite:
+    """A drawing in RGBA, in colours of its own perhaps, leaned clockwise by so much and cut at what is drawn."""
+    image = drawn.convert("RGBa")
     if lean_deg:
         image = image.rotate(-lean_deg, Image.Resampling.BICUBIC, expand=True)
     box = image.getchannel("a").point(lambda a: 255 * (a >= OPAQUE)).getbbox() or (0, 0, SIDE, SIDE)
@@ -88,6 +93,14 @@ def warp(of: Sprite, pose: Pose, frame: tuple[int, int]) -> tuple[tuple[slice, s
     image = level.transform((x1 - x0, y1 - y0), Image.Transform.AFFINE, back, Image.Resampling.BICUBIC)
     rgba_hw4 = np.asarray(image)
     return (slice(y0, y1), slice(x0, x1)), rgba_hw4
+
+
+def over(rgba_hw4: np.ndarray, below_hw3: np.ndarray) -> np.ndarray:
+    """Premultiplied colours over a picture."""
+    alpha_hw1 = rgba_hw4[..., 3:].astype(np.uint16)
+    # Cubic interpolation overshoots at edges; no colour may be brighter than its cover.
+    colour_hw3 = np.minimum(rgba_hw4[..., :3], alpha_hw1)
+    return np.asarray((colour_hw3 + (below_hw3 * (255 - alpha_hw1) + 127) // 255).astype(np.uint8))
 
 
 def _factor(of: Sprite, level: Image.Image) -> tuple[float, float]:

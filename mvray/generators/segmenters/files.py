@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from mvray.data import rle
 from mvray.errors import DataError
 from mvray.experiment import Frame, Instances, Read, Segmenter, SegmenterConfig
-from mvray.nn import Method, rle
+from mvray.nn import Method
 
 LAYOUT = "COCO's layout (images, annotations, categories) or YouTube-VIS' (videos, annotations, categories)"
 _NAMES_IN_MESSAGE = 3
@@ -83,7 +84,7 @@ class FilesSegmenter(Segmenter):
             )
         annotations = numbers[frame.number]
         try:
-            runs = [_run(annotation["segmentation"], height, width) for annotation in annotations]
+            runs = [rle.compressed(annotation["segmentation"], height, width) for annotation in annotations]
             labels = [self._labels[annotation["category_id"]] for annotation in annotations]
             masks_NHW = rle.decode(runs, height, width)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -181,24 +182,6 @@ def _lasts(name: str) -> tuple[str, str]:
     """The file's name with its suffix and without."""
     last = PurePosixPath(_parts(name)[-1])
     return last.name, last.stem
-
-
-def _run(mask: Any, height: int, width: int) -> bytes:
-    """Compressed run lengths of a mask in any of COCO's forms. Raises ValueError for a mask of another size."""
-    from pycocotools import mask as coco
-
-    if isinstance(mask, list):
-        if not mask or any(len(corners) < 6 or len(corners) % 2 for corners in mask):
-            raise ValueError("a mask without polygons of three corners or more")
-        whole = coco.merge(coco.frPyObjects(mask, height, width))
-    else:
-        if [int(side) for side in mask["size"]] != [height, width]:
-            raise ValueError(f"a mask of {mask['size'][0]} x {mask['size'][1]}")
-        counts = mask["counts"]
-        if isinstance(counts, list):
-            return bytes(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"])
-        whole = {"counts": counts.encode() if isinstance(counts, str) else counts}
-    return bytes(whole["counts"])
 
 
 def _boxes(runs: Sequence[bytes], height: int, width: int) -> torch.Tensor:

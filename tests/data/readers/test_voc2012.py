@@ -101,7 +101,8 @@ def test_trainaug_as_others_hand_it_on(root: Path) -> None:
     top = root / "VOCdevkit/VOC2012"
     (top / "SegmentationClassAug").mkdir()
     (top / "ImageSets/Segmentation/trainaug.txt").write_text("2007_000032\n2008_000002\n")
-    Image.new("L", (30, 20), 20).save(top / "SegmentationClassAug/2008_000002.png")
+    with Image.open(top / "JPEGImages/2008_000002.jpg") as image:
+        Image.new("L", image.size, 20).save(top / "SegmentationClassAug/2008_000002.png")
     rows = VOC2012(root=str(root), train="trainaug", validation=0.0).index().rows.to_pylist()
     masks = {row["key"]: row["targets"]["mask"]["location"] for row in rows if row["split"] == "train"}
     assert masks == {
@@ -140,6 +141,46 @@ def test_lists_that_share_pictures_and_lists_that_are_not_there_are_refused(root
     (root / "VOCdevkit").rename(root / "elsewhere")
     with pytest.raises(DataError, match=r"holds benchmark_RELEASE/.*; expected VOC 2012: JPEGImages"):
         VOC2012(root=str(root)).index()
+
+
+def test_lists_as_others_write_them(root: Path) -> None:
+    """With paths, as DeepLab's are, with a mark of UTF-8, names twice, empty lines."""
+    list_ = root / "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt"
+    list_.write_bytes(
+        b"\xef\xbb\xbf/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\r\n\r\n2007_000039\r\n"
+        b"2007_000032\r\n"
+    )
+    splits = splits_of(VOC2012(root=str(root), validation=0.0))
+    assert [name for name, split in splits.items() if split == "train"] == ["2007_000032", "2007_000039"]
+    list_.write_bytes(b"\xe9\n")
+    with pytest.raises(DataError, match=r"Segmentation/train.txt is not text in UTF-8"):
+        VOC2012(root=str(root)).index()
+
+
+def test_class_maps_of_other_classes_are_refused_before_training(root: Path) -> None:
+    top = root / "VOCdevkit/VOC2012"
+    (top / "classes.txt").write_text("background\nperson\n")
+    with pytest.raises(
+        DataError, match=r"none of 5 class maps that were looked at can be used, .*Expected indices of 2"
+    ):
+        VOC2012(root=str(root)).index()
+
+
+@pytest.mark.parametrize("wrong", [b"", b"MATLAB", "other", "high", "wide"])
+def test_an_sbd_file_that_is_no_class_map(root: Path, wrong: bytes | str) -> None:
+    file = root / "benchmark_RELEASE/dataset/cls/2008_000002.mat"
+    values = {"high": np.full((2, 3), 21, np.uint8), "wide": np.zeros((2, 3), np.uint16)}
+    if isinstance(wrong, bytes):
+        file.write_bytes(wrong)
+    elif wrong in values:
+        content = np.empty((1, 1), [("Segmentation", "O")])
+        content[0, 0] = (values[wrong],)
+        savemat(file, {"GTcls": content})
+    else:
+        savemat(file, {"other": np.zeros(1)})
+    reason = "holds the value 21; expected 0 to 20" if wrong == "high" else "not SBD's class map"
+    with pytest.raises(Unreadable, match=reason):
+        VOC2012(root=str(root)).read_target("benchmark_RELEASE/dataset/cls/2008_000002.mat", "mask")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mvray.cli import main
-from mvray.data.synthetic import actions, comics, faces
+from mvray.data.synthetic import actions, comics, faces, segments
 from mvray.errors import DataError, SettingError
 
 pytestmark = pytest.mark.slow  # drawn samples, some seconds each
@@ -32,6 +32,7 @@ KINDS = {
     "comics": Kind(comics.compose, {"titles": 2, "pages": 2}, ".jpg", 6),
     "actions": Kind(actions.compose, {"classes": 2, "videos": 3}, ".avi", 6),
     "faces": Kind(faces.compose, {"characters": 2, "pictures": 2}, ".png", 3),
+    "segments": Kind(segments.compose, {"pictures": 10, "size": 64}, ".jpg", 10),
 }
 every_kind = pytest.mark.parametrize("name", KINDS)
 
@@ -146,6 +147,8 @@ def test_refuses_a_place_where_something_else_is(name: str, tmp_path: Path) -> N
         ("faces", {"characters": 1}, "characters is 1; expected 2 to 1000"),
         ("faces", {"characters": 1001}, "characters is 1001"),
         ("faces", {"pictures": 1}, "pictures is 1; expected 2 to"),
+        ("segments", {"pictures": 9}, "pictures is 9; expected 10 to"),
+        ("segments", {"size": 63}, "size is 63; expected 64 to 512"),
         *((name, {"seed": -1}, "seed is -1") for name in KINDS),
         *((name, {"processes": 0}, "processes is 0") for name in KINDS),
     ],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvray.nn import rle
+from mvray.data import rle
 
 
 def by_hand(mask_HW: np.ndarray) -> list[int]:
