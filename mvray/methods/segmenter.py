@@ -186,8 +186,14 @@ class Segmenter(Method):
         self.load_state_dict(fits, strict=False)
 
     def start(self, weights: Mapping[str, Tensor]) -> None:
-        crf = {} if self.crf is None else {f"crf.{name}": value for name, value in self.crf.state_dict().items()}
-        self.load_state_dict({**crf, **weights})
+        """Everything, of a segmenter of the same settings (``crf`` apart); else the encoder, as of a tagger."""
+        own, all_ = self.state_dict(), {**weights}
+        if self.crf is not None:
+            all_ = {**{f"crf.{name}": value for name, value in self.crf.state_dict().items()}, **all_}
+        if {name: value.shape for name, value in all_.items()} == {name: value.shape for name, value in own.items()}:
+            self.load_state_dict(all_)
+        else:
+            self.encoder.load_state_dict(self.encoder.part_of(weights))
 
     def groups(self, phase: str) -> Sequence[Group]:
         config = self.config

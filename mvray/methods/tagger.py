@@ -108,6 +108,10 @@ class Tagger(Method):
         for name, values in (("mean", config.mean), ("std", config.std)):
             self.register_buffer(name, 255 * torch.tensor(values).reshape(3, 1, 1), persistent=False)
 
+    def start(self, weights: Mapping[str, Tensor]) -> None:
+        """The encoder alone, as of a tagger with another loss."""
+        self.encoder.load_state_dict(self.encoder.part_of(weights))
+
     def _scores(self, images_BCHW: Tensor) -> Tensor:
         """Scores at the decoder's resolution, B x K x h x w."""
         three_BCHW = images_BCHW.expand(-1, 3, -1, -1).to(self.mean.dtype, memory_format=torch.channels_last)

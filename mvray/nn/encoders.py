@@ -6,7 +6,7 @@ map at stride 2^l; where the network is dilated, deeper levels stay at the outpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,19 @@ class Encoder(nn.Module):
         self._indices = indices
         if indices:
             self._take_indices(name)
+
+    def part_of(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of the encoder "encoder" of another network. Raises SettingError where they do not fit."""
+        own = self.state_dict()
+        theirs = {
+            name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")
+        }
+        if wrong := [name for name in own if name not in theirs or theirs[name].shape != own[name].shape]:
+            raise SettingError(
+                f"The weights to start from are of another network: {len(wrong)} of {len(own)} entries of the encoder "
+                f"do not fit, such as {wrong[0]}. Start from a step with the same method.network."
+            )
+        return {name: theirs[name] for name in own}
 
     def deep_layers(self, prefix: str = "") -> tuple[str, ...]:
         """The names of the convolutions, or blocks of them, of stages 3 to 5: for VGG16 conv3_1 to conv5_3."""

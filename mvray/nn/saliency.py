@@ -39,7 +39,8 @@ class Saliency(Settings):
 
     ``scales``: the picture is looked at in these sizes. Candidates are the classes with a probability above
     ``least_probability`` at any scale, filled up to ``candidates`` by the next likely. ``layers``: names of the
-    layers whose inputs are looked at, () for the method's own choice (VGG16: conv3_1 to conv5_3).
+    layers whose inputs are looked at, () for the method's own choice (VGG16: conv3_1 to conv5_3). ``sharpness`` is the
+    factor in the last tanh, 3 in the paper; with 0 there is none, and half of the maximum is 0.5.
     """
 
     kind: ClassVar[str] = "saliency_form"
@@ -49,11 +50,13 @@ class Saliency(Settings):
     candidates: int = 4
     least_probability: float = 0.5
     layers: tuple[str, ...] = ()
+    sharpness: float = SHARPNESS
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
             ("scales", bool(self.scales) and min(self.scales) > 0, "one or more values above 0"),
             ("candidates", self.candidates >= 1, "1 or more"),
+            ("sharpness", self.sharpness >= 0, "0 or more"),
             ("least_probability", 0 <= self.least_probability < 1, "0 up to below 1"),
         ):
             if not holds:
@@ -107,7 +110,9 @@ def class_saliency(
             for gradients_BMhw in _gradients(scores_BKhw, inputs, candidates_BM, layers):
                 maps_BMhw = enlarged(gradients_BMhw, size)
                 total_BMhw += _against_others(maps_BMhw) if settings.subtract else _scaled(maps_BMhw)
-        maps_BMhw = (SHARPNESS * _scaled(total_BMhw)).tanh()
+        maps_BMhw = _scaled(total_BMhw)
+        if settings.sharpness:
+            maps_BMhw = (settings.sharpness * maps_BMhw).tanh()
     return ClassMaps(maps_BMhw, candidates_BM, likeliest_BK.gather(1, candidates_BM))
 
 

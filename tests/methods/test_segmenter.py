@@ -17,7 +17,7 @@ from toys import Here, task
 from mvray.data.readers import Pairs
 from mvray.errors import DataError, SettingError
 from mvray.experiment import Data, Facts, Optim, Pictures, Scale, Train
-from mvray.methods import segmenter
+from mvray.methods import segmenter, tagger
 from mvray.nn import CRF, DECODERS, marginals
 from mvray.storage import Storage
 from mvray.training.loop import train
@@ -218,3 +218,19 @@ def test_it_learns(pairs: Path, tmp_path: Path) -> None:
     train(given, Here())
     rows = json.loads(Storage(given.folder).read("history.json"))
     assert max(row["validation/mean_iou"] for row in rows) > 0.5 > rows[0]["validation/mean_iou"]
+
+
+def test_it_starts_from_a_taggers_encoder_and_from_no_other() -> None:
+    torch.manual_seed(1)
+    tags = tagger.Config(network="vgg-small", decoder="fcn32", frozen=True).build(FACTS)
+    method = built(SMALL)
+    head = method.decoder.state_dict()["scores.0.weight"].clone()
+    method.start(tags.state_dict())
+    for name, value in tags.encoder.state_dict().items():
+        assert torch.equal(method.encoder.state_dict()[name], value), name
+    assert torch.equal(method.decoder.state_dict()["scores.0.weight"], head)
+    other = built(SMALL)
+    other.start(method.state_dict())
+    assert torch.equal(other.decoder.state_dict()["scores.0.weight"], head)
+    with pytest.raises(SettingError, match="weights to start from are of another network"):
+        built(SMALL).start(segmenter.Config(network="resnet18", decoder="fcn8").build(FACTS).state_dict())
