@@ -46,10 +46,12 @@ def compressed(segmentation: Any, height: int, width: int) -> bytes:
 
     try:
         if isinstance(segmentation, list):
-            polygons = [_polygon(corners, height, width) for corners in segmentation]
-            if not polygons:
+            for corners in segmentation:
+                _check_polygon(corners, height, width)
+            if not segmentation:
                 raise ValueError("a mask without polygons")
-            return bytes(coco.merge(coco.frPyObjects(polygons, height, width))["counts"])
+            parts = coco.frPyObjects(segmentation, height, width)
+            return bytes((parts[0] if len(parts) == 1 else coco.merge(parts))["counts"])
         if [int(side) for side in segmentation["size"]] != [height, width]:
             raise ValueError(f"a mask of {segmentation['size'][0]} x {segmentation['size'][1]}")
         run_lengths = segmentation["counts"]
@@ -63,14 +65,13 @@ def compressed(segmentation: Any, height: int, width: int) -> bytes:
     return run_lengths
 
 
-def _polygon(corners: Any, height: int, width: int) -> list[float]:
+def _check_polygon(corners: Any, height: int, width: int) -> None:
     values = np.asarray(corners)
     if values.ndim != 1 or values.dtype.kind not in "iuf" or len(values) < 6 or len(values) % 2:
         raise ValueError("a mask without polygons of three corners or more")
     x, y = values[::2], values[1::2]
-    if not ((x >= -width) & (x <= 2 * width)).all() or not ((y >= -height) & (y <= 2 * height)).all():
+    if not (x.min() >= -width and x.max() <= 2 * width and y.min() >= -height and y.max() <= 2 * height):
         raise ValueError(f"a polygon with corners far outside of {height} x {width}")
-    return [float(value) for value in values]
 
 
 def _check_size(run_lengths: bytes, height: int, width: int) -> None:

@@ -60,7 +60,8 @@ class COCO(FileSource):
 
     ``train`` and ``test`` name sets ("" for no test); of the first the share ``validation`` is kept apart, drawn by
     ``split_seed``. A picture's labels (``batch["labels"]``) are the classes of its segments without crowds. A picture
-    with a segment that cannot be used is left out. Each node reads an annotation file once, and keeps a table of it.
+    with a segment that cannot be used is left out. Each node makes a table of an annotation file once: of the
+    instances of train2017 in about 80 s.
     """
 
     kind: ClassVar[str] = "coco"
