@@ -272,6 +272,10 @@ class Segmenter(Method):
         """``classes``: the likeliest class of each place, B x H x W uint8."""
         return {"classes": self.class_maps(batch["image"]).argmax(1).to(torch.uint8)}
 
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        truth = {"truth": batch[self.config.truth]} if self.config.truth in batch else {}
+        return {**truth, "prediction": self.predict(batch)["classes"]}
+
     def evaluation(self) -> Evaluation:
         return PixelCounts(self.classes, self.config.truth)
 

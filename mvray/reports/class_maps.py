@@ -34,7 +34,10 @@ def painted(image_HWC: Picture, classes_HW: np.ndarray) -> Picture:
 
 
 def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None) -> Image.Image:
-    """The classes' colours with their names in rows, ``width`` pixels wide; of ``shown`` alone where that is given."""
+    """The classes' colours with their names in rows, ``width`` pixels wide; of ``shown`` alone where that is given.
+
+    The background (0) is white, as `painted` leaves it clear.
+    """
     font = load_font(20)
     numbers = range(len(names)) if shown is None else shown
     cells = [(number, plain_text(names[number])) for number in numbers]
@@ -44,7 +47,8 @@ def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None)
     draw = ImageDraw.Draw(image)
     for at, (number, name) in enumerate(cells):
         x, y = 8 + at % columns * cell, 8 + at // columns * 32
-        draw.rectangle((x, y, x + 24, y + 24), fill=tuple(colours()[number].tolist()), outline=INK)
+        fill = tuple(colours()[number].tolist()) if number else "white"
+        draw.rectangle((x, y, x + 24, y + 24), fill=fill, outline=INK)
         draw.text((x + 32, y), name, fill=INK, font=font)
     return image
 

@@ -72,7 +72,7 @@ def sheet(
 
     Cells take the shape of the first picture. ``None`` leaves a cell empty. A row's title may have lines.
     """
-    return picture_png(_grid(rows, column_titles, row_titles, title))
+    return picture_png(grid(rows, column_titles, row_titles, title))
 
 
 def animation(
@@ -84,7 +84,7 @@ def animation(
 ) -> bytes:
     """Contact sheets one after another, as a GIF that begins again: ``moments[t][row][column]`` are pictures."""
     # One palette for all, so that still parts do not flicker.
-    grids = [_grid(rows, column_titles, row_titles, title, ANIMATION_PX) for rows in moments]
+    grids = [grid(rows, column_titles, row_titles, title, ANIMATION_PX) for rows in moments]
     palette = grids[0].quantize(255, dither=Image.Dither.NONE)
     shown = [grid.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for grid in grids]
     file = io.BytesIO()
@@ -108,13 +108,14 @@ def histograms(
     return figure_png(figure)
 
 
-def _grid(
+def grid(
     rows: Sequence[Sequence[Picture | None]],
     column_titles: Sequence[str],
     row_titles: Sequence[str],
     title: str,
     width_px: int = WIDTH_PX,
 ) -> Image.Image:
+    """As `sheet`, ``width_px`` wide, not yet written as PNG."""
     small, large = load_font(TEXT_PX), load_font(TITLE_PX)
     sides = ["\n".join(shorten(line) for line in name.splitlines()) for name in row_titles]
     widest = max((small.getlength(line) for name in sides for line in name.splitlines()), default=0)
