@@ -121,9 +121,9 @@ class Samples:
         device = self._here.device
         method.eval()
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                with torch.no_grad(), precision(self._task.step.optim, device):
-                    shown = method.pictures(inputs) if len(inputs["index"]) else {}
+            numbers = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with numbers, torch.no_grad(), precision(self._task.step.optim, device):
+                shown = method.pictures(inputs) if len(inputs["index"]) else {}
         finally:
             method.train(training)
         beside = {"picture": inputs["image"]} if shown and "image" in inputs else {}
