@@ -37,4 +37,4 @@ def _drawn(shown: dict[str, np.ndarray], name: str, nth: int) -> np.ndarray:
     if values.ndim == 3:
         return figures.rgb(values)
     over = figures.rgb(shown[PICTURE][nth]) if PICTURE in shown else np.full((*values.shape, 3), 255, np.uint8)
-    return class_maps.painted(over, values)
+    return class_maps.painted_on_grey(over, values)

@@ -136,7 +136,7 @@ def _page(
         maps = {"truth": first[of_first.truth_name][own]}
         maps |= {name: samples[name][one.map_name][own] for name, one in compared.items()}
         seen |= {int(number) for classes_HW in maps.values() for number in np.unique(classes_HW)}
-        cells = [picture, *(class_maps.painted(picture, classes_HW) for classes_HW in maps.values())]
+        cells = [picture, *(class_maps.painted_on_grey(picture, classes_HW) for classes_HW in maps.values())]
         titles = ["picture", "truth", *(f"{name}\nIoU {one.picture_iou[row]:.0%}" for name, one in compared.items())]
         blocks += _lines(cells, titles, str(rows["location"][row].as_py()))
     if not blocks:
