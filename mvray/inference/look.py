@@ -13,9 +13,9 @@ from mvray.data import ClipView, Unreadable, open_upright
 from mvray.data.readers import SUFFIXES
 from mvray.data.video import Video
 from mvray.errors import DataError, SettingError
-from mvray.experiment import PAD, Clips, Facts, Generator, Pictures, Train
+from mvray.experiment import Clips, Facts, Generator, Pictures, Train
 from mvray.generators import gradcam
-from mvray.inference.model import ENDINGS, load_step, network_input, picture_files
+from mvray.inference.model import ENDINGS, least_size, load_step, network_input, picture_files
 from mvray.nn import Method
 from mvray.reports import figures
 from mvray.storage import Storage
@@ -98,9 +98,8 @@ def _look_at_videos(step: Train, facts: Facts, method: Method, files: Sequence[P
 
 def _read(path: Path, pictures: Pictures, facts: Facts) -> np.ndarray:
     """The picture as the network gets it, C x H x W uint8."""
-    # What is padded shows a small picture in its own size, so a JPEG must not be decoded at a part of it.
-    least = (1 << 30, 1 << 30) if pictures.fit == PAD else (facts.height, facts.width)
-    return network_input(open_upright(path.read_bytes(), *least, grey=facts.channels == 1), pictures, facts)
+    image = open_upright(path.read_bytes(), *least_size(pictures, facts), grey=facts.channels == 1)
+    return network_input(image, pictures, facts)
 
 
 def _own_attention(method: Method, frames_THWC: np.ndarray, name: str) -> tuple[np.ndarray, int, float]:

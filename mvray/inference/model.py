@@ -98,6 +98,12 @@ def picture_files(paths: Sequence[Path], endings: set[str]) -> Iterator[Path]:
             )
 
 
+def least_size(pictures: Pictures, facts: Facts) -> tuple[int, int]:
+    """Down to which height and width a picture may be decoded before it becomes the network's input."""
+    # What is padded is not enlarged, so its own size must be seen.
+    return (1 << 30, 1 << 30) if pictures.fit == PAD else (facts.height, facts.width)
+
+
 def network_input(image: Image.Image, pictures: Pictures, facts: Facts) -> np.ndarray:
     """The picture as the network gets it when it is tested, C x H x W uint8: stretched, or padded."""
     if facts.channels == 1:
@@ -195,7 +201,8 @@ class Model:
         bad: dict[Path, str] = {}
         pictures = self.step.data.pictures
         assert isinstance(pictures, Pictures), "refused at the start"
-        least = max(self.facts.height, THUMBNAIL_HEIGHT), max(self.facts.width, THUMBNAIL_HEIGHT)
+        least = least_size(pictures, self.facts)
+        least = max(least[0], THUMBNAIL_HEIGHT), max(least[1], THUMBNAIL_HEIGHT)
         for path in files:
             try:
                 image = open_upright(path.read_bytes(), *least, grey=False)
