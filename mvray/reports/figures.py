@@ -126,7 +126,7 @@ def grid(
     cell_h = round(cell_w * first.shape[0] / first.shape[1])
     titles = ["\n".join(fit_width(line, small, cell_w) for line in name.splitlines()) for name in column_titles]
     lines = 1 + max(name.count("\n") for name in titles)
-    top = 2 * PAD_PX + TITLE_PX + TEXT_PX * lines + PAD_PX
+    top = 2 * PAD_PX + TEXT_PX * lines + (TITLE_PX + PAD_PX if title else 0)
     size = (left + columns * (cell_w + PAD_PX), top + len(rows) * (cell_h + PAD_PX))
     whole = Image.new("RGB", (max(size[0], int(large.getlength(title)) + 2 * PAD_PX), size[1]), "white")
     pen = ImageDraw.Draw(whole)

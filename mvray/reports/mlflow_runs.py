@@ -98,7 +98,7 @@ class RunLog:
             self._tracker.metrics(run, {k: v for k, v in row.items() if k != "epoch"}, epoch)
             if planned.step.curves and (run, epoch) not in self._pictured:
                 if sheet := epoch_sheet.draw(planned, epoch):
-                    self._tracker.image(run, sheet, "validation samples", epoch)
+                    self._tracker.image(run, sheet, "validation/samples", epoch)
                 self._pictured.add((run, epoch))
 
     def finished(self, run: str, planned: Planned, metrics: Mapping[str, float], costs: Mapping[str, float]) -> None:

@@ -260,5 +260,6 @@ th, td { padding: .6rem .9rem .6rem 0; border-bottom: 1px solid var(--line); ver
 .state::before { content: "●"; margin-right: .4rem; color: var(--open) }
 .finished::before { color: var(--good) } .missing::before { content: "○"; color: var(--faint) }
 figure { margin: 2rem 0 0 } img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px }
+@media (max-width: 700px) { figure { overflow-x: auto } img { max-width: none; width: 800px } }
 @media print { .wide { overflow: visible } }
 """

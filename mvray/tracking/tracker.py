@@ -176,9 +176,12 @@ class Tracker:
         self._put("file", handle, content, path=path)
 
     def image(self, handle: str, picture_png: bytes, key: str, step: int) -> None:
-        """Log a PNG as the image ``key`` of ``step``: MLflow's page of a run shows those of a key by their steps."""
+        """Log a PNG as the image ``key`` of ``step``: MLflow's page of a run shows those of a key by their steps.
+
+        A key "validation/samples" stands beside the metrics that begin as it does.
+        """
         # The names, the small copy and the tag are those of mlflow.MlflowClient.log_image.
-        name = f"images/{key}+step+{step}+timestamp+{int(1000 * time.time())}+{uuid.uuid4()}"
+        name = f"images/{key.replace('/', '~')}+step+{step}+timestamp+{int(1000 * time.time())}+{uuid.uuid4()}"
         small, file = Image.open(io.BytesIO(picture_png)).convert("RGB"), io.BytesIO()
         small.thumbnail((SMALL_IMAGE_PX, SMALL_IMAGE_PX))
         small.save(file, "WEBP")
