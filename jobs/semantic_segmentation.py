@@ -19,6 +19,7 @@ mvray[pretrained]`, make's environment has it), and random ones else, with which
 from dataclasses import replace
 
 from mvray import (
+    ClassMaps,
     Column,
     Data,
     Generate,
@@ -125,4 +126,6 @@ def job(tiny: bool = False) -> Job:
         ),
         metric="validation/mean_iou",
     )
-    return Job("semantic_segmentation", tuple(row.measure for row in rows), table, seeds=(0,), search=search)
+    maps = ClassMaps("class maps", data.test, tuple((row.name, row.measure) for row in rows))
+    measures = tuple(row.measure for row in rows)
+    return Job("semantic_segmentation", measures, table, seeds=(0,), sheets=(maps,), search=search)

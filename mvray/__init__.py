@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mvray.experiment import (
         LAST,
         Choice,
+        ClassMaps,
         Clips,
         Column,
         Data,
@@ -42,6 +43,7 @@ _API = ("Result", "SearchResult", "load", "report", "run", "tune")
 __all__ = [
     "LAST",
     "Choice",
+    "ClassMaps",
     "Clips",
     "Column",
     "Data",

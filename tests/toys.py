@@ -116,6 +116,24 @@ class Counted(Evaluation):
 
 
 @dataclass(frozen=True)
+class Shown(Linear):
+    """As `Linear`; after an epoch it shows two things of a sample, and draws a random number for it."""
+
+    kind = "toy_shown"
+
+    def build(self, facts: Facts) -> Method:
+        return ShownMethod(self, facts)
+
+
+class ShownMethod(LinearMethod):
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        torch.rand(3)
+        predicted_B = self.predict(batch)["predicted"].to(torch.uint8)
+        classes_BHW = predicted_B[:, None, None].expand(-1, *batch["image"].shape[2:])
+        return {"class": classes_BHW, "negative": 255 - batch["image"].expand(-1, 3, -1, -1)}
+
+
+@dataclass(frozen=True)
 class TwoPhases(MethodConfig):
     """Two layers, each trained in a phase of its own, although each phase's loss depends on both."""
 

@@ -75,6 +75,15 @@ class View:
         (y0, y1), (x0, x1) = spans
         return cls(x0, y0, x1, y1, pictures.flip and mirror < 0.5, native=native)
 
+    def inside(self, height: int, width: int) -> tuple[slice, slice]:
+        """The rows and columns of a sample of height x width that show something of the picture, not padding."""
+
+        def span(start: float, end: float, pixels: int) -> slice:
+            per_pixel = (end - start) / pixels
+            return slice(max(0, round(-start / per_pixel)), min(pixels, round((1 - start) / per_pixel)))
+
+        return span(self.y0, self.y1, height), span(self.x0, self.x1, width)
+
     def within(self, other: View) -> View:
         """The same part in shares of what ``other`` shows of the picture."""
         wide, high = other.x1 - other.x0, other.y1 - other.y0

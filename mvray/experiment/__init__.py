@@ -17,7 +17,7 @@ from mvray.experiment.contracts import (
     Segmenter,
     SegmenterConfig,
 )
-from mvray.experiment.exhibits import Column, Groups, Matches, Row, Sheet, Table
+from mvray.experiment.exhibits import ClassMaps, Column, Exhibit, Groups, Matches, Row, Sheet, Table
 from mvray.experiment.fields import ADDED, FILE, NOT_IDENTITY, check_above_0
 from mvray.experiment.identity import described, identify, without_files
 from mvray.experiment.inputs import ALL, PAD, PEOPLE, PEOPLE_AND_OBJECTS, STRETCH, Clips, Masks, Pictures
@@ -51,11 +51,13 @@ __all__ = [
     "BadRecord",
     "Batch",
     "Choice",
+    "ClassMaps",
     "Clips",
     "Code",
     "Column",
     "Data",
     "Domain",
+    "Exhibit",
     "Facts",
     "Frame",
     "FrameGenerator",

@@ -72,6 +72,11 @@ class MethodConfig(Settings, ABC):
     def predict_uses(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def least_share(self) -> int:
+        """Samples that each worker must have at least of a batch, or of each accumulation of it."""
+        return 1
+
     def check(self, facts: Facts) -> None:
         """Raise UserError for what cannot be trained on such data. Called before anything is started: be quick."""
 

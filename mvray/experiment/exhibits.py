@@ -82,3 +82,20 @@ class Matches(Settings):
     embeddings: Generate
     column: str = "embedding"
     samples: int = 8
+
+
+@dataclass(frozen=True)
+class ClassMaps(Settings):
+    """Pictures of class maps: samples with the truth and each row's map; the best and the worst; confusion; bars.
+
+    ``rows`` pairs a title with the Measure whose data has the counts of generators/map_scores.py, made of class maps.
+    """
+
+    kind: ClassVar[str] = "class_maps"
+    title: str
+    data: Data
+    rows: tuple[tuple[str, Measure], ...]
+    samples: int = 4
+
+
+Exhibit = Sheet | Groups | Matches | ClassMaps

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import enum
 import hashlib
 import inspect
 import json
@@ -49,8 +50,27 @@ def _fields(part: Any, step_id: Callable[[Step], str], *without: str) -> dict[st
         if f.metadata.get("added") and value == f.default:
             continue
         if f.metadata.get("identity", True) and f.name not in without:
+            _check_plain(value, part, f.name)
             content[f.name] = _content(value) if f.metadata.get("file") else described(value, step_id)
     return content
+
+
+def _check_plain(value: Any, part: Any, name: str) -> None:
+    """Raises SettingError for a value that step.json could not give back as it was, such as an Enum or a dict."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            _check_plain(item, part, name)
+        return
+    is_enum = isinstance(value, enum.Enum)  # of text, too: step.json would give the text back
+    if is_enum or not (value is None or isinstance(value, str | int | float) or _is_described(value)):
+        raise SettingError(
+            f"{type(part).__qualname__}.{name} is {value!r}; expected text, a number, true or false, None, other "
+            'settings, or a tuple of these, which step.json can hold. For one of some values: Literal["mean", "max"].'
+        )
+
+
+def _is_described(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) or callable(value)
 
 
 def code_of(function: Callable[..., Any]) -> str:

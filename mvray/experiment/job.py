@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mvray.errors import SettingError
-from mvray.experiment.exhibits import Groups, Matches, Sheet, Table
+from mvray.experiment.exhibits import Exhibit, Table
 from mvray.experiment.search_space import Search
 from mvray.experiment.settings import Settings
 from mvray.experiment.steps import Step
@@ -25,7 +25,7 @@ class Job(Settings):
     steps: tuple[Step, ...]
     table: Table | None = None
     seeds: tuple[int, ...] = (0,)
-    sheets: tuple[Sheet | Groups | Matches, ...] = ()
+    sheets: tuple[Exhibit, ...] = ()
     search: Search | None = None
 
     def __post_init__(self) -> None:

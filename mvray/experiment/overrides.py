@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
 import re
 import types
 import typing
@@ -181,7 +182,7 @@ def _of_kind(name: str, current: Settings, setting: str) -> Any:
     return cls(**{name: getattr(current, name) for name in ("root", "of") if name in both})
 
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_KINDS = {bool: "true or false", int: "a whole number, such as 2", float: "a number, such as 0.5", str: "text"}
 
 
 def _coerced(value: Any, hint: Any, name: str) -> Any:
@@ -213,6 +214,12 @@ def _coerced(value: Any, hint: Any, name: str) -> Any:
     if isinstance(hint, type) and issubclass(hint, Settings):
         inside = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(hint)[:4])  # type: ignore[arg-type]
         raise SettingError(f"--set {name}={value}: {name} has settings of its own; expected one of them, as {inside}.")
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        values = ", ".join(repr(member.value) for member in hint)
+        raise SettingError(
+            f"--set {name}={value}: {name} is an Enum, {hint.__name__}, which step.json cannot hold; expected it "
+            f"annotated as Literal[{values}]. Change the settings class so."
+        )
     kind = _KINDS.get(hint) or f"a value of type {getattr(hint, '__name__', hint)}"
     raise SettingError(f"--set {name}={value}: expected {kind}.")
 

@@ -295,12 +295,14 @@ class Train(Step):
         self.check_shared(facts.samples, self.scale.workers)
 
     def check_shared(self, samples: int, workers: int) -> None:
-        """Raises SettingError where a batch out of ``samples`` has less than one for each worker and accumulation."""
+        """Raises SettingError where a batch out of ``samples`` has too few for each worker and accumulation."""
         batch, accumulate = min(self.optim.batch_size, samples), self.optim.accumulate
-        if batch < workers * accumulate:
+        least = self.method.least_share
+        if batch < workers * accumulate * least:
+            each = "" if least == 1 else f", of at least {least} samples each"
             raise SettingError(
                 f"Step {self.name!r}: a batch of {batch} samples cannot be shared by {workers} workers x {accumulate} "
-                "accumulations. Use fewer workers or a larger batch_size."
+                f"accumulations{each}. Use fewer workers or a larger batch_size."
             )
 
 

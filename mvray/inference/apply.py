@@ -106,17 +106,10 @@ def class_map(method: Method, image_HWC: np.ndarray, step: Train, facts: Facts, 
         if crf is not None:
             scores_BKHW = probabilities_BKHW.float().clamp_min(1e-12).log()
             probabilities_BKHW = marginals(scores_BKHW, batch_BCHW.expand(-1, 3, -1, -1), crf)
-        top, bottom = _span(view.y0, view.y1, facts.height)
-        left, right = _span(view.x0, view.x1, facts.width)
-        own = probabilities_BKHW[:, :, top:bottom, left:right]
+        rows, columns = view.inside(facts.height, facts.width)
+        own = probabilities_BKHW[:, :, rows, columns]
         classes_HW: np.ndarray = enlarged(own, size).argmax(1)[0].to(torch.uint8).cpu().numpy()
     return classes_HW
-
-
-def _span(start: float, end: float, pixels: int) -> tuple[int, int]:
-    """Which pixels of an axis show something of the picture."""
-    per_pixel = (end - start) / pixels
-    return max(0, round(-start / per_pixel)), min(pixels, round((1 - start) / per_pixel))
 
 
 def _small(image_HWC: np.ndarray) -> np.ndarray:

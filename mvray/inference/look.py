@@ -13,9 +13,9 @@ from mvray.data import ClipView, Unreadable, open_upright
 from mvray.data.readers import SUFFIXES
 from mvray.data.video import Video
 from mvray.errors import DataError, SettingError
-from mvray.experiment import Clips, Facts, Generator, Train
+from mvray.experiment import Clips, Facts, Generator, Pictures, Train
 from mvray.generators import gradcam
-from mvray.inference.model import ENDINGS, load_step, network_input, picture_files
+from mvray.inference.model import ENDINGS, least_size, load_step, network_input, picture_files
 from mvray.nn import Method
 from mvray.reports import figures
 from mvray.storage import Storage
@@ -43,7 +43,7 @@ def look(step_path: str, files: Sequence[Path], out: Path, layer: str = "") -> P
     out.mkdir(parents=True, exist_ok=True)
     for path in pictures:
         try:
-            image_CHW = _read(path, facts)
+            image_CHW = _read(path, step.data.pictures, facts)
         except (Unreadable, OSError) as error:
             print(f"left out: {path}: {error}")
             continue
@@ -96,9 +96,10 @@ def _look_at_videos(step: Train, facts: Facts, method: Method, files: Sequence[P
     return sheet
 
 
-def _read(path: Path, facts: Facts) -> np.ndarray:
+def _read(path: Path, pictures: Pictures, facts: Facts) -> np.ndarray:
     """The picture as the network gets it, C x H x W uint8."""
-    return network_input(open_upright(path.read_bytes(), facts.height, facts.width, grey=facts.channels == 1), facts)
+    image = open_upright(path.read_bytes(), *least_size(pictures, facts), grey=facts.channels == 1)
+    return network_input(image, pictures, facts)
 
 
 def _own_attention(method: Method, frames_THWC: np.ndarray, name: str) -> tuple[np.ndarray, int, float]:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mvray.data import Unreadable, View, cut_view, open_upright, pixels_of
+from mvray.data import PADDING, Unreadable, View, cut_view, open_upright, pixels_of
 from mvray.errors import DataError, SettingError
-from mvray.experiment import Clips, Facts, Step, Train, decoded, job_file
+from mvray.experiment import PAD, Clips, Facts, Pictures, Step, Train, decoded, job_file
 from mvray.generators import features
 from mvray.metrics import retrieval
 from mvray.nn import Method, layers
@@ -98,13 +98,22 @@ def picture_files(paths: Sequence[Path], endings: set[str]) -> Iterator[Path]:
             )
 
 
-def network_input(image: Image.Image, facts: Facts) -> np.ndarray:
-    """The picture as the network gets it, C x H x W uint8."""
+def least_size(pictures: Pictures, facts: Facts) -> tuple[int, int]:
+    """Down to which height and width a picture may be decoded before it becomes the network's input."""
+    # What is padded is not enlarged, so its own size must be seen.
+    return (1 << 30, 1 << 30) if pictures.fit == PAD else (facts.height, facts.width)
+
+
+def network_input(image: Image.Image, pictures: Pictures, facts: Facts) -> np.ndarray:
+    """The picture as the network gets it when it is tested, C x H x W uint8: stretched, or padded."""
     if facts.channels == 1:
         image = image.convert("L")
     read_HWC = pixels_of(image)
-    view = cut_view(read_HWC[..., 0] if read_HWC.shape[2] == 1 else read_HWC, facts.height, facts.width, View())
-    planes = view[None] if view.ndim == 2 else view.transpose(2, 0, 1)
+    view = View.padded(pictures, (image.height, image.width), None) if pictures.fit == PAD else View()
+    grey = read_HWC.shape[2] == 1
+    array, padding = (read_HWC[..., 0], PADDING[1]) if grey else (read_HWC, PADDING)
+    cut = cut_view(array, facts.height, facts.width, view, padding=padding)
+    planes = cut[None] if grey else cut.transpose(2, 0, 1)
     return np.array(np.broadcast_to(planes, (facts.channels, facts.height, facts.width)))
 
 
@@ -190,7 +199,10 @@ class Model:
         images: list[np.ndarray] = []
         thumbnails: list[Thumbnail] = []
         bad: dict[Path, str] = {}
-        least = max(self.facts.height, THUMBNAIL_HEIGHT), max(self.facts.width, THUMBNAIL_HEIGHT)
+        pictures = self.step.data.pictures
+        assert isinstance(pictures, Pictures), "refused at the start"
+        least = least_size(pictures, self.facts)
+        least = max(least[0], THUMBNAIL_HEIGHT), max(least[1], THUMBNAIL_HEIGHT)
         for path in files:
             try:
                 image = open_upright(path.read_bytes(), *least, grey=False)
@@ -199,7 +211,7 @@ class Model:
             except OSError as error:
                 bad[path] = error.strerror or str(error)
             else:
-                images.append(network_input(image, self.facts))
+                images.append(network_input(image, pictures, self.facts))
                 thumbnails.append(_thumbnail(image))
         return _Batch(self._vectors(np.stack(images)) if images else np.zeros((0, 0)), thumbnails, bad)
 

@@ -115,6 +115,11 @@ class Config(MethodConfig):
     def predict_uses(self) -> tuple[str, ...]:
         return (self.truth,) if self.truth else ()
 
+    @property
+    def least_share(self) -> int:
+        # Batch norm behind the mean of whole pictures has one value a channel where there is one picture.
+        return 2 if self.decoder == "psp" and self.norm == batch_norm.TRAINED else 1
+
     def check(self, facts: Facts) -> None:
         networks.check_name(self.network)
         if self.class_weights and len(self.class_weights) != len(facts.classes):
@@ -277,6 +282,10 @@ class Segmenter(Method):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``classes``: the likeliest class of each place, B x H x W uint8."""
         return {"classes": self.class_maps(batch["image"]).argmax(1).to(torch.uint8)}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        truth = {"truth": batch[self.config.truth]} if self.config.truth in batch else {}
+        return {**truth, "prediction": self.predict(batch)["classes"]}
 
     def evaluation(self) -> Evaluation:
         return PixelCounts(self.classes, self.config.truth)

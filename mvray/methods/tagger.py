@@ -188,6 +188,9 @@ class Tagger(Method):
         """``tags``: how likely each class is in the picture, B x K float32."""
         return {"tags": self._tags(self._scores(batch["image"]))}
 
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        return {"class map": self.class_maps(batch["image"]).argmax(1).to(torch.uint8)}
+
     def evaluation(self) -> Evaluation:
         return Tags(self.score)
 

@@ -128,6 +128,14 @@ class Method(torch.nn.Module, ABC):
         """Probabilities of each class at each place, B x K x H x W: what label maps are made of."""
         raise SettingError(f"{type(self).__name__} says nothing of places; make label maps of another step.")
 
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """What to show of a few validation samples after each epoch, beside their pictures, by name.
+
+        Pictures, B x 3 x H x W uint8, or classes, B x H x W uint8 (255 for none), which are drawn in their colours. As
+        `predict`, called in eval mode, without gradients, and on one rank alone.
+        """
+        return {}
+
     def before_epoch(self, work: EpochWork) -> Mapping[str, Tensor]:
         """Per-sample values for the coming epoch, each with ``work.samples`` rows, equal on all ranks.
 

@@ -33,18 +33,29 @@ def painted(image_HWC: Picture, classes_HW: np.ndarray) -> Picture:
     return mixed
 
 
+def painted_on_grey(image_HWC: Picture, classes_HW: np.ndarray) -> Picture:
+    """As `painted`, over the picture in light grey, so that colours look as the legend has them."""
+    grey_HW = np.asarray(Image.fromarray(image_HWC).convert("L"), np.float32)
+    light_HWC = np.repeat(np.rint(255 - 0.6 * (255 - grey_HW)).astype(np.uint8)[..., None], 3, axis=2)
+    return painted(light_HWC, classes_HW)
+
+
 def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None) -> Image.Image:
-    """The classes' colours with their names in rows, ``width`` pixels wide; of ``shown`` alone where that is given."""
-    font = load_font(20)
+    """The classes' colours with their names in rows, ``width`` pixels wide; of ``shown`` alone where that is given.
+
+    The background (0) is white, as `painted` leaves it clear.
+    """
+    font = load_font(22)
     numbers = range(len(names)) if shown is None else shown
     cells = [(number, plain_text(names[number])) for number in numbers]
-    cell = max([110, *(44 + int(font.getlength(name)) for _, name in cells)])
-    columns = max(1, width // cell)
+    cell = max([110, *(62 + int(font.getlength(name)) for _, name in cells)])
+    columns = max(1, (width - 16) // cell)
     image = Image.new("RGB", (width, 12 + 32 * -(-len(cells) // columns)), "white")
     draw = ImageDraw.Draw(image)
     for at, (number, name) in enumerate(cells):
-        x, y = 8 + at % columns * cell, 8 + at // columns * 32
-        draw.rectangle((x, y, x + 24, y + 24), fill=tuple(colours()[number].tolist()), outline=INK)
+        x, y = 16 + at % columns * cell, 8 + at // columns * 32
+        fill = tuple(colours()[number].tolist()) if number else "white"
+        draw.rectangle((x, y, x + 24, y + 24), fill=fill, outline=INK)
         draw.text((x + 32, y), name, fill=INK, font=font)
     return image
 

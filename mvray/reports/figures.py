@@ -70,9 +70,9 @@ def sheet(
 ) -> bytes:
     """A contact sheet: pictures of any size in a grid, each fitted into its cell (PNG, about 1600 px wide).
 
-    Cells take the shape of the first picture. ``None`` leaves a cell empty. A row's title may have lines.
+    Cells take the shape of the first picture. ``None`` leaves a cell empty. Titles may have lines.
     """
-    return picture_png(_grid(rows, column_titles, row_titles, title))
+    return picture_png(grid(rows, column_titles, row_titles, title))
 
 
 def animation(
@@ -84,7 +84,7 @@ def animation(
 ) -> bytes:
     """Contact sheets one after another, as a GIF that begins again: ``moments[t][row][column]`` are pictures."""
     # One palette for all, so that still parts do not flicker.
-    grids = [_grid(rows, column_titles, row_titles, title, ANIMATION_PX) for rows in moments]
+    grids = [grid(rows, column_titles, row_titles, title, ANIMATION_PX) for rows in moments]
     palette = grids[0].quantize(255, dither=Image.Dither.NONE)
     shown = [grid.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for grid in grids]
     file = io.BytesIO()
@@ -108,13 +108,14 @@ def histograms(
     return figure_png(figure)
 
 
-def _grid(
+def grid(
     rows: Sequence[Sequence[Picture | None]],
     column_titles: Sequence[str],
     row_titles: Sequence[str],
     title: str,
     width_px: int = WIDTH_PX,
 ) -> Image.Image:
+    """As `sheet`, ``width_px`` wide, not yet written as PNG."""
     small, large = load_font(TEXT_PX), load_font(TITLE_PX)
     sides = ["\n".join(shorten(line) for line in name.splitlines()) for name in row_titles]
     widest = max((small.getlength(line) for name in sides for line in name.splitlines()), default=0)
@@ -123,14 +124,16 @@ def _grid(
     first = next(picture for row in rows for picture in row if picture is not None)
     cell_w = min((width_px - left) // columns - PAD_PX, 520)
     cell_h = round(cell_w * first.shape[0] / first.shape[1])
-    top = 2 * PAD_PX + TITLE_PX + TEXT_PX + PAD_PX
+    titles = ["\n".join(fit_width(line, small, cell_w) for line in name.splitlines()) for name in column_titles]
+    lines = 1 + max(name.count("\n") for name in titles)
+    top = 2 * PAD_PX + TEXT_PX * lines + (TITLE_PX + PAD_PX if title else 0)
     size = (left + columns * (cell_w + PAD_PX), top + len(rows) * (cell_h + PAD_PX))
     whole = Image.new("RGB", (max(size[0], int(large.getlength(title)) + 2 * PAD_PX), size[1]), "white")
     pen = ImageDraw.Draw(whole)
     pen.text((PAD_PX, PAD_PX), title, INK, large)
-    for j, name in enumerate(column_titles):
+    for j, name in enumerate(titles):
         middle = left + j * (cell_w + PAD_PX) + cell_w // 2
-        pen.text((middle, top - PAD_PX // 2), fit_width(name, small, cell_w), INK, small, anchor="md")
+        pen.text((middle, top - PAD_PX // 2), name, INK, small, anchor="md", align="center")
     for i, row in enumerate(rows):
         y = top + i * (cell_h + PAD_PX)
         pen.text((PAD_PX, y + cell_h // 2), sides[i] if sides else "", INK, small, anchor="lm", spacing=10)
@@ -150,27 +153,34 @@ def _paste(whole: Image.Image, picture: Image.Image, cell: tuple[int, int, int, 
     ImageDraw.Draw(whole).rectangle(frame, outline=FAINT)
 
 
-def confusion_matrix(counts: np.ndarray[Any, Any], classes: Sequence[str], title: str) -> bytes:
-    """``counts[true, predicted]`` as PNG; the colour is the share of the true class."""
+def confusion_matrix(counts: np.ndarray[Any, Any], classes: Sequence[str], title: str, percent: bool = False) -> bytes:
+    """``counts[true, predicted]`` as PNG; the colour is the share of the true class, and so are the numbers where
+    ``percent``. A column more than there are rows is for "none", left out where nothing is."""
+    if counts.shape[1] > len(counts) and not counts[:, -1].any():
+        counts = counts[:, :-1]
     total = np.maximum(counts.sum(1, keepdims=True), 1)
     share = counts / total
     side_px = WIDTH_PX if len(classes) > 8 else 1100
     figure, axes = _axes(title, side_px, side_px)
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     every = 1 if len(classes) <= 60 else -(-len(classes) // 60)
-    ticks = range(0, len(classes), every)
+    ticks = list(range(0, len(classes), every))
     size = float(np.clip(420 / len(classes), 5, 11))
     names = [plain_text(shorten(classes[k])) for k in ticks]
-    axes.set_xticks(ticks, names, rotation=90 if len(classes) > 6 else 0, fontsize=size)
     axes.set_yticks(ticks, names, fontsize=size)
+    if counts.shape[1] > len(counts):
+        ticks, names = [*ticks, len(counts)], [*names, "none"]
+    axes.set_xticks(ticks, names, rotation=90 if len(classes) > 6 else 0, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= MANY_CLASSES:
         for (true, predicted), count in np.ndenumerate(counts):
             colour = "white" if share[true, predicted] > 0.55 else INK
-            if count:
-                axes.text(predicted, true, f"{count:g}", ha="center", va="center", color=colour, fontsize=size)
-    figure.colorbar(shown, ax=axes, shrink=0.6, label="share of the true class")
+            text = f"{100 * share[true, predicted]:.0f}" if percent else f"{count:g}"
+            if count and text != "0":
+                axes.text(predicted, true, text, ha="center", va="center", color=colour, fontsize=size)
+    label = "share of the true class; the numbers are percent" if percent else "share of the true class"
+    figure.colorbar(shown, ax=axes, shrink=0.6, label=label)
     return figure_png(figure)
 
 
@@ -192,6 +202,27 @@ def curves(histories: Mapping[str, Sequence[tuple[float, float]]], title: str, y
     if histories:
         # Beside the lines, where it can cover none.
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return figure_png(figure)
+
+
+def class_bars(values: Mapping[str, Sequence[float]], classes: Sequence[str], title: str, x_label: str) -> bytes:
+    """For each class a bar of each label, with its number, as PNG; NaN has none."""
+    figure, axes = _axes(title, WIDTH_PX, 260 + len(classes) * (30 + 26 * len(values)))
+    thick = 0.84 / len(values)
+    for k, (label, numbers) in enumerate(values.items()):
+        places = np.arange(len(classes)) - 0.42 + (k + 0.5) * thick
+        colour, hatch = LINES[k % len(LINES)], "//" if k // len(LINES) % 2 else None
+        bars = axes.barh(
+            places, np.nan_to_num(numbers), thick, color=colour, hatch=hatch, edgecolor="white", label=plain_text(label)
+        )
+        axes.bar_label(bars, ["" if number != number else f"{number:.1f}" for number in numbers], padding=3, fontsize=8)
+    axes.set_yticks(range(len(classes)), [plain_text(shorten(name)) for name in classes])
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.set_xlabel(plain_text(x_label))
+    axes.grid(axis="x", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return figure_png(figure)
 
 
@@ -257,6 +288,10 @@ def picture_png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
+
+
+def write(picture: Image.Image, corner: tuple[int, int], text: str, font: FreeTypeFont) -> None:
+    ImageDraw.Draw(picture).text(corner, text, INK, font)
 
 
 def load_font(size_px: int) -> FreeTypeFont:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from mvray.experiment import UNSEEN, flat, kind_of
 from mvray.metrics import confusion
 from mvray.pipeline import Plan, Planned, measure_table
-from mvray.reports import figures
+from mvray.reports import epoch_sheet, figures
 from mvray.tracking import REUSED, STEP_ID, Tracker
 
 
@@ -27,6 +27,8 @@ class RunLog:
         search: Mapping[str, Any] | None = None,
     ) -> None:
         self._tracker = tracker
+        self._pictured: set[tuple[str, int]] = set()
+        """Runs and epochs whose pictures have been sent, where there are any."""
         job = plan.job
         params = {"seeds": job.seeds, "storage": plan.storage.uri, **{f"version.{k}": v for k, v in about.items()}}
         tags = {"mvray.job": job.name}
@@ -90,9 +92,14 @@ class RunLog:
         self._tracker.end_run(run)
 
     def epochs(self, run: str, planned: Planned, history: list[dict[str, float]]) -> None:
-        """Log metrics of each epoch; epochs that were logged before are not sent again."""
+        """Log metrics and pictures of each epoch; epochs that were logged before are not sent again."""
         for row in history:
-            self._tracker.metrics(run, {k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
+            epoch = int(row["epoch"])
+            self._tracker.metrics(run, {k: v for k, v in row.items() if k != "epoch"}, epoch)
+            if planned.step.curves and (run, epoch) not in self._pictured:
+                if sheet := epoch_sheet.draw(planned, epoch):
+                    self._tracker.image(run, sheet, "validation/samples", epoch)
+                self._pictured.add((run, epoch))
 
     def finished(self, run: str, planned: Planned, metrics: Mapping[str, float], costs: Mapping[str, float]) -> None:
         """Close the step's run with its numbers, what it has cost, and its pictures."""

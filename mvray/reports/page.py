@@ -50,38 +50,53 @@ def _finite(value: Any) -> Any:
 def verdict(rows: Sequence[Row], column: Column) -> str:
     """Which row is best in ``column`` (greater is better), and whether chance could explain it.
 
-    Rows are compared by the 95 % interval of their differences, paired over the seeds that both have.
+    Rows are compared by the 95 % interval of their differences, paired over the seeds that both have. Rows whose means
+    are the same as printed, and whose difference is not shown, are called equal.
     """
     measured = [row for row in rows if row["mean"].get(column.metric) is not None]
     if not measured:
         return f"{column.title} has not been measured yet."
     best, *others = sorted(measured, key=lambda row: -row["mean"][column.metric])
-    equal = [best, *(row for row in others if row["mean"][column.metric] == best["mean"][column.metric])]
-    if len(equal) > 1:
-        names = " and ".join(f"“{row['name']}”" for row in equal)
-        text = f"{column.title}: {names} are equal with {_number(best['mean'][column.metric], column)}"
-        return f"{text}, above all others." if len(equal) < len(measured) else f"{text}."
-    sentences = [f"{column.title}: “{best['name']}” is best with {_number(best['mean'][column.metric], column)}."]
+    equal = [best, *(row for row in others if _are_equal(best, row, column))]
+    rest = [row for row in others if not any(row is one for one in equal)]
+    names, number = " and ".join(f"“{row['name']}”" for row in equal), _number(best["mean"][column.metric], column)
+    said = f"{column.title}: {names} {'are equal' if len(equal) > 1 else 'is best'} with {number}."
     if not others:
-        return sentences[0] + " There is no other row to compare it with."
-    compared = [_comparison(best, other, column) for other in others]
-    if not any(compared):
-        return sentences[0] + " With less than two seeds nothing can be concluded from that."
-    return " ".join([*sentences, *(text for text in compared if text)])
+        return f"{said} There is no other row to compare it with."
+    subject = "It" if len(equal) == 1 else f"“{best['name']}”"
+    compared = [text for row in rest if (text := _comparison(subject, best, row, column))]
+    if not any(_difference(best, row, column) for row in others):
+        compared = ["With less than two seeds nothing can be concluded from that."]
+    return " ".join([said, *compared])
 
 
-def _comparison(best: Row, other: Row, column: Column) -> str:
-    """How far ``best`` is above ``other``, and what that means; "" where less than two seeds have both."""
+def _are_equal(best: Row, other: Row, column: Column) -> bool:
+    one, two = (_number(row["mean"][column.metric], column) for row in (best, other))
+    difference = _difference(best, other, column)
+    return one == two and (difference is None or difference[1] <= 0 <= difference[2])
+
+
+def _difference(best: Row, other: Row, column: Column) -> tuple[float, float, float, int] | None:
+    """The mean of the paired differences, its 95 % interval, and the seeds; None where less than two have both."""
     pairs = zip(best["values"][column.metric], other["values"][column.metric], strict=True)
     differences = [one - two for one, two in pairs if one is not None and two is not None]
     if len(differences) < 2:
-        return ""
+        return None
     mean, low, high = mean_interval(differences)
     assert low is not None
     assert high is not None
-    span = f"95 % interval {_number(low, column)} to {_number(high, column)}, {len(differences)} seeds"
-    meaning = "zero is outside, so that is more than chance" if low > 0 else "zero is inside, so that may be chance"
-    return f"It is {_number(mean, column)} above “{other['name']}” ({span}: {meaning})."
+    return mean, low, high, len(differences)
+
+
+def _comparison(subject: str, best: Row, other: Row, column: Column) -> str:
+    """How far ``best`` is above ``other``, and what that means; "" where less than two seeds have both."""
+    difference = _difference(best, other, column)
+    if difference is None:
+        return ""
+    mean, low, high, seeds = difference
+    span = f"95 % interval {_number(low, column)} to {_number(high, column)}, {seeds} seeds"
+    meaning = "zero is outside, so that is more than chance" if low > 0 else "zero is inside: a difference is not shown"
+    return f"{subject} is {_number(mean, column)} above “{other['name']}” ({span}: {meaning})."
 
 
 def _number(value: float | None, column: Column) -> str:
@@ -245,5 +260,6 @@ th, td { padding: .6rem .9rem .6rem 0; border-bottom: 1px solid var(--line); ver
 .state::before { content: "●"; margin-right: .4rem; color: var(--open) }
 .finished::before { color: var(--good) } .missing::before { content: "○"; color: var(--faint) }
 figure { margin: 2rem 0 0 } img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px }
+@media (max-width: 700px) { figure { overflow-x: auto } img { max-width: none; width: 800px } }
 @media print { .wide { overflow: visible } }
 """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvray.experiment import Groups, Matches, Row, Sheet
+from mvray.experiment import ClassMaps, Exhibit, Groups, Matches, Row
 from mvray.metrics import mean_interval
 from mvray.pipeline import Plan
-from mvray.reports import attention, figures, group_sheet, match_sheet, search_figures
+from mvray.reports import attention, figures, group_sheet, map_sheet, match_sheet, search_figures
 from mvray.tuning import Study
 
 
@@ -76,11 +76,13 @@ def pictures(plan: Plan) -> dict[str, bytes]:
     return drawn
 
 
-def _sheet_pictures(plan: Plan, sheet: Sheet | Groups | Matches, seed: int) -> dict[str, bytes]:
+def _sheet_pictures(plan: Plan, sheet: Exhibit, seed: int) -> dict[str, bytes]:
     if isinstance(sheet, Groups):
         return group_sheet.draw(plan, sheet, seed)
     if isinstance(sheet, Matches):
         return match_sheet.draw(plan, sheet, seed)
+    if isinstance(sheet, ClassMaps):
+        return map_sheet.draw(plan, sheet, seed)
     return attention.draw(plan, sheet, seed)
 
 

@@ -25,7 +25,7 @@ _STYLE = """
   --card: #161b22; --paper: #f0a070; --good: #4ac26b; --open: #d4a72c; --mark: #58a6ff } }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
 main { max-width: 70rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { font-size: 1.7rem; margin: 0 }
+h1 { font-size: 1.7rem; margin: 0; overflow-wrap: anywhere }
 @media print { figure { break-inside: avoid } }
 """
 

@@ -6,6 +6,7 @@ the MLflow store (mlflow_store.py). Passwords and keys are taken out before.
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from PIL import Image
 
 from mvray.tracking.mlflow_store import HANDLE, HOST, PID, PROCESS_STARTED, MlflowStore, without_password
 from mvray.tracking.outbox import Delivery, Event, Outbox
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 HELD_EVENTS, HELD_BYTES = 10_000, 64 << 20
 """What may be in memory while the disk takes nothing: events, and the contents of files."""
+
+SMALL_IMAGE_PX = 256
+"""The longer side of the copies that MLflow shows before a picture is opened."""
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +174,20 @@ class Tracker:
     def figure(self, handle: str, content: bytes, path: str) -> None:
         """Log bytes, such as a PNG, as the artifact ``path`` ("heatmaps/plain.png")."""
         self._put("file", handle, content, path=path)
+
+    def image(self, handle: str, picture_png: bytes, key: str, step: int) -> None:
+        """Log a PNG as the image ``key`` of ``step``: MLflow's page of a run shows those of a key by their steps.
+
+        A key "validation/samples" stands beside the metrics that begin as it does.
+        """
+        # The names, the small copy and the tag are those of mlflow.MlflowClient.log_image.
+        name = f"images/{key.replace('/', '~')}+step+{step}+timestamp+{int(1000 * time.time())}+{uuid.uuid4()}"
+        small, file = Image.open(io.BytesIO(picture_png)).convert("RGB"), io.BytesIO()
+        small.thumbnail((SMALL_IMAGE_PX, SMALL_IMAGE_PX))
+        small.save(file, "WEBP")
+        self.figure(handle, picture_png, f"{name}.png")
+        self.figure(handle, file.getvalue(), f"{name}+compressed.webp")
+        self.tags(handle, {"mlflow.loggedImages": "True"})
 
     def end_run(self, handle: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""

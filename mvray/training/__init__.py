@@ -1,5 +1,6 @@
 """THE loop of one rank, and its parts: state, samples, checkpoints, coordination, environment."""
 
+from mvray.training import pictures
 from mvray.training.environment import Local, use_given_threads
 from mvray.training.live_progress import gpu_use, gpu_words, where
 from mvray.training.loop import train
@@ -15,6 +16,7 @@ __all__ = [
     "gpu_use",
     "gpu_words",
     "load_method",
+    "pictures",
     "train",
     "use_given_threads",
     "where",

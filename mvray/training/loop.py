@@ -22,6 +22,7 @@ from mvray.errors import DataError, NonFiniteLoss
 from mvray.experiment import LAST
 from mvray.nn import build_method
 from mvray.storage import Storage
+from mvray.training import pictures
 from mvray.training.checkpoint import Checkpoints, weights_from_bytes, weights_to_bytes
 from mvray.training.coordination import AGREE_EVERY_S, Coordination
 from mvray.training.environment import placed
@@ -172,6 +173,8 @@ def _end_epoch(task: Task, parts: Parts, state: State, here: Environment) -> boo
         metrics[f"train/{name}"] = sum(sums[name] for sums in everyone) / here.world / state.position
     scores = parts.samples.scores(parts.method, "validation")
     metrics |= {f"validation/{name}": value for name, value in scores.items()}
+    if here.rank == 0:
+        pictures.keep(task, state.epoch, parts.samples, parts.method)
     value = scores.get(task.step.select, float(state.epoch))
     better = task.step.select == LAST or _is_better(value, state.best, task.step.select_max)
     state.epochs_without_better = 0 if better else state.epochs_without_better + 1

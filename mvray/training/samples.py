@@ -20,6 +20,7 @@ from mvray.data import (
     readable_samples,
     sampler,
 )
+from mvray.nn import Method
 from mvray.storage import Storage
 from mvray.training.optim import precision
 from mvray.training.ranks import gathered
@@ -28,9 +29,10 @@ from mvray.training.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mvray.nn import Method
     from mvray.training.environment import Environment
 
+SHOWN = 4
+"""Validation samples of which there are pictures after each epoch."""
 Batches = Generator[dict[str, "Tensor"], None, None]
 """Closing it ends the threads that decode ahead."""
 
@@ -104,6 +106,28 @@ class Samples:
         """(index_B, columns) over this rank's share of the training samples, in order."""
         for batch, predicted in self._predicted(method, self._plain):
             yield batch["index"], predicted
+
+    def pictures(self, method: Method) -> tuple[list[str], dict[str, Tensor]]:
+        """What ``method`` shows of a few validation samples beside their pictures, and where those lie.
+
+        The same samples each time; nothing where it shows nothing. Draws no random number of this rank's.
+        """
+        if type(method).pictures is Method.pictures:
+            return [], {}
+        samples, training = self._sets["validation"], method.training
+        rows = np.unique(np.linspace(0, len(samples) - 1, SHOWN).round().astype(int))
+        with contextlib.closing(self._loaded(samples, [rows], 0)) as batches:
+            inputs = self._placed(readable_samples(next(batches)))
+        device = self._here.device
+        method.eval()
+        try:
+            numbers = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with numbers, torch.no_grad(), precision(self._task.step.optim, device):
+                shown = method.pictures(inputs) if len(inputs["index"]) else {}
+        finally:
+            method.train(training)
+        beside = {"picture": inputs["image"]} if shown and "image" in inputs else {}
+        return [samples.location(row) for row in inputs["index"].tolist()], {**beside, **shown}
 
     def failures(self) -> dict[str, str]:
         """Samples that this rank could not decode, by location, with the reason."""

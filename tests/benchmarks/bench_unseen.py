@@ -32,6 +32,7 @@ import torch
 
 from mvray.data.decoding import open_upright
 from mvray.experiment.contracts import Facts
+from mvray.experiment.inputs import Pictures
 from mvray.generators import features
 from mvray.inference.group import NEIGHBOURS, least_size, list_pictures
 from mvray.inference.model import Model, network_input
@@ -51,13 +52,13 @@ def read(config: features.Config, layer: str, channels: int, side: int) -> Vecto
     """Vectors of a generator that needs no trained step."""
     generator = config.build(None, lambda path: Path(path).read_bytes())
     assert isinstance(generator, features.Features)
-    facts = Facts((), side, side, channels, 0)
+    facts, pictures = Facts((), side, side, channels, 0), Pictures(side, side, channels)
 
     def vectors(files: Sequence[Path]) -> np.ndarray:
         made = []
         for at in range(0, len(files), BATCH):
             images = [open_upright(path.read_bytes(), side, side, grey=False) for path in files[at : at + BATCH]]
-            images_BCHW = torch.from_numpy(np.stack([network_input(image, facts) for image in images]))
+            images_BCHW = torch.from_numpy(np.stack([network_input(image, pictures, facts) for image in images]))
             made.append(generator.read({"image": images_BCHW})[layer].flatten(1).numpy())
         return np.concatenate(made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -381,10 +382,15 @@ def test_settings_by_dotted_name() -> None:
     assert not [name for name, value in found.items() if isinstance(value, Step | Data | Train)]
 
 
+class Pool(enum.StrEnum):
+    MEAN = "mean"
+
+
 @dataclass(frozen=True)
 class Pooled(MethodConfig):
     pool: Literal["mean", "max"] = "mean"
     parts: Literal[1, 2] = 1
+    other: Pool | None = None
 
     def build(self, facts: Any) -> Any:
         raise NotImplementedError
@@ -396,3 +402,14 @@ def test_a_setting_may_be_one_of_some_values() -> None:
     assert changed.method == Pooled("max", 2)  # type: ignore[union-attr]
     with pytest.raises(SettingError, match=r"--set step.method.pool=min: expected one of mean, max"):
         replaced(job, {"step.method.pool": "min"})
+    assert decoded(encoded(changed.method)) == changed.method  # type: ignore[union-attr]
+
+
+def test_a_setting_that_step_json_cannot_hold_is_refused() -> None:
+    job = Job("pooled", (Train("step", Pooled(), Data(Folder())),))
+    with pytest.raises(SettingError, match=r"step.method.other is an Enum, Pool, .*annotated as Literal\['mean'\]"):
+        replaced(job, {"step.method.other": "mean"})
+    for value in (Pool.MEAN, (Pool.MEAN,), {"a": 1}):
+        step = Train("step", Pooled(other=value), Data(Folder()))  # type: ignore[arg-type]
+        with pytest.raises(SettingError, match=r"Pooled.other is .*; expected text, a number"):
+            identify(step, 0, "", lambda step: step.name)
