@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 
 from mvray import (
     LAST,
+    ClassMaps,
     Column,
     Data,
     Generate,
@@ -182,6 +183,7 @@ def job(tiny: bool = False) -> Job:
 
     full = graph.train("full", setting.from_maps)
     graph.row("full supervision", graph.generate("maps-full", label_maps.Config(of=full), test))
+    maps_sheet = ClassMaps("class maps", test, tuple((row.name, row.measure) for row in graph.rows))
     graph.row("seeds (DCSM + CRF, classes known)", seeds)
     graph.row("retrained once's maps, classes known", maps)
     rows = tuple(graph.rows)
@@ -201,4 +203,5 @@ def job(tiny: bool = False) -> Job:
         space=(("optim.lr", LogUniform(3e-4, 1e-2)), ("optim.weight_decay", LogUniform(1e-6, 1e-3))),
         metric="validation/mean_ap",
     )
-    return Job("weak_segmentation", tuple(row.measure for row in rows), table, seeds=(0,), search=search)
+    measures = tuple(row.measure for row in rows)
+    return Job("weak_segmentation", measures, table, seeds=(0,), sheets=(maps_sheet,), search=search)
