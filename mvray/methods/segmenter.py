@@ -35,6 +35,7 @@ from mvray.nn import (
     is_vgg,
     mean_over_ranks,
     networks,
+    take_fully_connected,
     weights,
 )
 from mvray.nn import Plain as AuxiliaryHead
@@ -142,7 +143,8 @@ class Segmenter(Method):
     def __init__(self, config: Config, facts: Facts) -> None:
         super().__init__()
         self.config, self.classes = config, len(facts.classes)
-        whole = _whole_network(config.weights)
+        state = weights.read_state(config.weights) if config.weights else {}
+        whole = state if any(name.startswith("backbone.") for name in state) else None
         self.encoder = Encoder(
             config.network, config.stride, "" if whole else config.weights, config.decoder in ("segnet", "deconvnet")
         )
@@ -152,6 +154,7 @@ class Segmenter(Method):
         elif config.width is None and config.decoder.startswith("fcn"):
             width = 4096
         self.decoder = DECODERS[config.decoder](self.encoder, self.classes, width)
+        take_fully_connected(self.decoder, state)
         if config.dropout is not None:
             for layer in self.decoder.modules():
                 if isinstance(layer, torch.nn.Dropout):
@@ -323,11 +326,3 @@ class PixelCounts(Evaluation):
         per_class = iou(counts)
         known = per_class[per_class == per_class]
         return {"mean_iou": float(known.mean()) if len(known) else float("nan"), "pixel_accuracy": accuracy(counts)}
-
-
-def _whole_network(place: str) -> Mapping[str, Tensor] | None:
-    """The state dict at ``place`` where it is of a whole segmentation network; None for an encoder's, or no file."""
-    if not place:
-        return None
-    state = weights.read_state(place)
-    return state if any(name.startswith("backbone.") for name in state) else None

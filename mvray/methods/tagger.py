@@ -23,7 +23,20 @@ from torch.nn import functional
 
 from mvray.errors import SettingError
 from mvray.experiment import FILE, LABELS, Batch, Facts, MethodConfig
-from mvray.nn import CRF, DECODERS, Encoder, Evaluation, Gathered, Method, batch_norm, enlarged, networks, weak_losses
+from mvray.nn import (
+    CRF,
+    DECODERS,
+    Encoder,
+    Evaluation,
+    Gathered,
+    Method,
+    batch_norm,
+    enlarged,
+    networks,
+    take_fully_connected,
+    weak_losses,
+    weights,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,6 +112,7 @@ class Tagger(Method):
         self.config, self.classes = config, facts.classes
         self.encoder = Encoder(config.network, config.stride, config.weights, config.decoder in ("segnet", "deconvnet"))
         self.decoder = DECODERS[config.decoder](self.encoder, len(facts.classes), config.width)
+        take_fully_connected(self.decoder, weights.read_state(config.weights) if config.weights else {})
         batch_norm.with_norm(self, config.norm)
         if config.frozen:
             batch_norm.with_norm(self.encoder, batch_norm.FROZEN)

@@ -19,7 +19,7 @@ from mvray.nn import (
 )
 from mvray.nn.attention_branch import AttentionBranch, apply
 from mvray.nn.copy_paste import CopyPaste
-from mvray.nn.decoders import DECODERS, Plain, enlarged
+from mvray.nn.decoders import DECODERS, Plain, enlarged, take_fully_connected
 from mvray.nn.dense_crf import CRF, CRFLayers, marginals
 from mvray.nn.encoders import Encoder, is_vgg
 from mvray.nn.evaluation import CONCATENATE, SUM, Evaluation, Gathered
@@ -75,6 +75,7 @@ __all__ = [
     "roi_align",
     "segment",
     "sharpness",
+    "take_fully_connected",
     "weak_losses",
     "weights",
     "whitening",

@@ -239,6 +239,29 @@ class PyramidPooling(nn.Module):
         return scores
 
 
+def take_fully_connected(decoder: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Fill fc6 and fc7 with a VGG classifier's, where the decoder has them and ``state`` (torchvision's names) too.
+
+    Its fc6 is a convolution of 7 x 7 (Long, Shelhamer, Darrell 2015). Of a wider classifier every nth output is taken,
+    and for 3 x 3 every third tap (Chen et al. 2015, section 3.1); a width that is no divisor leaves all as it is.
+    """
+    fc6, fc7 = (state.get(f"classifier.{number}.weight") for number in (0, 3))
+    for part in decoder.modules():
+        if fc6 is None or fc7 is None or not isinstance(part, FCN | LargeFOV) or not isinstance(part.fc, nn.Sequential):
+            continue
+        first, second = (layer for layer in part.fc if isinstance(layer, nn.Conv2d))
+        width, inputs, size, _ = first.weight.shape
+        if fc6.shape[0] % width or fc6.shape[1] != inputs * 49:
+            continue
+        nth, tap = fc6.shape[0] // width, 1 if size == 7 else 3
+        with torch.no_grad():
+            first.weight.copy_(fc6.view(-1, inputs, 7, 7)[::nth, :, ::tap, ::tap])
+            second.weight.copy_(fc7[::nth, ::nth, None, None])
+            for layer, number in ((first, 0), (second, 3)):
+                assert layer.bias is not None
+                layer.bias.copy_(state[f"classifier.{number}.bias"][::nth])
+
+
 def _convolution(inputs: int, outputs: int, size: int = 3, transposed: bool = False) -> tuple[nn.Module, ...]:
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     layer = kind(inputs, outputs, size, padding=size // 2, bias=False)

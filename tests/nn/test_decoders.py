@@ -7,7 +7,7 @@ import torch
 from torchvision.models import segmentation
 
 from mvray.errors import SettingError
-from mvray.nn.decoders import DECODERS, Context, Skips
+from mvray.nn.decoders import DECODERS, Context, Skips, take_fully_connected
 from mvray.nn.encoders import Encoder
 
 PICTURES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -122,3 +122,36 @@ def test_fcn_starts_with_no_scores_and_sums_its_levels() -> None:
     up = torch.nn.Upsample(scale_factor=2, mode="bilinear")
     torch.testing.assert_close(decoder(levels, []), up(up(parts[0]) + parts[1]) + parts[2])
     assert isinstance(DECODERS["unet"](encoder, 3, 0), Skips)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "width", "nth", "tap"), [("fcn32", 8, 4, 1), ("context", 32, 1, 1), ("largefov", 8, 4, 3)]
+)
+def test_a_vggs_fully_connected_layers_become_convolutions(decoder: str, width: int, nth: int, tap: int) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder("vgg-small", 32)
+    channels = encoder.channels[-1]
+    state = {
+        "classifier.0.weight": torch.randn(32, channels * 49) / 50,
+        "classifier.0.bias": torch.randn(32),
+        "classifier.3.weight": torch.randn(32, 32) / 5,
+        "classifier.3.bias": torch.randn(32),
+    }
+    head = DECODERS[decoder](encoder, 3, width).eval()
+    take_fully_connected(head, state)
+    fc = head.front.fc if decoder == "context" else head.fc
+    features_1C77 = torch.randn(1, channels, 7, 7)
+    seen = torch.zeros(1, channels, 7, 7)
+    seen[:, :, ::tap, ::tap] = features_1C77[:, :, ::tap, ::tap]
+    fc6 = (seen.flatten(1) @ state["classifier.0.weight"].T + state["classifier.0.bias"])[:, ::nth].relu()
+    expected = (fc6 @ state["classifier.3.weight"][::nth, ::nth].T + state["classifier.3.bias"][::nth]).relu()
+    if decoder == "largefov":  # its taps lie 12 apart: features that far apart stand for the seven
+        features_1C77 = torch.nn.functional.interpolate(features_1C77[:, :, ::3, ::3], (25, 25), mode="nearest")
+        features_1C77[:, :, ::12, ::12] = seen[:, :, ::3, ::3]
+    with torch.no_grad():
+        centre = fc(features_1C77)[:, :, features_1C77.shape[2] // 2, features_1C77.shape[3] // 2]
+    torch.testing.assert_close(centre, expected, rtol=1e-4, atol=1e-4)
+    other = DECODERS[decoder](encoder, 3, 7)  # no divisor: as it was
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    take_fully_connected(other, state)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
