@@ -109,9 +109,15 @@ def main() -> None:
     )
     for name, numbers in zip(("mvray", "torchmetrics"), zip(*rounds, strict=True), strict=True):
         run = ours if name == "mvray" else theirs
-        peaks = [peak_mb(lambda run=run, count=count: run(given, count)) for count in (given.pictures // 4, given.pictures)]
-        print(f"{name:14}{statistics.median(numbers):7.2f} s   peak {peaks[0]:.0f} MB of a quarter, {peaks[1]:.0f} MB of all")
-    print(f"mvray is faster by {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), wanted {WANTED}")
+        peaks = [
+            peak_mb(lambda run=run, count=count: run(given, count)) for count in (given.pictures // 4, given.pictures)
+        ]
+        print(
+            f"{name:14}{statistics.median(numbers):7.2f} s   peak MB of a quarter {peaks[0]:.0f}, of all {peaks[1]:.0f}"
+        )
+    print(
+        f"mvray is faster by {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), wanted {WANTED}"
+    )
 
 
 if __name__ == "__main__":

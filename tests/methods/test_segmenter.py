@@ -218,3 +218,9 @@ def test_it_learns(pairs: Path, tmp_path: Path) -> None:
     train(given, Here())
     rows = json.loads(Storage(given.folder).read("history.json"))
     assert max(row["validation/mean_iou"] for row in rows) > 0.5 > rows[0]["validation/mean_iou"]
+
+
+def test_batch_norm_over_whole_pictures_needs_two() -> None:
+    assert segmenter.Config(decoder="psp").least_share == 2
+    for other in ({"norm": "frozen"}, {"norm": "synchronised"}, {"decoder": "fcn8"}):
+        assert segmenter.Config(**{"decoder": "psp", **other}).least_share == 1
