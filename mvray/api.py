@@ -101,7 +101,8 @@ def run(
     progress = Progress()
     todo = [planned for planned in steps if not planned.finished]
     progress.say(
-        f"{job_plan.job.name}: {len(steps)} steps, {len(steps) - len(todo)} finished before, {len(todo)} to do."
+        f"{job_plan.job.name}: {len(steps)} step{'' if len(steps) == 1 else 's'}, "
+        f"{len(steps) - len(todo)} finished before, {len(todo)} to do."
     )
     _say_changed_code(steps, progress)
     _say_bad(job_plan, progress)

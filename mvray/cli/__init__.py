@@ -11,6 +11,7 @@ import argparse
 import faulthandler
 import os
 import sys
+from typing import Any
 
 from mvray import __version__
 from mvray.cli import init, jobs, pictures, places, samples, searching, submitting
@@ -42,13 +43,23 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
 
 
+class _Command(argparse.ArgumentParser):
+    """A command, which shows its own usage where an option is unknown, not that of `mvray`."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mvray",
         description="Distributed training on Ray for vision methods: where a network looks, how it groups.",
     )
     parser.add_argument("--version", action="version", version=f"mvray {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
     for subject in (jobs, searching, submitting, pictures, places, samples, init):
         subject.add(commands)
     return parser

@@ -70,13 +70,12 @@ def words_of(options: argparse.Namespace, job: str) -> list[str]:
     return words
 
 
-def _check_job(options: argparse.Namespace) -> None:
-    """Raises, here and not in minutes, what `mvray run` or `mvray tune` would raise on the head for job and options."""
+def _check_job(options: argparse.Namespace) -> str:
+    """The job's name. Raises, here and not in minutes, what `mvray run` or `mvray tune` would raise on the head."""
     if not options.tune:
         if options.trials is not None or options.concurrent is not None:
             raise SettingError("--trials and --concurrent are of a search; expected --tune beside them.")
-        job_of(options, options.only)
-        return
+        return job_of(options, options.only).name
     if options.only is not None:
         raise SettingError(
             f"--only {options.only}: a search trains one step, with what that reads; expected no --only beside --tune."
@@ -84,9 +83,11 @@ def _check_job(options: argparse.Namespace) -> None:
     from mvray.tuning import study
 
     check_options(options)
-    search, _ = study.check(job_of(options))
+    job = job_of(options)
+    search, _ = study.check(job)
     if search.scheduler == "pbt" and options.trials is not None:
         replace(search, trials=options.trials)  # a population has a least size
+    return job.name
 
 
 def _check_places(options: argparse.Namespace) -> None:
@@ -116,7 +117,7 @@ def _submit(options: argparse.Namespace) -> int:
     use_token()
     archive = pack(options.job, options.code_limit if options.code_limit is not None else LIMIT_MIB)
     words = words_of(options, archive.job)
-    _check_job(options)
+    name = _check_job(options)
     variables, notes = environment(options.env, os.environ)
     archive = replace(archive, note={**archive.note, **beside(os.environ)})
     cluster = JobClient(options.address)
@@ -126,7 +127,7 @@ def _submit(options: argparse.Namespace) -> int:
         _say(f"Not sent, because git does not track them: {', '.join(archive.untracked[:3])}{more}.")
     for note in notes:
         _say(note)
-    id_ = cluster.submit(archive, words, options.job.stem, variables, options.build_environment)
+    id_ = cluster.submit(archive, words, name, variables, options.build_environment)
     print(id_, flush=True)
     if options.follow:
         return _follow(cluster, id_)

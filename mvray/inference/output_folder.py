@@ -15,8 +15,8 @@ from mvray.errors import DataError
 
 
 def check(out: Path, command: str, names: Iterable[str]) -> None:
-    """Make the folder ``out``. Raises DataError where it cannot be written, or has something called like one of
-    ``names`` that ``command`` did not write there."""
+    """Raises DataError where ``out`` cannot be written, or has something called like one of ``names`` that ``command``
+    did not write there. A folder that was not there is made for the trial only."""
     mine = {PurePosixPath(path).parts[0] for path in _list(out, command)}
     taken = [name for name in names if name not in mine and os.path.lexists(out / name)]
     if taken:
@@ -25,10 +25,13 @@ def check(out: Path, command: str, names: Iterable[str]) -> None:
             "Name another folder with --out, or move it."
         )
     try:
+        new = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            folder.rmdir()
     except OSError as error:
         raise _cannot(out, error) from None
-    if not os.access(out, os.W_OK | os.X_OK):
+    if not new and not os.access(out, os.W_OK | os.X_OK):
         raise DataError(f"{out} cannot be written (no permission). Name another folder with --out.")
 
 
@@ -43,6 +46,7 @@ def write(out: Path, command: str, files: Mapping[str, bytes | Path]) -> int:
     before = _list(out, command)
     ledger = out / _ledger(command)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         ledger.write_text(json.dumps([*before, *files]))
         _remove(out, before)
         written, copies = [], 0

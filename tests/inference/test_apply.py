@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mvray.data import colours
+from mvray.data import colours, dataset
 from mvray.data.readers import Pairs
+from mvray.data.readers.folder import Folder
 from mvray.errors import DataError
 from mvray.experiment import Data, Facts, MethodConfig, Pictures, Train
 from mvray.inference.apply import apply, class_map
+from mvray.inference.model import network_input
 from mvray.nn import CRF, Method
 from mvray.reports import class_maps
 
@@ -115,3 +117,16 @@ def test_the_crf_takes_single_pixels_away() -> None:
     assert (plain[8] == 1).sum() == 5
     assert not with_crf[8].any()
     assert (with_crf == class_map(softer, picture(48, 64), step, facts)).mean() > 0.95
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_pictures_of_others_are_seen_as_the_steps_own(tmp_path: Path, fit: str) -> None:
+    """As a data set gives them when it is tested."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 90, 3), np.uint8)
+    (tmp_path / "one").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "one" / "0.png")
+    pictures = Pictures(48, 64, 3, fit=fit)
+    source = Folder(root=str(tmp_path), train=1.0, validation=0.0, test=0.0)
+    own = dataset(Data(source, pictures), source.index().rows)[0, 0]["image"]
+    seen = network_input(Image.fromarray(pixels), pictures, Facts.of(("one",), pictures, 1))
+    assert np.array_equal(seen, own)

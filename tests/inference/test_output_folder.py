@@ -121,3 +121,11 @@ def test_a_list_that_is_not_ours_deletes_nothing(tmp_path: Path, picture: Path, 
     with pytest.raises(DataError, match="delete it, or name another --out"):
         output_folder.check(out, "group", NAMES)
     assert picture.exists()
+
+
+def test_a_check_leaves_no_new_folder(tmp_path: Path) -> None:
+    output_folder.check(tmp_path / "a" / "b", "group", NAMES)
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").mkdir()
+    output_folder.check(tmp_path / "a", "group", NAMES)
+    assert (tmp_path / "a").is_dir()

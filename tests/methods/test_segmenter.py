@@ -234,3 +234,9 @@ def test_it_starts_from_a_taggers_encoder_and_from_no_other() -> None:
     assert torch.equal(other.decoder.state_dict()["scores.0.weight"], head)
     with pytest.raises(SettingError, match="weights to start from are of another network"):
         built(SMALL).start(segmenter.Config(network="resnet18", decoder="fcn8").build(FACTS).state_dict())
+
+
+def test_batch_norm_over_whole_pictures_needs_two() -> None:
+    assert segmenter.Config(decoder="psp").least_share == 2
+    for other in ({"norm": "frozen"}, {"norm": "synchronised"}, {"decoder": "fcn8"}):
+        assert segmenter.Config(**{"decoder": "psp", **other}).least_share == 1

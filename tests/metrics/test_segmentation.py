@@ -52,16 +52,6 @@ def test_mean_iou_is_that_of_the_whole_set() -> None:
     assert "one_class" not in numbers
 
 
-def test_torchmetrics_says_the_same() -> None:
-    classification = pytest.importorskip("torchmetrics.classification", reason="torchmetrics is no dependency")
-    truth, made = maps()
-    made[made == 255] = 0
-    theirs = classification.MulticlassJaccardIndex(CLASSES, ignore_index=255)
-    value = theirs(torch.from_numpy(made).long(), torch.from_numpy(truth).long())
-    ours = iou(sum(counts_of(t, m, CLASSES) for t, m in zip(truth, made, strict=True)))
-    assert float(np.nanmean(ours)) == pytest.approx(float(value), rel=1e-6)
-
-
 def test_nothing_that_counts_is_no_number() -> None:
     counts = counts_of(np.full((3, 3), 255, np.uint8), np.zeros((3, 3), np.uint8), CLASSES)
     assert np.isnan(iou(counts)).all()

@@ -1,8 +1,10 @@
 """Against real MLflow: an SQLite store, and a server that goes away in the middle (slow)."""
 
+import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from full_disk import files_end_at
+from PIL import Image
 from servers import has_asked
 
 from mvray.tracking.mlflow_store import HANDLE, HOST, MlflowStore, folder_of, without_password
@@ -57,6 +60,9 @@ def test_a_job_with_its_steps(store, client, tmp_path):
     tracker.data(step, "manga109", "f" * 64, "/data/manga", "training", {"train": 10, "classes": 3})
     tracker.artifact(job, job_file)
     tracker.figure(step, b"png", "heatmaps/plain.png")
+    png = io.BytesIO()
+    Image.new("RGB", (400, 300)).save(png, "PNG")
+    tracker.image(step, png.getvalue(), "validation/samples", 2)
     tracker.end_run(step)
     tracker.end_run(job, "FAILED")
     assert tracker.close() == ""
@@ -68,6 +74,10 @@ def test_a_job_with_its_steps(store, client, tmp_path):
     assert parent.data.params == {"seeds": "(0, 1)"}
     assert parent.data.tags["mlflow.source.git.commit"] == "abc"
     assert child.data.params == {"optim.lr": "0.1"}
+    assert child.data.tags["mlflow.loggedImages"] == "True"
+    full, small = sorted(client.list_artifacts(child.info.run_id, "images"), key=lambda file: len(file.path))
+    assert re.fullmatch(r"images/validation~samples\+step\+2\+timestamp\+\d+\+[0-9a-f-]{36}\.png", full.path)
+    assert small.path == full.path.removesuffix(".png") + "+compressed.webp"
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert HOST in parent.data.tags
     assert HOST not in child.data.tags
