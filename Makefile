@@ -32,11 +32,14 @@ demo: .venv/ready $(SAMPLE)/books.txt ## compose sample comics, run the tiny exp
 photos: .venv/ready ## compose real photographs out of Debian packages (apt-get) in VOC's layout: samples/photos
 	$(BIN)/python tests/photos.py samples/photos
 
-test: test-fast .venv/detectron2 ## all tests but the drills (with Ray, MLflow and S3 servers)
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "slow and not drill"
+# A worker takes whole files, in the order of tests/conftest.py. Three on two cores: the slow ones mostly wait.
+FILES := --dist loadfile --no-loadscope-reorder
+
+test: .venv/ready .venv/detectron2 ## all tests but the drills (with Ray, MLflow and S3 servers)
+	$(BIN)/python -m pytest -n 3 $(FILES) -m "not drill"
 
 test-fast: .venv/ready ## tests without Ray and servers
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not drill"
+	$(BIN)/python -m pytest -n 2 $(FILES) -m "not slow and not drill"
 
 drill: .venv/ready ## the short drill: one submitted job while a node, S3 and MLflow are lost
 	$(BIN)/python -m pytest -m short_drill

@@ -42,6 +42,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a CUDA GPU")
 
 
+LONG = ("test_own_method.py", "test_tune.py", "test_cli.py", "test_contract.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: else one core is left alone with them in the end."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """The folder that ``make`` writes, made by the first of pytest-xdist's workers that asks for it."""
     shared = factory.getbasetemp()

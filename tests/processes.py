@@ -1,15 +1,19 @@
-"""Server processes that tests start for real: each with a log of its own, ended in order."""
+"""Processes that tests start for real: servers with a log of their own, and copies of this process."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pwd
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -66,3 +70,15 @@ def start(
             **account,  # type: ignore[call-overload]
         )
     return Service(name, process, log, ending)
+
+
+def forked(run: Callable[[Connection], None]) -> tuple[BaseProcess, Connection]:
+    """A copy of this process that does ``run``, and the end of a pipe to it: a new one would import torch again."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run, args=(theirs,), daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's of other threads, which a copy lacks
+        process.start()
+    theirs.close()
+    return process, ours

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from mvray.cli import main
 
 JOBS = Path(__file__).parent.parent / "jobs"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture(autouse=True)
+def _store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow takes seconds to make one."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}")
+
+
 SHARES = ("source.train=0.6", "source.validation=0.2")
 
 

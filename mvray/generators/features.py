@@ -16,8 +16,9 @@ import pyarrow as pa
 import torch
 
 from mvray.errors import SettingError
-from mvray.experiment import FILE, NOT_IDENTITY, Batch, Clips, Generator, GeneratorConfig, Read, Train, check_above_0
+from mvray.experiment import FILE, Batch, Clips, Generator, Read, check_above_0
 from mvray.generators.columns import as_lists, as_table
+from mvray.generators.through import ThroughConfig
 from mvray.nn import Layers, Method, networks
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MOST = 65504.0  # what float16 holds
 
 
-@dataclass(frozen=True)
-class Config(GeneratorConfig):
+@dataclass(frozen=True, kw_only=True)
+class Config(ThroughConfig):
     """``layers`` of the network that ``of`` trained, or of torchvision's ``network`` with ``weights`` from a file.
 
     The second is a yardstick, as ImageNet's weights are: pictures are normalised by ImageNet's mean and
@@ -41,15 +42,13 @@ class Config(GeneratorConfig):
     """
 
     kind: ClassVar[str] = "features"
-    of: Train | None = None
     layers: tuple[str, ...] = ("fc1",)
     pool: int = 2
     network: str = ""
     weights: str = field(default="", metadata=FILE)
-    batch_size: int = field(default=64, metadata=NOT_IDENTITY)
 
     def __post_init__(self) -> None:
-        check_above_0(self, "generator", "batch_size")
+        super().__post_init__()
         check_above_0(self, "generator", "pool", or_0=True)
         if not self.layers or len({column_of(name) for name in self.layers}) < len(self.layers):
             raise SettingError(f"generator.layers is {self.layers}; expected one or more different names.")
@@ -66,14 +65,6 @@ class Config(GeneratorConfig):
             )
         if self.of is None and (named := [name for name in self.layers if name in PREDICTED]):
             raise SettingError(f"Layer {named[0]!r} is what a trained step predicts; give generator.of.")
-
-    @property
-    def looks_through(self) -> Train | None:
-        return self.of
-
-    @property
-    def samples_per_batch(self) -> int:
-        return self.batch_size
 
     @property
     def needs(self) -> tuple[str, ...]:

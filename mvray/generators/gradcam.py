@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import pyarrow as pa
 import torch
 
 from mvray.errors import DataError, SettingError
-from mvray.experiment import NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
+from mvray.experiment import Batch, Generator, Read, Train
 from mvray.generators.columns import as_lists, as_table
+from mvray.generators.through import ThroughConfig
 from mvray.nn import Method, cam, networks
 
 
-@dataclass(frozen=True)
-class Config(GeneratorConfig):
+@dataclass(frozen=True, kw_only=True)
+class Config(ThroughConfig):
     """Maps of the network that ``of`` trained.
 
     ``layer`` is a dotted name in the method, "" its own choice, or its last convolution. ``target`` is the class
@@ -27,21 +28,11 @@ class Config(GeneratorConfig):
     of: Train
     layer: str = ""
     target: str = "predicted"
-    batch_size: int = field(default=64, metadata=NOT_IDENTITY)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.target not in ("label", "predicted"):
             raise SettingError(f"generator.target is {self.target!r}; expected label or predicted.")
-        if self.batch_size < 1:
-            raise SettingError(f"generator.batch_size is {self.batch_size}; expected at least 1.")
-
-    @property
-    def looks_through(self) -> Train | None:
-        return self.of
-
-    @property
-    def samples_per_batch(self) -> int:
-        return self.batch_size
 
     def build(self, method: Method | None, read: Read) -> Generator:
         assert method is not None, "Grad-CAM looks through a trained method"

@@ -8,34 +8,22 @@ from typing import TYPE_CHECKING, ClassVar
 import pyarrow as pa
 import torch
 
-from mvray.errors import SettingError
-from mvray.experiment import NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
+from mvray.experiment import NOT_IDENTITY, Batch, Generator, Read, Train
 from mvray.generators.columns import as_lists, as_table
+from mvray.generators.through import ThroughConfig
 from mvray.nn import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Config(GeneratorConfig):
+@dataclass(frozen=True, kw_only=True)
+class Config(ThroughConfig):
     """Predictions of the method that ``of`` trained; it uses generated columns where the data has them."""
 
     kind: ClassVar[str] = "predictions"
     of: Train
     batch_size: int = field(default=32, metadata=NOT_IDENTITY)
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise SettingError(f"generator.batch_size is {self.batch_size}; expected at least 1.")
-
-    @property
-    def looks_through(self) -> Train | None:
-        return self.of
-
-    @property
-    def samples_per_batch(self) -> int:
-        return self.batch_size
 
     @property
     def needs(self) -> tuple[str, ...]:

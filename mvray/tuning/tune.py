@@ -254,8 +254,13 @@ class Trials:
             self._scores.stop.remote(number)
 
     def join(self) -> None:
+        """Wait for the trials; then nobody asks their actor any more, else it stays until Python collects garbage."""
+        import ray
+
         for thread in list(self._threads):
             thread.join()
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster is lost, and the actor with it
+            ray.kill(self._scores)
 
 
 class _TrialLog:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import random
 import subprocess
@@ -17,7 +16,6 @@ import pytest
 import ray
 
 from mvray import Job
-from mvray.cluster import local_ray
 from mvray.cluster.fork_server import ForkServer
 from mvray.cluster.session import Cluster
 from mvray.storage.storage import Storage
@@ -40,27 +38,6 @@ def test_the_trainer_is_made_without_torch_and_without_the_processes_it_leaves_o
     names = made.stdout.split()
     assert {"BackendSetupCallback", "AcceleratorSetupCallback", "NoDatasets"} <= set(names)
     assert not {"DatasetsCallback", "PlacementGroupCleanerCallback"} & set(names)
-
-
-def test_what_is_overridden_is_still_there():
-    from ray._private.node import Node
-    from ray.train.torch import config
-    from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    assert "self.start_api_server(" in inspect.getsource(Node.start_head_processes)
-    assert "dataset_shard_provider" in inspect.getsource(DatasetsCallback.before_init_train_context)
-    assert "_maybe_send_resource_request" in dir(FixedScalingPolicy)
-    assert "after_controller_start" in dir(FixedScalingPolicy)
-    assert ENABLE_PREEMPTION_WATCHER_ENV_VAR == local_ray.PREEMPTION_WATCHER
-    assert "self._initialize_and_run_controller(" in inspect.getsource(DataParallelTrainer.fit)
-    torch_backend = config.TorchConfig().backend_cls
-    assert torch_backend.share_cuda_visible_devices is True
-    started = inspect.getsource(torch_backend.on_start)
-    assert "_set_torch_distributed_env_vars" in started
-    assert "_setup_torch_process_group" in started
 
 
 def command_of(pid: int) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import signal
-import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from processes import forked
 
+import mvray.data.crops
 from mvray.data import node_cache
 from mvray.data.crops import Crops, Cut, CutPicture, crop, open_crops, square
 from mvray.data.node_cache import KEPT_S
@@ -186,47 +188,46 @@ def test_old_files_are_forgotten(storage: Storage, tmp_path: Path) -> None:
     assert crops.get("0.png", str(CUTS[0])).shape == (50, 50)  # still mapped here
 
 
-CHILD = """
-import sys, time
-from pathlib import Path
-import mvray.data.crops as crops
-from mvray.storage.storage import Storage
-count, slow, plain = 0, float(sys.argv[3]), crops.open_upright
-def picture(*given, **how):
-    global count
-    count += 1
-    sys.stdout.write("decoding\\n")  # in one piece, as two threads say it
-    sys.stdout.flush()
-    time.sleep(slow)
-    return plain(*given, **how)
-crops.open_upright = picture
-storage = Storage(sys.argv[1])
-asked = [crops.CutPicture(entry, 200, 120, (crops.Cut(10, 20, 60, 70),)) for entry in storage.list()]
-found = crops.open_crops("test", asked, 64, storage.read, Path(sys.argv[2]))
-print(count, found.get("5.png", "10,20,60,70").sum())
-"""
+def decode(storage: Storage, cache: Path, slow_s: float) -> Callable[[Connection], None]:
+    """What a process does that opens the crops: it says when it begins to decode, and then how many and what."""
+
+    def run(pipe: Connection) -> None:
+        count, lock, plain = [], threading.Lock(), mvray.data.crops.open_upright
+
+        def picture(*given: object, **how: object) -> Image.Image:
+            with lock:
+                if not count:
+                    pipe.send("decoding")
+                count.append(1)
+            time.sleep(slow_s)
+            return plain(*given, **how)
+
+        mvray.data.crops.open_upright = picture
+        asked = [each._replace(cuts=CUTS[:1]) for each in pictures(storage)]
+        crops = open_crops("test", asked, 64, storage.read, cache)
+        pipe.send((len(count), int(crops.get("5.png", str(CUTS[0])).sum())))
+
+    return run
 
 
-def child(storage: Storage, cache: Path, slow_s: float) -> subprocess.Popen[str]:
-    given = [storage.uri, str(cache), str(slow_s)]
-    return subprocess.Popen([sys.executable, "-W", "error", "-c", CHILD, *given], stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
 def test_of_several_processes_one_decodes_each_picture_once(storage: Storage, tmp_path: Path) -> None:
-    both = [child(storage, tmp_path / "cache", slow_s=0.2) for _ in range(2)]
-    counts, sums = zip(*(one.communicate()[0].splitlines()[-1].split() for one in both), strict=True)
-    assert sorted(counts) == ["0", "6"]
-    assert set(sums) == {str(np.asarray(Image.open(f"{storage.uri}/5.png"))[20:70, 10:60].sum())}
+    both = [forked(decode(storage, tmp_path / "cache", slow_s=0.05)) for _ in range(2)]
+    answers = []
+    for _, pipe in both:
+        with contextlib.suppress(EOFError):
+            while True:
+                answers.append(pipe.recv())
+    total = int(np.asarray(Image.open(f"{storage.uri}/5.png"))[20:70, 10:60].sum())
+    assert sorted(answers, key=str) == [(0, total), (6, total), "decoding"]
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".arrow"]
 
 
 def test_what_a_killed_process_leaves_is_not_used(storage: Storage, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    killed = child(storage, cache, slow_s=60)
-    assert killed.stdout.readline() == "decoding\n"
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed, pipe = forked(decode(storage, cache, slow_s=60))
+    assert pipe.recv() == "decoding"
+    killed.kill()
+    killed.join()
     left = {file.suffix for file in cache.iterdir()}
     assert ".lock" in left
     assert ".arrow" not in left
@@ -273,30 +274,25 @@ def test_a_full_disk_first_loses_what_nobody_uses(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["new.arrow"]
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from mvray.data import node_cache
-assert node_cache.build_once(Path(sys.argv[1]), None)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_the_longest_unused_go_first_and_what_is_in_use_never(tmp_path: Path) -> None:
     places = [tmp_path / "cache" / f"{number}.arrow" for number in range(5)]
     for age, place in enumerate(places[:4]):
         node_cache.build_once(place, lambda file: file.write_bytes(bytes(1000)))
         os.utime(place, (time.time() - 100 + age,) * 2)
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, places[0]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout.readline() == "held\n"
+
+    def hold(pipe: Connection) -> None:
+        node_cache.begin_task(20)  # lets go of what this process held when it was copied
+        pipe.send(str(node_cache.build_once(places[0], lambda _: None)))
+        pipe.recv()
+
+    other, pipe = forked(hold)
+    assert pipe.recv() == str(places[0])
     os.utime(places[0], (time.time() - 1000,) * 2)
     node_cache.begin_task(3500 / 2**30)
     node_cache.build_once(places[4], lambda file: file.write_bytes(bytes(1000)))
     assert [place.exists() for place in places] == [True, False, False, True, True]
-    other.communicate("")
+    pipe.send("end")
+    other.join()
     node_cache.begin_task(0)
     node_cache.build_once(places[1], lambda file: file.write_bytes(bytes(1000)))
     assert [place.exists() for place in places] == [False, True, False, False, False]

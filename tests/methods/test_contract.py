@@ -37,7 +37,12 @@ from mvray.training.loop import train
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module", params=STEPS.values(), ids=STEPS.keys())
+PARAMETERS = [  # Mask R-CNN is slow with all that it learns; with pixels alone it is among the fast ones
+    pytest.param(step, id=name, marks=[pytest.mark.slow] * name.endswith("-segmenter")) for name, step in STEPS.items()
+]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
 def step(request: pytest.FixtureRequest) -> Train:
     """The step on pictures as small as its network takes."""
     given: Train = request.param
@@ -114,7 +119,7 @@ def test_every_parameter_is_trained_in_some_phase(step: Train) -> None:
     [
         pytest.param(step, id=name, marks=[pytest.mark.slow] * name.startswith("object_abn"))
         for name, step in STEPS.items()
-        if not name.endswith("segmenter")  # half a minute; tests/methods/test_mask_rcnn.py sees it learn
+        if not name.endswith(("segmenter", "unet"))  # test_mask_rcnn.py and test_segmenter.py see them learn
     ],
     indirect=True,
 )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from toys import BUILT, Here, Kept, Killed, Shared, initial, step_of, task, weights
+from toys import BUILT, Here, Kept, Killed, initial, step_of, task, weights
 
 from mvray.data.tables import read_table, write_table
 from mvray.errors import DataError, SettingError
@@ -271,21 +271,6 @@ def test_a_run_that_was_killed_ends_as_the_uninterrupted_one(drawings: Path, tmp
     assert BUILT[-1].forwards < 15
     assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
     assert history(broken) == history(whole)
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_one(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
-    step = step_of(drawings, Shared(config()), **{**LOOP, "batch_size": 7, "epochs": 2, "lr": 0.01})
-    one, two = (task(step, tmp_path / name) for name in ("one", "two"))
-    train(one, Here())
-    assert two_ranks(two) == ["done", "done"]
-    print(*history(one), *history(two), sep="\n")
-    first, second = weights(one), weights(two)
-    assert torch.equal(first["assigned"], second["assigned"])
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
-    for row, expected in zip(history(two), history(one), strict=True):
-        assert row == pytest.approx(expected, rel=1e-4)
 
 
 def test_samples_without_labels(drawings: Path, tmp_path: Path) -> None:

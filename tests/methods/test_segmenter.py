@@ -203,7 +203,7 @@ def test_two_ranks_equal_one(pairs: Path, tmp_path: Path, two_ranks: Callable[..
     """With synchronised norms, whatever the decoder; dropout is drawn by each rank, so it is off."""
     stride = 32 if decoder in ("unet", "segnet", "deconvnet") else 8
     config = replace(SMALL, decoder=decoder, stride=stride, norm="synchronised", dropout=0.0)
-    step = step_of(pairs, config)
+    step = step_of(pairs, config, epochs=1)
     one, two = task(step, tmp_path / "one"), task(replace(step, scale=replace(step.scale, workers=2)), tmp_path / "two")
     train(one, Here())
     assert two_ranks(two) == ["done", "done"]

@@ -1,10 +1,9 @@
-"""Encoders and decoders of segmentation: resolutions, torchvision's own outputs, dilation, unpooling."""
+"""Encoders and decoders of segmentation: resolutions, dilation, unpooling. test_segmenter.py has torchvision's own."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.models import segmentation
 
 from mvray.errors import SettingError
 from mvray.nn.decoders import DECODERS, Context, Skips, take_fully_connected
@@ -17,9 +16,7 @@ PICTURES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     ("name", "channels"),
     [
         ("vgg-small", (16, 32, 64, 128, 128)),
-        ("vgg11", (64, 128, 256, 512, 512)),
         ("resnet18", (64, 64, 128, 256, 512)),
-        ("resnet50", (64, 256, 512, 1024, 2048)),
         ("mobilenet_v2", (16, 24, 32, 96, 1280)),
         ("efficientnet_b0", (16, 24, 40, 112, 1280)),
     ],
@@ -37,25 +34,23 @@ def test_levels_have_their_strides_and_channels(name: str, channels: tuple[int, 
 
 
 def test_a_network_that_does_not_halve_five_times_is_refused() -> None:
-    for name in ("alexnet", "vit_b_16"):
-        with pytest.raises(SettingError, match=f"method.network is {name}, whose layers do not halve the size 5 times"):
-            Encoder(name)
+    with pytest.raises(
+        SettingError, match=r"method.network is squeezenet1_1, whose layers do not halve the size 5 times"
+    ):
+        Encoder("squeezenet1_1")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [8, 16])
-def test_dilation_sees_the_same_places_as_striding_does(stride: int) -> None:
-    """Of a network without padding's effect, every stride-th value of the dilated one is the strided one's."""
+def test_dilation_sees_the_same_places_as_striding_does() -> None:
+    """Of a network without padding's effect, every fourth value of the dilated one is the strided one's."""
     torch.manual_seed(0)
-    strided = Encoder("resnet18", 32).double().eval()
-    dilated = Encoder("resnet18", stride).double().eval()
+    strided, dilated = (Encoder("resnet18", stride).eval() for stride in (32, 8))
     dilated.load_state_dict(strided.state_dict())
-    picture = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    step = 32 // stride
+    picture = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        whole, thin = dilated(picture)[-1][:, :, ::step, ::step], strided(picture)[-1]
+        whole, thin = dilated(picture)[-1][:, :, ::4, ::4], strided(picture)[-1]
     # Paddings of dilated convolutions lie elsewhere: the middle alone is compared.
-    torch.testing.assert_close(whole[:, :, 7:9, 7:9], thin[:, :, 7:9, 7:9])
+    torch.testing.assert_close(whole[:, :, 7:9, 7:9], thin[:, :, 7:9, 7:9], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", list(DECODERS))
@@ -78,25 +73,6 @@ def test_sides_that_do_not_divide(size: tuple[int, int]) -> None:
     for name in ("fcn8", "unet", "segnet"):
         encoder = Encoder("vgg-small", 32, indices=name == "segnet")
         assert DECODERS[name](encoder, 3, 16)(*encoder.with_indices(pictures)).shape[:2] == (2, 3)
-
-
-@pytest.mark.parametrize("kind", ["fcn_resnet50", "deeplabv3_resnet50"])
-def test_torchvisions_own_outputs(kind: str) -> None:
-    torch.manual_seed(0)
-    theirs = getattr(segmentation, kind)(weights=None, weights_backbone=None, num_classes=21, aux_loss=True).eval()
-    encoder = Encoder("resnet50", 8).eval()
-    decoder = DECODERS["plain" if kind.startswith("fcn") else "aspp"](encoder, 21, 0).eval()
-    state = theirs.state_dict()
-    encoder.network.load_state_dict(
-        {name.removeprefix("backbone."): values for name, values in state.items() if name.startswith("backbone.")}
-    )
-    decoder.classifier.load_state_dict(
-        {name.removeprefix("classifier."): values for name, values in state.items() if name.startswith("classifier.")}
-    )
-    with torch.no_grad():
-        levels, indices = encoder.with_indices(PICTURES)
-        ours = torch.nn.functional.interpolate(decoder(levels, indices), size=(64, 96), mode="bilinear")
-        torch.testing.assert_close(ours, theirs(PICTURES)["out"], rtol=1e-5, atol=1e-5)
 
 
 def test_the_context_module_starts_as_the_identity() -> None:

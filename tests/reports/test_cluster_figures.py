@@ -22,24 +22,12 @@ def opened(png: bytes) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def rgb(colour: str) -> list[int]:
-    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-
-
-def pixels_of(shown: np.ndarray, colour: list[int] | tuple[int, ...]) -> int:
-    return int((shown == list(colour)).all(2).sum())
-
-
 def scattered(samples: int, groups: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Places around as many middles, and which; every tenth is noise."""
     rand = np.random.default_rng(seed)
     group_N = rand.integers(0, groups, samples)
     places_N2 = 10 * rand.normal(size=(groups, 2))[group_N] + rand.normal(size=(samples, 2))
     return places_N2, np.where(np.arange(samples) % 10, group_N, -1)
-
-
-def face(red: int) -> np.ndarray:
-    return np.full((20, 14, 3), (red, 7, 9), np.uint8)
 
 
 # -- the map -------------------------------------------------------------------------------------
@@ -71,33 +59,11 @@ def test_nothing_but_noise_has_no_faces() -> None:
     assert figures.on_map(np.zeros((5, 2)), np.full(5, -1)) == []
 
 
-def test_the_map_shows_characters_groups_and_faces() -> None:
-    places, group = scattered(300, 30)
-    label = np.where(group < 0, 0, group)
-    shown = figures.on_map(places, group)
-    faces = {row: face(100 + number) for number, row in enumerate(shown[1:])}  # one could not be read
-    picture = opened(figures.group_map(places, label, group, [STRANGE] * 30, faces, STRANGE))
-    assert abs(picture.shape[1] - 1600) < 60
-    middle = picture.shape[1] // 2
-    left, right = picture[:, :middle], picture[:, middle:]
-    for number in range(len(faces)):
-        assert pixels_of(left, (100 + number, 7, 9)) == 0
-        assert pixels_of(right, (100 + number, 7, 9)) > 400, number
-
-
 @pytest.mark.parametrize(("label", "group"), [(-1, -1), (0, 0), (-1, 0)])
 def test_maps_of_hardly_anything_are_drawn(label: int, group: int) -> None:
     for samples in (1, 2):
         given = np.full(samples, label), np.full(samples, group)
         assert opened(figures.group_map(np.zeros((samples, 2)), *given, NAMES, {}, STRANGE)).size > 0
-
-
-def test_colours_of_groups_differ_and_are_not_that_of_noise() -> None:
-    for count in (0, 1, 12, 13, 200):
-        colours = figures._many(count)
-        assert len(set(colours)) == len(colours) == count
-        for red, green, blue in map(rgb, colours):
-            assert max(red, green, blue) - min(red, green, blue) > 40
 
 
 # -- bars ----------------------------------------------------------------------------------------
@@ -135,18 +101,6 @@ def test_of_many_groups_the_largest_and_the_most_mixed_are_shown() -> None:
     assert found[:3] == ["group 0", "group 1", "group 2"]
     assert {"group 12", "group 17"} <= set(found[3:])
     assert len(found) == 6
-
-
-def test_faces_that_are_not_the_groups_character_have_a_red_frame() -> None:
-    label, group = np.array([1] * 9 + [2]), np.zeros(10, int)
-    lines = figures.lines(label, group, [STRANGE] * 3)
-    faces = {row: face(50 + row) for row in range(10) if row != 4}
-    picture = opened(figures.group_lines(lines, faces, STRANGE))
-    for row in faces:
-        assert pixels_of(picture, (50 + row, 7, 9)) > 400
-    assert 800 < pixels_of(picture, figures.WRONG) < 5000
-    same = opened(figures.group_lines(figures.lines(np.ones(10, int), group, NAMES), faces, "t"))
-    assert pixels_of(same, figures.WRONG) == 0
 
 
 def test_unknown_characters_have_words_too() -> None:

@@ -67,12 +67,6 @@ ROW = {"values": {"a": [0.84, None, 0.86]}, "mean": {"a": 0.85}, "interval95": {
 BARE = {"values": {"a": [None]}, "mean": {}, "interval95": {"a": None}, "paper": {}}
 
 
-def test_a_confusion_matrix_shows_which_is_which():
-    counts = np.array([[9, 1], [4, 6]])
-    right, wrong = (opened(figures.confusion_matrix(part, ["a", "b"], "title")) for part in (counts, counts.T))
-    assert (right != wrong).any()
-
-
 def test_names_are_never_read_as_formulas_and_strange_letters_do_no_harm():
     name = r"$\frac{1}$ 漫画 \x $"
     counts = np.eye(2, dtype=int)

@@ -58,8 +58,7 @@ def importances(search: Search, collected: dict[str, Any]) -> tuple[dict[str, fl
     "values",
     [
         [[0.5]],
-        [[0.1, 0.4], [0.3], [None, 0.2], []],
-        [[0.1 * n, 0.1 * n + 0.05] for n in range(9)],
+        [[0.1, 0.4], [0.3], [None, 0.2], [], [0.2, 0.3], [0.5, 0.1], [0.7, 0.2]],
     ],
 )
 def test_every_search_has_its_pictures(values: list[list[float | None]]) -> None:
@@ -75,12 +74,6 @@ def test_every_search_has_its_pictures(values: list[list[float | None]]) -> None
 
 def test_without_a_value_there_is_nothing_to_show() -> None:
     assert pictures(SEARCH, found([[], []], "FF")) == {}
-
-
-def test_a_better_trial_is_seen() -> None:
-    low, high = (found([[0.1, 0.2], [0.3, 0.4], [0.2, last]]) for last in (0.25, 0.9))
-    name = "search/best-so-far.png"
-    assert not np.array_equal(pixels(pictures(SEARCH, low)[name]), pixels(pictures(SEARCH, high)[name]))
 
 
 def test_the_setting_that_matters_explains_the_spread() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,18 +33,6 @@ def test_the_order_of_an_epoch_may_be_the_methods(drawings: Path, tmp_path: Path
     assert method.seen[:2] == [list(range(41, 33, -1)), list(range(33, 25, -1))]
     assert method.seen[5] == list(range(40, 32, -1))
     assert [row["epoch/first"] for row in history(given)] == [0, 8]
-
-
-@pytest.mark.slow
-def test_two_ranks_share_each_batch_of_that_order(
-    drawings: Path, tmp_path: Path, two_ranks: Callable[..., list[str]]
-) -> None:
-    one, two = (task(step_of(drawings, Ordered(), lr=0.3), tmp_path / name) for name in ("one", "two"))
-    train(one, Here())
-    assert two_ranks(two) == ["done", "done"]
-    for name, value in weights(one).items():
-        torch.testing.assert_close(weights(two)[name], value, rtol=1e-5, atol=1e-6)
-    assert [row["epoch/first"] for row in history(two)] == [0, 8]
 
 
 @pytest.mark.parametrize("steps", [3, 7])

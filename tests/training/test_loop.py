@@ -19,8 +19,8 @@ from toys import (
     Linear,
     LinearMethod,
     Means,
+    Ordered,
     Relabelled,
-    Shared,
     Streamed,
     TwoPhases,
     initial,
@@ -105,10 +105,12 @@ def test_training_is_what_the_formulas_say(drawings: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(last["layer.bias"], b, atol=1e-5)
 
 
-def test_steps_groups_and_poly_are_what_the_formulas_say(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
-    """7 steps are an epoch of 5 and one of 2; the bias has 20 times the rate and no decay; on two ranks, too."""
-    step = step_of(drawings, Streamed(), lr=0.02, weight_decay=0.01, momentum=0.9, schedule="poly", steps=7, epochs=1)
-    given = task(step, tmp_path / "one", seed=7)
+STREAMED = {"lr": 0.02, "weight_decay": 0.01, "momentum": 0.9, "schedule": "poly", "steps": 7, "epochs": 1}
+
+
+def test_steps_groups_and_poly_are_what_the_formulas_say(drawings: Path, tmp_path: Path) -> None:
+    """7 steps are an epoch of 5 and one of 2; the bias has 20 times the rate and no decay."""
+    given = task(step_of(drawings, Streamed(), **STREAMED), tmp_path, seed=7)
     train(given, Here())
 
     data, start = everything(given), initial(given)
@@ -125,12 +127,6 @@ def test_steps_groups_and_poly_are_what_the_formulas_say(drawings: Path, tmp_pat
     np.testing.assert_allclose(read_last(given)["layer.weight"], w, atol=1e-5)
     np.testing.assert_allclose(read_last(given)["layer.bias"], b, atol=1e-5)
     assert [row["epoch"] for row in history(given)] == [0, 1]
-    two = task(replace(step, scale=replace(step.scale, workers=2)), tmp_path / "two", seed=7)
-    assert two_ranks(two) == DONE
-    same(given, two)
-    assert [row["validation/accuracy"] for row in history(two)] == [
-        row["validation/accuracy"] for row in history(given)
-    ]
 
 
 def read_last(task: Task) -> dict[str, torch.Tensor]:
@@ -371,25 +367,16 @@ def test_finished_training_is_left_as_it_is(drawings: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        pytest.param(Linear(), {"lr": 0.5}, id="even"),
-        pytest.param(Linear(), {"lr": 0.5, "batch_size": 5}, id="uneven share"),
         pytest.param(Linear(), {"lr": 0.5, "batch_size": 11, "accumulate": 3, "clip_norm": 0.2}, id="accumulated"),
         pytest.param(TwoPhases(), {"lr": 0.5, "batch_size": 7}, id="two phases"),
         pytest.param(Relabelled(), {"lr": 0.5}, id="new labels"),
+        pytest.param(Ordered(), {"lr": 0.3}, id="own order"),
+        pytest.param(Streamed(), STREAMED, id="streamed"),
     ],
 )
 def test_two_ranks_equal_one(drawings, tmp_path, two_ranks: Ranks, method, settings) -> None:
+    """What the loop itself shares out; tests/methods/test_contract.py has every method."""
     step = step_of(drawings, method, **settings)
-    one, two = task(step, tmp_path / "one"), task(step, tmp_path / "two")
-    train(one, Here())
-    assert two_ranks(two) == DONE
-    same(one, two, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_one_with_a_convolutional_network(drawings: Path, tmp_path: Path, two_ranks: Ranks) -> None:
-    method = Shared(classifier.Config(network="alexnet-small", hide="random"))
-    step = step_of(drawings, method, pictures=PAGE, lr=0.02, epochs=1)
     one, two = task(step, tmp_path / "one"), task(step, tmp_path / "two")
     train(one, Here())
     assert two_ranks(two) == DONE

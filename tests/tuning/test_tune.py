@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import mvray
 
 from mvray import Job
 from mvray.api import load_job
@@ -59,8 +61,11 @@ class Lines(Progress):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tune") / "runs"
+def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tune") / "runs"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -338,11 +343,11 @@ def test_mistakes_are_refused_at_once(tmp_path: Path, drawings: Path) -> None:
         (["--set", "search.step=third"], "search.step is 'third'; expected a Train step of 'searched': first, second."),
         (["--set", "search.metric=validation/f1"], "search.metric is 'validation/f1'"),
     ):
-        refused = subprocess.run([*command(drawings, tmp_path), *more], capture_output=True, text=True, timeout=60)
-        assert refused.returncode == 2
-        assert refused.stderr.startswith("mvray: ")
-        assert message in refused.stderr
-        assert refused.stderr.count("\n") == 1
+        refused = mvray(*command(drawings, tmp_path)[1:], *more)
+        assert refused.code == 2
+        assert refused.err.startswith("mvray: ")
+        assert message in refused.err
+        assert refused.err.count("\n") == 1
         assert not list(tmp_path.iterdir())
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -367,22 +363,6 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-ANOTHER = """
-import sys
-import mvray.data.crops as crops
-from mvray.data.readers.manga109_faces import Manga109Faces
-count, plain = 0, crops.open_upright
-def picture(*given, **how):
-    global count
-    count += 1
-    return plain(*given, **how)
-crops.open_upright = picture
-source = Manga109Faces(root=sys.argv[1], unseen=0)
-sums = [source.read(row["location"], row["part"]).sum() for row in source.index().rows.to_pylist()]
-print(count, sums[0])
-"""
-
-
 def test_each_page_is_decoded_once_over_epochs_threads_and_copies_of_the_source(
     write: Write, decodings: list[int]
 ) -> None:
@@ -400,15 +380,6 @@ def test_each_page_is_decoded_once_over_epochs_threads_and_copies_of_the_source(
             assert sorted(int(i) for batch in batches for i in batch["index"]) == list(range(len(rows)))
             assert all((batch["bad"] == -1).all() for batch in batches)
     assert len(decodings) == 7  # not those without faces
-    told = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ANOTHER, root],
-        env={**os.environ, "TMPDIR": tempfile.gettempdir()},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    first = rows.to_pylist()[0]
-    assert told.stdout.split() == ["0", str(source.read(first["location"], first["part"]).sum())]
 
 
 def test_a_page_that_breaks_after_indexing(write: Write, decodings: list[int]) -> None:
@@ -463,21 +434,6 @@ def test_what_the_fingerprint_sees(write: Write) -> None:
         trained = fingerprint(renamed, ("train", "validation")), fingerprint(plain, ("train", "validation"))
         assert (trained[0] == trained[1]) == (title == "Beta")  # an unseen name is nothing to training
         xml.write_text(xml.read_text().replace("Anna", "Name a"))
-
-
-def test_the_sample_comics(sample_comics: Path) -> None:
-    source = Manga109Faces(root=str(sample_comics), unseen=1 / 3, min_faces=3)
-    index = source.index()
-    assert len(works_in(index, "unseen")) == 1
-    assert len(works_in(index, *SEEN)) == 2
-    assert index.bad == ()
-    assert len(index.classes) >= 4
-    counts = Counter(index.rows["label"].to_pylist())
-    assert all(counts[i] >= 3 for i in range(len(index.classes)))
-    rows = index.rows.to_pylist()
-    with ThreadPoolExecutor(4) as pool:
-        shapes = set(pool.map(lambda row: source.read(row["location"], row["part"]).shape, rows))
-    assert all(height == width <= 256 for height, width, _ in shapes)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Sample actions: whole, in UCF101's layout, with exact masks, and nothing but the motion tells the class."""
+"""Sample actions: whole, in UCF101's layout, with exact masks, the same actors and scenes in every class."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvray.data.synthetic import drawings, players
 from mvray.data.synthetic.actions import clips_of, compose, groups_tested, names_of
 from mvray.data.synthetic.film import HEIGHT, WIDTH, Film, Layer, shoot
 from mvray.data.synthetic.motions import MOTIONS
-from mvray.data.synthetic.sprites import Pose, Sprite, sprite, warp
+from mvray.data.synthetic.sprites import Sprite
 from mvray.data.synthetic.staging import film_of
 
 CLASSES, VIDEOS, SEED = 3, 3, 5
@@ -212,31 +211,13 @@ def test_frames_and_masks_equal_a_slow_composition() -> None:
     assert sum(covered) > sum((owner_THW == n).sum() for n in range(len(covered))), "nothing hides anything here"
 
 
-def test_a_sprite_that_is_not_moved_is_the_drawing() -> None:
-    cut = sprite("noto", "penguin")
-    x0, y0, x1, y1 = drawings.extent("noto", "penguin")
-    drawn_HW4 = np.asarray(drawings.drawing("noto", "penguin").image.convert("RGBa"))[y0:y1, x0:x1]
-    for angle, face, expected in ((0, 1, drawn_HW4), (0, -1, drawn_HW4[:, ::-1]), (90, 1, np.rot90(drawn_HW4, -1))):
-        h, w = expected.shape[:2]
-        made = warp(cut, Pose(20 + w / 2, 10 + h / 2, angle, 1.0, face), (200, 200))
-        assert made is not None
-        (rows, columns), rgba_hw4 = made
-        whole = np.zeros((200, 200, 4), np.uint8)
-        whole[rows, columns] = rgba_hw4
-        assert np.abs(whole[10 : 10 + h, 20 : 20 + w].astype(int) - expected).max() <= 1
-        outside = whole.copy()
-        outside[10 : 10 + h, 20 : 20 + w] = 0
-        assert outside[..., 3].max() < 128
-    assert warp(cut, Pose(-200, 50, 0, 1.0, 1), (200, 200)) is None
-
-
 # -- what tells the class ------------------------------------------------------------------------
 
 
 @cache
 def films() -> dict[tuple[str, int, int], Film]:
-    """Ten groups of two clips of each of the eight classes, staged but not shot."""
-    return {(name, g, c): film_of(name, g, c, 0) for g in range(10) for c in range(2) for name in names_of(8)}
+    """Four groups of two clips of each of the eight classes, staged but not shot."""
+    return {(name, g, c): film_of(name, g, c, 0) for g in range(4) for c in range(2) for name in names_of(8)}
 
 
 def actor_of(film: Film) -> Layer:
@@ -245,54 +226,14 @@ def actor_of(film: Film) -> Layer:
 
 
 def test_every_class_has_the_same_actors_and_scenes() -> None:
-    for group in range(10):
+    for group in range(4):
         for clip in range(2):
             of_clip = [films()[name, group, clip] for name in names_of(8)]
             assert len({film.backdrop.tobytes() for film in of_clip}) == 1
             assert len({actor_of(film).drawing for film in of_clip}) == 1
-    walks = [films()["Walk", group, clip] for group in range(10) for clip in range(2)]
-    assert len({actor_of(film).drawing for film in walks}) == 20, "an actor in two clips of a class"
-    assert len({film.backdrop.tobytes() for film in walks}) == 20
-
-
-def nearest(train_NF: np.ndarray, labels_N: np.ndarray, test_MF: np.ndarray, k: int) -> np.ndarray:
-    """The commonest label among the k nearest neighbours, features scaled to unit deviation."""
-    scale_F = train_NF.std(axis=0) + 1e-9
-    far_MN = ((test_MF[:, None] / scale_F - train_NF[None] / scale_F) ** 2).sum(axis=-1)
-    votes_MK = labels_N[np.argsort(far_MN, axis=1)[:, :k]]
-    return np.array([np.bincount(votes_K).argmax() for votes_K in votes_MK])
-
-
-def test_the_motion_tells_the_class_and_a_single_frame_does_not() -> None:
-    """Even who knows the actor's true place, size and angle in a frame cannot say much; who follows them can."""
-    rng = np.random.default_rng(0)
-    frames, paths, labels, groups = [], [], [], []
-    for (name, group, _), film in films().items():
-        poses = actor_of(film).poses
-        turn_T = np.deg2rad([p.angle_deg for p in poses])
-        where_T4 = np.array([(p.x / WIDTH, p.y / HEIGHT, p.scale, p.face) for p in poses])
-        track_T6 = np.concatenate([where_T4, np.cos(turn_T)[:, None], np.sin(turn_T)[:, None]], axis=1)
-        frames.append(track_T6[rng.integers(len(poses), size=12)])
-        steps_T6 = np.abs(np.diff(track_T6, axis=0))
-        path = [track_T6.std(axis=0), steps_T6.mean(axis=0), steps_T6.std(axis=0), np.abs(track_T6[-1] - track_T6[0])]
-        paths.append(np.concatenate(path))
-        labels.append(names_of(8).index(name))
-        groups.append(group)
-    label, test = np.array(labels), np.array(groups) < 3
-    frames_VK6, paths_VF = np.array(frames), np.array(paths)
-    guess = nearest(frames_VK6[~test].reshape(-1, 6), np.repeat(label[~test], 12), frames_VK6[test].reshape(-1, 6), 25)
-    from_frames = (guess == np.repeat(label[test], 12)).mean()
-    from_motion = (nearest(paths_VF[~test], label[~test], paths_VF[test], 3) == label[test]).mean()
-    assert from_frames < 0.4
-    assert from_motion > 0.85
-
-
-def test_every_subject_was_drawn_by_somebody() -> None:
-    for name in (*players.PEOPLE, *players.ANIMALS, *players.STANDING, *players.FLYING):
-        assert [artist for artist in drawings.artists() if name in drawings.names(artist)], name
-    assert not {*players.PEOPLE, *players.ANIMALS} & {*players.STANDING, *players.FLYING}
-    every = players.actors(99, np.random.default_rng(0))
-    assert len(set(every)) == 99
+    walks = [films()["Walk", group, clip] for group in range(4) for clip in range(2)]
+    assert len({actor_of(film).drawing for film in walks}) == 8, "an actor in two clips of a class"
+    assert len({film.backdrop.tobytes() for film in walks}) == 8
 
 
 def test_fewer_classes_are_the_same_videos() -> None:

@@ -31,18 +31,6 @@ def test_every_artist_has_two_casts() -> None:
     assert min(casts(artist) for artist in drawings.artists()) >= 2
 
 
-@pytest.mark.parametrize(
-    ("artist", "name", "chin"),
-    [("noto", "man-cook", 0.72), ("twemoji", "woman-judge", 0.72), ("fluent-emoji-flat", "man-pilot", 0.55)],
-)
-def test_the_face_of_a_bust_ends_at_the_chin(artist: str, name: str, chin: float) -> None:
-    """Chins were measured by eye, as a share of the drawing's 128 px."""
-    face = face_of(artist, name)
-    assert face is not None
-    assert face[3] / drawings.SIDE == pytest.approx(chin, abs=0.05)
-    assert 0.2 < (face[2] - face[0]) / drawings.SIDE < 0.6
-
-
 def test_heads_are_all_face_and_figures_have_none() -> None:
     assert face_of("noto", "fox") == drawings.extent("noto", "fox")
     assert face_of("noto", "woman-running") is None
@@ -69,9 +57,8 @@ def test_boxes_follow_a_sprite(angle_deg: float, mirror: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_panels_fill_the_page_without_touching(seed: int) -> None:
-    rng = np.random.default_rng(seed)
+def test_panels_fill_the_page_without_touching() -> None:
+    rng = np.random.default_rng(0)
     habits = habits_of(10, rng)
     assert {habit.grid for habit in habits} == set(GRIDS)
     for habit in habits:
@@ -83,14 +70,6 @@ def test_panels_fill_the_page_without_touching(seed: int) -> None:
             assert not any((a & b).any() for a, b in combinations(masks, 2))
             assert sum(mask.sum() for mask in masks) > 0.6 * (PAGE[2] - PAGE[0]) * (PAGE[3] - PAGE[1])
             assert not any(mask[:50].any() or mask[1101:].any() or mask[:, 781:].any() for mask in masks)
-
-
-def test_manga_is_read_from_the_right() -> None:
-    habit = next(habit for habit in habits_of(10, np.random.default_rng(0)) if habit.grid == "tiers")
-    panels = panels_of(habit, PAGE, 4, np.random.default_rng(0))
-    middles = [np.mean(panel, axis=0) for panel in panels]
-    assert middles[0][0] > middles[1][0]
-    assert middles[1][1] < middles[2][1]
 
 
 def _mask(panel: Polygon) -> np.ndarray:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -14,9 +12,8 @@ import pytest
 from PIL import Image
 
 from mvray.data.synthetic import drawings, heads
-from mvray.data.synthetic.dressing import recolour
 from mvray.data.synthetic.faces import compose, works_of
-from mvray.data.synthetic.looks import PLACES, Look, Worn, distinguishable, looks
+from mvray.data.synthetic.looks import PLACES, Look, distinguishable, looks
 from mvray.data.synthetic.portraits import portrait
 
 CHARACTERS, PICTURES, SEED = 5, 4, 3
@@ -83,34 +80,9 @@ def test_another_seed_gives_other_characters() -> None:
 
 
 def test_no_two_characters_look_alike() -> None:
-    for one, other in combinations(cast(200), 2):
+    for one, other in combinations(cast(60), 2):
         assert distinguishable(one, other), (one, other)
     assert len(looks(1000, np.random.default_rng(1))) == 1000
-
-
-def test_some_are_easily_taken_for_others() -> None:
-    everybody = cast(60)
-    bases = Counter((look.base.artist, look.base.subject) for look in everybody)
-    assert sum(count > 1 for count in bases.values()) >= 5, "the same drawings in another outfit"
-    dressed_alike = [
-        (one, other)
-        for one, other in combinations(everybody, 2)
-        if one.base.subject == other.base.subject and one.base.artist != other.base.artist and one.hair == other.hair
-    ]
-    assert len(dressed_alike) >= 2, "the same subject by another artist"
-
-
-def test_told_apart_as_a_person_would() -> None:
-    woman, baby = named("noto", "woman-of-moods"), named("noto", "baby")
-    crown, bow = Worn("hat", "noto", "crown", 0), Worn("side", "noto", "ribbon", 0)
-    bell = Worn("chin", "noto", "bell", 0)
-    assert distinguishable(woman, named("twemoji", "woman-of-moods"))
-    assert distinguishable(woman, replace(woman, hair=(44, 38, 46)))
-    assert distinguishable(replace(woman, worn=(crown,)), woman)
-    assert not distinguishable(woman, woman)
-    assert not distinguishable(woman, replace(woman, worn=(bell,))), "a chin is often cut off"
-    assert not distinguishable(replace(woman, worn=(crown, bow)), replace(woman, worn=(bow,))), "one may be taken off"
-    assert not distinguishable(baby, replace(baby, hair=(44, 38, 46))), "one lock is not enough"
 
 
 def test_all_that_is_worn_is_drawn() -> None:
@@ -121,20 +93,6 @@ def test_all_that_is_worn_is_drawn() -> None:
 
 
 # -- colours and pictures ------------------------------------------------------------------------
-
-
-def test_hair_skin_and_clothes_take_the_looks_colours() -> None:
-    look = named("twemoji", "woman-of-moods")
-    old = np.asarray(drawings.drawing("twemoji", "woman-frowning").image).astype(int)
-    new = np.asarray(recolour(look, "woman-frowning")).astype(int)
-    assert (new[..., 3] == old[..., 3]).all()
-    for was, becomes in (((255, 172, 51), look.hair), ((255, 220, 93), look.skin), ((146, 106, 202), look.cloth)):
-        painted = (np.abs(old[..., :3] - was).max(axis=-1) <= 2) & (old[..., 3] == 255)
-        assert painted.sum() > 500
-        assert (np.abs(new[painted][:, :3] - becomes).max(axis=-1) <= 4).mean() > 0.98
-    lips = (np.abs(old[..., :3] - (223, 31, 50)).max(axis=-1) <= 4) & (old[..., 3] == 255)
-    assert lips.sum() > 20
-    assert (new[lips] == old[lips]).all(), "the rest stays"
 
 
 def test_backdrop_and_light_do_not_know_who_it_is() -> None:
