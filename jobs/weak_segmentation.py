@@ -152,7 +152,7 @@ def job(tiny: bool = False) -> Job:
     tags = graph.tags
     forms = {"backprop": replace(setting.form, subtract=False, scales=(1.0,)), "dcsm": setting.form}
     salient = {
-        name: test.with_columns(graph.generate(f"saliency-{name}", saliency.Config(tags, form), test))
+        name: test.with_columns(graph.generate(f"saliency-{name}", saliency.Config(of=tags, form=form), test))
         for name, form in forms.items()
     }
     of_saliency, with_crf = setting.maps, replace(setting.maps, crf=CRF())
@@ -161,7 +161,9 @@ def job(tiny: bool = False) -> Job:
     graph.row("DCSM + CRF", graph.generate("maps-dcsm-crf", with_crf, salient["dcsm"]), 0.451)
 
     # The seeds: the same on the training pictures, whose classes are known.
-    seen = graph.generate("saliency-training", saliency.Config(tags, setting.form, limited=True), graph.training)
+    seen = graph.generate(
+        "saliency-training", saliency.Config(of=tags, form=setting.form, limited=True), graph.training
+    )
     salient_training = graph.training.with_columns(seen)
     seeds = graph.generate("seeds", replace(with_crf, limited=True), salient_training)
     cues = graph.generate("cues", replace(of_saliency, limited=True, least=0.8), salient_training)

@@ -42,6 +42,7 @@ class Config(ThroughConfig):
     """
 
     kind: ClassVar[str] = "features"
+    must_have_step: ClassVar[bool] = False
     layers: tuple[str, ...] = ("fc1",)
     pool: int = 2
     network: str = ""

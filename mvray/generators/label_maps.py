@@ -11,15 +11,16 @@ import torch
 
 from mvray.data import as_png, classes_field
 from mvray.errors import SettingError
-from mvray.experiment import ADDED, IGNORE, LABELS, NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
+from mvray.experiment import ADDED, IGNORE, LABELS, NOT_IDENTITY, Batch, Generator, Read
+from mvray.generators.through import ThroughConfig
 from mvray.nn import CRF, Method, marginals
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Config(GeneratorConfig):
+@dataclass(frozen=True, kw_only=True)
+class Config(ThroughConfig):
     """The likeliest class of each place, as the column ``name``.
 
     Probabilities are those of the method that ``of`` trained or, where ``saliency`` names a column of
@@ -32,7 +33,7 @@ class Config(GeneratorConfig):
     """
 
     kind: ClassVar[str] = "label_maps"
-    of: Train | None = None
+    must_have_step: ClassVar[bool] = False
     name: str = "label_map"
     limited: bool = False
     least: float = 0.0
@@ -44,13 +45,13 @@ class Config(GeneratorConfig):
     batch_size: int = field(default=16, metadata=NOT_IDENTITY)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.of is None) == (not self.saliency):
             raise SettingError(
                 "generator.of and generator.saliency exclude one another; expected a trained step, or the name of a "
                 "column of saliency maps."
             )
         for name, holds, expected in (
-            ("batch_size", self.batch_size >= 1, "at least 1"),
             ("least", 0 <= self.least <= 1, "0 to 1"),
             ("threshold", 0 <= self.threshold <= 1, "0 to 1"),
             ("softness", self.softness > 0, "a value above 0"),
@@ -58,14 +59,6 @@ class Config(GeneratorConfig):
         ):
             if not holds:
                 raise SettingError(f"generator.{name} is {getattr(self, name)}; expected {expected}.")
-
-    @property
-    def looks_through(self) -> Train | None:
-        return self.of
-
-    @property
-    def samples_per_batch(self) -> int:
-        return self.batch_size
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from mvray.data import map_field
 from mvray.errors import SettingError
-from mvray.experiment import LABELS, NOT_IDENTITY, Batch, Generator, GeneratorConfig, Read, Train
+from mvray.experiment import LABELS, NOT_IDENTITY, Batch, Generator, Read, check_above_0
+from mvray.generators.through import ThroughConfig
 from mvray.nn import Method, Saliency, class_saliency
 
 
-@dataclass(frozen=True)
-class Config(GeneratorConfig):
+@dataclass(frozen=True, kw_only=True)
+class Config(ThroughConfig):
     """Saliency maps of the likeliest classes by the method that ``of`` trained (a tagger), as the column ``name``.
 
     ``limited``: the classes that the picture has by its labels come first among the candidates, as training pictures
@@ -23,7 +24,6 @@ class Config(GeneratorConfig):
     """
 
     kind: ClassVar[str] = "saliency"
-    of: Train
     form: Saliency = Saliency()
     name: str = "saliency"
     limited: bool = False
@@ -31,17 +31,8 @@ class Config(GeneratorConfig):
     batch_size: int = field(default=8, metadata=NOT_IDENTITY)
 
     def __post_init__(self) -> None:
-        for name in ("cell", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"generator.{name} is {getattr(self, name)}; expected at least 1.")
-
-    @property
-    def looks_through(self) -> Train | None:
-        return self.of
-
-    @property
-    def samples_per_batch(self) -> int:
-        return self.batch_size
+        super().__post_init__()
+        check_above_0(self, "generator", "cell")
 
     @property
     def needs(self) -> tuple[str, ...]:

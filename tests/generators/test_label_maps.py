@@ -98,11 +98,11 @@ def test_label_maps_of_a_method_are_limited_to_the_pictures_labels() -> None:
     for layer in method.decoder.scores:
         torch.nn.init.normal_(layer.weight, std=1.0)
     batch = salient()
-    maps_BHW = maps_in(label_maps.Config(TAGS).build(method, no_file)(batch))
+    maps_BHW = maps_in(label_maps.Config(of=TAGS).build(method, no_file)(batch))
     with torch.no_grad():
         assert np.array_equal(maps_BHW, method.class_maps(batch["image"]).argmax(1).numpy())
     assert set(np.unique(maps_BHW)) - {0, 1}
-    limited = maps_in(label_maps.Config(TAGS, limited=True).build(method, no_file)(batch))
+    limited = maps_in(label_maps.Config(of=TAGS, limited=True).build(method, no_file)(batch))
     assert set(np.unique(limited[0])) <= {0, 1}
     assert set(np.unique(limited[1])) <= {0, 2, 4}
 
@@ -111,7 +111,7 @@ def test_saliency_maps_arrive_as_they_were_made(tmp_path: Path) -> None:
     torch.manual_seed(0)
     method = TAGS.method.build(FACTS).eval()
     torch.nn.init.normal_(method.decoder.scores[0].weight, std=0.1)
-    config = saliency.Config(TAGS, Saliency(candidates=3), cell=4)
+    config = saliency.Config(of=TAGS, form=Saliency(candidates=3), cell=4)
     batch = {"image": images(64), "labels": salient()["labels"]}
     table = config.build(method, no_file)(batch).append_column("key", pa.array(["x", "y"]))
     expected = class_saliency(method.score_maps, method, method.saliency_layers, images(64), (16, 16), config.form)
@@ -131,11 +131,11 @@ def test_saliency_maps_arrive_as_they_were_made(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(SettingError, match="exclude one another"):
-        label_maps.Config(TAGS, saliency="saliency")
+        label_maps.Config(of=TAGS, saliency="saliency")
     with pytest.raises(SettingError, match="exclude one another"):
         label_maps.Config()
     for name, value in (("least", 2.0), ("threshold", -1.0), ("softness", 0.0), ("least_tag", 2.0)):
         with pytest.raises(SettingError, match=f"generator.{name}"):
             replace(SEEN, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(SettingError, match=r"generator\.cell is 0"):
-        saliency.Config(TAGS, cell=0)
+        saliency.Config(of=TAGS, cell=0)

@@ -51,3 +51,8 @@ def test_jobs_know_where_it_looks(tmp_path: Path) -> None:
     step = Generate("look", predictions.Config(of=STEP), STEP.data)
     assert step.of is STEP
     assert step.inputs == (STEP,)
+
+
+def test_what_looks_through_a_step_must_have_one() -> None:
+    with pytest.raises(SettingError, match=r"generator\.of is missing; expected the Train step that predictions"):
+        predictions.Config()
