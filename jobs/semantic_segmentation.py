@@ -42,6 +42,7 @@ from mvray.nn import CRF, weights
 
 TITLES = {
     "fcn32": "FCN-32s",
+    "dilated": "the same, dilated to stride 16",
     "fcn8": "FCN-8s",
     "unet": "U-Net",
     "largefov": "DeepLab LargeFOV",
@@ -57,7 +58,9 @@ def variants(tiny: bool) -> dict[str, tuple[segmenter.Config, Optim]]:
     if tiny:
         method = segmenter.Config(network="mobilenet_v2", weights=weights.packaged("mobilenet_v2"), head_lr=5.0)
         optim = Optim(name="adam", lr=0.001, batch_size=8, epochs=8, schedule="poly")
-        return {name: (replace(method, decoder=name), optim) for name in ("fcn32", "fcn8", "unet")}
+        methods = {name: replace(method, decoder=name) for name in ("fcn32", "fcn8", "unet")}
+        methods["dilated"] = replace(method, decoder="fcn32", stride=16)
+        return {name: (methods[name], optim) for name in ("fcn32", "dilated", "fcn8", "unet")}
     fcn = segmenter.Config(network="vgg16", bias_lr=2.0)
     sgd = Optim(
         lr=0.001, momentum=0.9, weight_decay=5e-4, batch_size=20, steps=6000, schedule="step", milestones=(2000, 4000)
