@@ -1,7 +1,7 @@
 """`mvray apply`: what a trained step makes of anyone's pictures, in their own size: class maps, for now.
 
 DIR/maps/NAME.png        a palette PNG: the number of each pixel's class, in VOC's colours
-DIR/overlays/NAME.png    the colours over the picture
+DIR/overlays/NAME.png    the colours over the picture, orange for grey
 DIR/classes.csv          the classes' numbers, names and colours
 DIR/areas.csv            for each picture the share of each class
 DIR/sheet.png            the first pictures with a legend

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from mvray.reports.figures import Picture
 
 _OPACITY = 0.55
+_ORANGE = (255, 140, 0)
+
+
+def _colours() -> Picture:
+    """VOC's, but that greys (class 7, person, is one) are orange: over a grey picture nobody would see them."""
+    table = colours()
+    grey_N = (table == table[:, :1]).all(1) & (table[:, 0] > 0)
+    table[grey_N] = _ORANGE
+    return table
 
 
 def painted(image_HWC: Picture, classes_HW: np.ndarray) -> Picture:
@@ -23,7 +32,7 @@ def painted(image_HWC: Picture, classes_HW: np.ndarray) -> Picture:
 
     A class ends in a line of its full colour.
     """
-    table_HWC = colours()[classes_HW].astype(np.float32)
+    table_HWC = _colours()[classes_HW].astype(np.float32)
     inside_HW = (classes_HW != 0) & (classes_HW != IGNORE)
     edge_HW = np.zeros_like(inside_HW)
     edge_HW[:-1] |= classes_HW[1:] != classes_HW[:-1]
@@ -54,7 +63,7 @@ def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None)
     draw = ImageDraw.Draw(image)
     for at, (number, name) in enumerate(cells):
         x, y = 16 + at % columns * cell, 8 + at // columns * 32
-        fill = tuple(colours()[number].tolist()) if number else "white"
+        fill = tuple(_colours()[number].tolist()) if number else "white"
         draw.rectangle((x, y, x + 24, y + 24), fill=fill, outline=INK)
         draw.text((x + 32, y), name, fill=INK, font=font)
     return image

@@ -110,7 +110,8 @@ def _interval(row: Row, column: Column) -> str:
 
 def _seeds(row: Row, column: Column) -> str:
     values = row["values"].get(column.metric, [])
-    return " ".join(_number(value, column) for value in values) if len(values) > 1 else ""
+    some = len(values) > 1 and any(value is not None for value in values)
+    return " ".join(_number(value, column) for value in values) if some else ""
 
 
 def _paper(row: Row, column: Column) -> str:
