@@ -45,7 +45,7 @@ drill: .venv/ready ## the short drill: one submitted job while a node, S3 and ML
 	$(BIN)/python -m pytest -m short_drill
 
 drills: .venv/ready ## all drills: processes, nodes and servers are taken away under real jobs
-	$(BIN)/python -m pytest -m drill
+	$(BIN)/python -m pytest -n 2 $(FILES) -m drill
 
 check: .venv/ready ## ruff, mypy, layers and budgets
 	$(BIN)/ruff check .

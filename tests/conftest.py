@@ -42,7 +42,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a CUDA GPU")
 
 
-LONG = ("test_own_method.py", "test_tune.py", "test_cli.py", "test_contract.py")
+LONG = (
+    "test_rehearsal.py",
+    "test_cluster_faults.py",
+    "test_job_client.py",
+    "test_own_method.py",
+    "test_tune.py",
+    "test_cli.py",
+    "test_contract.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
