@@ -42,7 +42,7 @@ from mvray.nn import CRF, weights
 
 TITLES = {
     "fcn32": "FCN-32s",
-    "dilated": "the same, dilated to stride 16",
+    "dilated": "FCN-32s dilated to stride 16",
     "fcn8": "FCN-8s",
     "unet": "U-Net",
     "largefov": "DeepLab LargeFOV",
