@@ -8,7 +8,7 @@ Full:   mvray run jobs/semantic_segmentation.py --data VOCdevkit --workers 4
 Tiny:   mvray sample segments samples/segments
         mvray run jobs/semantic_segmentation.py --tiny --data samples/segments
         (300 composed pictures of seven classes, MobileNetV2, 2 workers)
-Score:  mean IoU by VOC's protocol; the papers' figures are of VOC 2012 test, from the survey.
+Score:  mean IoU by VOC's protocol; the papers' figures are of VOC 2012 test.
 
 Each network's maps are tested as they are and sharpened by the CRF; "CRF as RNN" trains the CRF's layers behind FCN-8s,
 from where that ended. All other variants of the tiny job have the same encoder, optimiser and number of epochs; they

@@ -8,7 +8,7 @@ Full:   mvray run jobs/weak_segmentation.py --data VOCdevkit --workers 4
 Tiny:   mvray sample segments samples/segments
         mvray run jobs/weak_segmentation.py --tiny --data samples/segments
         (300 composed pictures of seven classes, MobileNetV2, 2 workers)
-Score:  mean IoU by VOC's protocol, on the test pictures; the papers' figures are of VOC 2012 test, from the survey.
+Score:  mean IoU by VOC's protocol, on the test pictures; the papers' figures are of VOC 2012 test.
 
 The graph: a tagger learns the pictures' labels; saliency looks through it; the maps, limited to each training picture's
 labels and sharpened by the CRF, are the seeds on which a segmenter is trained; its own maps of the training pictures,

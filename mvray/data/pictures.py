@@ -79,7 +79,11 @@ class PictureDataset(SampleDataset):
 
     def _target(self, name: str, row: int, size: tuple[int, int], view: View) -> np.ndarray:
         """The target ``name`` of a picture of ``size`` (height, width), in the same part."""
-        target, kind = self._source.read_target(self._targets[name][row], name), self._source.targets[name]
+        location, kind = self._targets[name][row], self._source.targets[name]
+        try:
+            target = self._source.read_target(location, name)
+        except Unreadable as error:
+            raise Unreadable(f"its {name} {location} {error.reason}") from error
         if target.shape[:2] != size:
             raise Unreadable(
                 f"its {name} is {target.shape[1]} x {target.shape[0]} pixels, the picture {size[1]} x {size[0]}"

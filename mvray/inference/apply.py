@@ -49,7 +49,7 @@ def apply(step_path: str, files: Sequence[Path], out: Path, crf: bool = False) -
         )
     output_folder.check(out, "apply", (MAPS, OVERLAYS, CLASSES, AREAS, SHEET))
     written: dict[str, bytes | Path] = {}
-    rows: list[tuple[str, int, int, np.ndarray]] = []
+    rows: list[tuple[str, str, int, int, np.ndarray]] = []
     shown: list[tuple[str, np.ndarray, np.ndarray]] = []
     lines, progress = [], Progress()
     for number, path in enumerate(pictures):
@@ -66,15 +66,15 @@ def apply(step_path: str, files: Sequence[Path], out: Path, crf: bool = False) -
         written[f"{MAPS}/{name}"] = palette_png(classes_HW)
         written[f"{OVERLAYS}/{name}"] = figures.picture_png(Image.fromarray(over_HWC))
         shares = np.bincount(classes_HW.ravel(), minlength=len(facts.classes)) / classes_HW.size
-        rows.append((printable(path), image_HWC.shape[1], image_HWC.shape[0], shares))
+        rows.append((printable(path), name, image_HWC.shape[1], image_HWC.shape[0], shares))
         if len(shown) < _SHOWN:
             shown.append((path.name, _small(colour_HWC), _small(over_HWC)))
     progress.show("apply", None)
     if not rows:
-        raise DataError(f"None of {', '.join(map(str, files))} is a picture that can be read.")
+        raise DataError(f"None of {', '.join(map(str, files))} is a picture that can be read; {lines[0]}.")
     written |= {
         CLASSES: _table(("number", "name", "red", "green", "blue"), _class_rows(facts)),
-        AREAS: _table(("picture", "width", "height", *facts.classes), _area_rows(rows)),
+        AREAS: _table(("picture", "map", "width", "height", *facts.classes), _area_rows(rows)),
         SHEET: _sheet(shown, step, facts, {int(i) for *_, shares in rows for i in np.flatnonzero(shares)}),
     }
     output_folder.write(out, "apply", written)
@@ -123,8 +123,8 @@ def _class_rows(facts: Facts) -> list[list[object]]:
     return [[number, name, *table[number]] for number, name in enumerate(facts.classes)]
 
 
-def _area_rows(rows: Sequence[tuple[str, int, int, np.ndarray]]) -> list[list[object]]:
-    return [[name, width, height, *(f"{share:.5f}" for share in shares)] for name, width, height, shares in rows]
+def _area_rows(rows: Sequence[tuple[str, str, int, int, np.ndarray]]) -> list[list[object]]:
+    return [[*head, *(f"{share:.5f}" for share in shares)] for *head, shares in rows]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:

@@ -115,7 +115,7 @@ def test_what_is_not_a_class_map_is_left_out_with_the_reason(root: Path) -> None
     Image.new("L", (WIDTH, HEIGHT - 1)).save(root / "masks/4.png")  # after the index was made
     assert [int(samples[row, 0]["bad"]) for row in range(len(samples))] == [0, 1, -1]
     assert samples.failures == {
-        0: "holds the values 254; expected 0 to 3, or 255 for none",
+        0: "its mask masks/2.png holds the values 254; expected 0 to 3, or 255 for none",
         1: f"its mask is {WIDTH} x {HEIGHT - 1} pixels, the picture {WIDTH} x {HEIGHT}",
     }
 

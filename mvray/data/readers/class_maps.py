@@ -158,7 +158,7 @@ def _by_colour(rgb_HWC: np.ndarray, colours: Colours) -> np.ndarray:
     classes_HW, unknown = by_number(numbers_of(rgb_HWC), by_colour)
     if unknown:
         shown = ", ".join(f"({n & 255}, {n >> 8 & 255}, {n >> 16})" for n in unknown[:5])
-        raise Unreadable(f"holds the colours {shown}, which are not in the table")
+        raise Unreadable(f"holds the colours {shown}, which are not in the table; add them to colours.txt")
     return classes_HW
 
 

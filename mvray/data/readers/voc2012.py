@@ -245,7 +245,7 @@ class VOC2012(FileSource):
                         raise Unreadable("missing")
                     for object_ in objects_of(xml):
                         if object_ not in numbers:
-                            raise Unreadable(f"names the class {object_!r}, which is none of {len(numbers)}")
+                            raise Unreadable(f"names the class {object_!r}; expected one of {', '.join(numbers)}")
                         present[numbers[object_]] = 1
                 except Unreadable as error:
                     bad.append(BadRecord(f"{self.top}Annotations/{name}.xml", error.reason))
