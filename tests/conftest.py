@@ -23,6 +23,8 @@ from PIL import Image
 from seaweed import BUCKET, SeaweedFS
 from servers import MlflowServer
 
+from mvray.storage import retry
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch is not imported yet: as many processes as cores, so a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -35,6 +37,7 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    retry.begin()  # a test before this one may have interrupted a run in this process
     if item.get_closest_marker("gpu"):
         import torch
 
