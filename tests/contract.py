@@ -28,7 +28,8 @@ def _train_steps() -> dict[str, Train]:
     methods: list[Any] = []
     for file in sorted((Path(__file__).parents[1] / "jobs").glob("*.py")):
         for step in load_job(file, True, None).walk():
-            # Of decoders, which tests/methods/test_segmenter.py has, one that does not begin with scores of 0.
+            # FCN decoders begin with scores of 0, so that nothing before them learns in the first step: they are in
+            # tests/methods/test_segmenter.py and test_tagger.py, which hold them to the same.
             alike = isinstance(step, Train) and str(getattr(step.method, "decoder", "")).startswith("fcn")
             if isinstance(step, Train) and not alike and encoded(step.method) not in methods:
                 methods.append(encoded(step.method))

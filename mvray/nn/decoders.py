@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mvray.errors import SettingError
 from mvray.nn.encoders import Encoder
 
 Levels = list[Tensor]
@@ -243,7 +244,7 @@ def take_fully_connected(decoder: nn.Module, state: Mapping[str, Tensor]) -> Non
     """Fill fc6 and fc7 with a VGG classifier's, where the decoder has them and ``state`` (torchvision's names) too.
 
     Its fc6 is a convolution of 7 x 7 (Long, Shelhamer, Darrell 2015). Of a wider classifier every nth output is taken,
-    and for 3 x 3 every third tap (Chen et al. 2015, section 3.1); a width that is no divisor leaves all as it is.
+    and for 3 x 3 every third tap (Chen et al. 2015, section 3.1). Raises SettingError for a width that is no divisor.
     """
     fc6, fc7 = (state.get(f"classifier.{number}.weight") for number in (0, 3))
     for part in decoder.modules():
@@ -252,7 +253,10 @@ def take_fully_connected(decoder: nn.Module, state: Mapping[str, Tensor]) -> Non
         first, second = (layer for layer in part.fc if isinstance(layer, nn.Conv2d))
         width, inputs, size, _ = first.weight.shape
         if fc6.shape[0] % width or fc6.shape[1] != inputs * 49:
-            continue
+            raise SettingError(
+                f"method.width is {width}, and method.weights have {fc6.shape[0]} channels in fc6; expected a divisor "
+                "of them, so that every nth can be taken."
+            )
         nth, tap = fc6.shape[0] // width, 1 if size == 7 else 3
         with torch.no_grad():
             first.weight.copy_(fc6.view(-1, inputs, 7, 7)[::nth, :, ::tap, ::tap])
