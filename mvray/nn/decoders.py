@@ -252,7 +252,9 @@ def take_fully_connected(decoder: nn.Module, state: Mapping[str, Tensor]) -> Non
             continue
         first, second = (layer for layer in part.fc if isinstance(layer, nn.Conv2d))
         width, inputs, size, _ = first.weight.shape
-        if fc6.shape[0] % width or fc6.shape[1] != inputs * 49:
+        if fc6.shape[1] != inputs * 49:
+            continue  # a classifier without a fc6 over 7 x 7 places, as vgg-small's
+        if fc6.shape[0] % width:
             raise SettingError(
                 f"method.width is {width}, and method.weights have {fc6.shape[0]} channels in fc6; expected a divisor "
                 "of them, so that every nth can be taken."
